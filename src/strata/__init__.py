@@ -1,0 +1,1 @@
+"""Strata: an LLM compiler in Python."""

@@ -1,0 +1,1 @@
+"""Finalised loop functions to LLVM IR, objects and a position-independent image."""

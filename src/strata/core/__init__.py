@@ -1,0 +1,1 @@
+"""Dtypes, symbolic dims, errors, knobs, registries: what every other package uses. Standard library only."""

@@ -1,0 +1,1 @@
+"""Ways into the graph IR: the `nn` modules and readers of other formats."""

@@ -1,0 +1,1 @@
+"""Graph IR: typed SSA over tensors, its op table, text, checker and interpreter."""

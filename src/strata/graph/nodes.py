@@ -1,0 +1,177 @@
+"""Graph IR: immutable, typed SSA of tensor operations.
+
+::
+
+    Module   ::= module { func* }
+    Function ::= func @name(%input: type, ...) -> (type, ...) { node* return %v, ... }
+    Node     ::= %v: type = op(%a, %b) {attr=value, ...}
+
+Leaf nodes are ops too: ``input{name}`` (argument of the function), ``param{name}`` (a weight, printed ``@name``) and
+``const{value}`` (a small array stored in the node). A node has one result; functions may return several. The order of
+execution is any topological order; ``Function.nodes`` gives the canonical one (depth first from the outputs).
+
+Build nodes through :func:`make_node` (type inference and attribute check) or ``graph.builder``; an ill-typed node
+cannot be built. Nodes have identity: common subexpressions are merged by a pass, not by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from strata.core.dims import SymDim, shape_symbols
+from strata.core.errors import UserError, VerifyError
+
+from .types import TensorType, Type
+
+if TYPE_CHECKING:
+    from .opdef import OpDef
+
+AttrValue = Any  # int, float, bool, str, None, DType, Dim, tuple of these, np.ndarray (const), Function (fused)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One operation and its result.
+
+    Attributes:
+        op: Name in the op table (``graph.opdef.OPS``).
+        inputs: Operands.
+        attrs: Attributes, complete (defaults filled in), in the order of the op's schema.
+        type: Inferred result type.
+        name: Where it comes from, for people (``"model.layers.3.mlp.up_proj"``); not part of the meaning.
+    """
+
+    op: str
+    inputs: tuple[Node, ...]
+    attrs: Mapping[str, AttrValue]
+    type: Type
+    name: str = ""
+
+    @property
+    def tensor(self) -> TensorType:
+        """The type, which must be a tensor's."""
+        if not isinstance(self.type, TensorType):
+            raise VerifyError(f"{self.op} {self.name}: got {self.type}; expected a tensor")
+        return self.type
+
+    @property
+    def opdef(self) -> OpDef:
+        """The op's table entry."""
+        from .opdef import OPS
+
+        return OPS[self.op]
+
+
+def make_node(op: str, inputs: Iterable[Node] = (), name: str = "", **attrs: AttrValue) -> Node:
+    """Build a node: fills in default attributes, checks them, infers the type.
+
+    Raises:
+        UserError: unknown op or attribute.
+        ShapeError: operand types do not fit the op.
+    """
+    from .opdef import OPS
+
+    definition = OPS[op]
+    operands = tuple(inputs)
+    full = definition.complete_attrs(attrs)
+    return Node(op, operands, full, definition.infer(tuple(x.type for x in operands), full), name)
+
+
+def rebuild(node: Node, inputs: Iterable[Node], **attrs: AttrValue) -> Node:
+    """The same operation on other operands (and with changed attributes); the node itself if nothing changes."""
+    operands = tuple(inputs)
+    if not attrs and all(a is b for a, b in zip(operands, node.inputs, strict=True)):
+        return node
+    return make_node(node.op, operands, node.name, **{**node.attrs, **attrs})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Function:
+    """A pure function from inputs (and the module's params) to outputs.
+
+    Attributes:
+        name: Identifier, unique in the module.
+        inputs: ``input`` nodes in the order of the arguments.
+        outputs: Result nodes, at least one.
+    """
+
+    name: str
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    _order: list[Node] = field(default_factory=list, repr=False)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes reachable from the outputs plus the inputs, operands first."""
+        if not self._order:
+            self._order.extend(topological((*self.inputs, *self.outputs)))
+        return tuple(self._order)
+
+    @property
+    def params(self) -> tuple[Node, ...]:
+        """The ``param`` nodes, in canonical order."""
+        return tuple(n for n in self.nodes if n.op == "param")
+
+    @property
+    def dims(self) -> tuple[SymDim, ...]:
+        """Symbolic dims of the tensor inputs and params, sorted by name."""
+        leaves = [n.type for n in (*self.inputs, *self.params) if isinstance(n.type, TensorType)]
+        return shape_symbols(d for t in leaves for d in t.shape)
+
+    def with_outputs(self, outputs: Iterable[Node], inputs: Iterable[Node] | None = None) -> Function:
+        """A function of the same name with other outputs (and inputs)."""
+        new_inputs = self.inputs if inputs is None else tuple(inputs)
+        return Function(self.name, new_inputs, tuple(outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """Functions that share one set of params. Param types are those of the ``param`` nodes."""
+
+    functions: tuple[Function, ...]
+
+    def __getitem__(self, name: str) -> Function:
+        for function in self.functions:
+            if function.name == name:
+                return function
+        raise UserError(f"no function {name!r}; this module has: {', '.join(f.name for f in self.functions)}")
+
+    @property
+    def params(self) -> dict[str, TensorType]:
+        """Every param that some function uses, by name, in order of first use."""
+        return {n.attrs["name"]: n.tensor for f in self.functions for n in f.params}
+
+    def map(self, change: Any) -> Module:
+        """The module with ``change(function) -> Function`` applied to each function."""
+        return replace(self, functions=tuple(change(f) for f in self.functions))
+
+
+def topological(outputs: Iterable[Node]) -> list[Node]:
+    """Nodes reachable from ``outputs``, operands first, deterministic; an explicit stack, so depth is no limit."""
+    order: list[Node] = []
+    done: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(n, False) for n in reversed(list(outputs))]
+    while stack:
+        node, expanded = stack.pop()
+        if id(node) in done:
+            continue
+        if expanded:
+            done.add(id(node))
+            order.append(node)
+        else:
+            stack.append((node, True))
+            stack.extend((i, False) for i in reversed(node.inputs) if id(i) not in done)
+    return order
+
+
+def rewrite(function: Function, change: Any) -> Function:
+    """Rebuild ``function`` bottom-up: ``change(node) -> Node`` sees each node with its new operands.
+
+    ``change`` returns the node itself to keep it. Inputs must map to ``input`` nodes.
+    """
+    new: dict[int, Node] = {}
+    for node in function.nodes:
+        new[id(node)] = change(rebuild(node, [new[id(i)] for i in node.inputs]))
+    return function.with_outputs([new[id(n)] for n in function.outputs], [new[id(n)] for n in function.inputs])

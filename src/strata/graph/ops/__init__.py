@@ -1,0 +1,1 @@
+"""The op table, one file per family; importing this package fills it."""

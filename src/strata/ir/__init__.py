@@ -1,0 +1,1 @@
+"""Machinery shared by both IRs: passes and pipelines, dumps, text scanning."""

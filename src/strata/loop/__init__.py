@@ -1,0 +1,1 @@
+"""Loop IR: loops, blocks and vectors over buffers, its text, checker and interpreter."""

@@ -1,0 +1,1 @@
+"""Graph op or fused group to loop function."""

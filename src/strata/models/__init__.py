@@ -1,0 +1,1 @@
+"""Architectures as `nn` modules, their weight maps, and reading of model folders."""

@@ -1,0 +1,1 @@
+"""Graph to graph: canonicalise, fold, fuse, clean up, plan memory."""

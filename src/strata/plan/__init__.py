@@ -1,0 +1,1 @@
+"""The stacked graph: candidates, estimates, choice, memory plan."""

@@ -1,0 +1,79 @@
+"""The stacked graph: per node a stack of candidate implementations, and the plan that picks one per range of sizes.
+
+A :class:`Candidate` is a finalised loop function with the trace that made it, the layouts it wants for its param
+operands and an :class:`Estimate` of its cost; a :class:`Stack` is all candidates of one launch; a :class:`Plan` says for
+every stack which candidate runs for which sizes. The graph itself is never changed by planning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from strata.graph.nodes import Node
+from strata.loop.layout import Layout
+from strata.loop.nodes import Func
+from strata.runtime.records import DimRange
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Predicted or measured cost of one launch at given sizes.
+
+    Attributes:
+        time_s: Seconds.
+        flop: Arithmetic operations.
+        read_bytes, write_bytes: Memory traffic with every operand touched once.
+        source: Where ``time_s`` comes from.
+    """
+
+    time_s: float
+    flop: float
+    read_bytes: float
+    write_bytes: float
+    source: Literal["roofline", "measured", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One implementation of a node.
+
+    Attributes:
+        name: ``"cpu.matmul.tile6x64"``; unique within its stack.
+        func: Finalised loop function (stage LOOP_LOWERED), ready for code generation.
+        trace: Text of the schedule steps that led from the lowered function to ``func``.
+        layouts: For param operands, by position in ``func.params``: the stored layout that ``func`` reads.
+        when: Sizes for which it is legal (empty = all).
+        estimates: Cost at sample sizes: ``((size, Estimate), ...)`` with size = value of the stack's main dim.
+    """
+
+    name: str
+    func: Func
+    trace: str
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    when: tuple[DimRange, ...] = ()
+    estimates: tuple[tuple[int, Estimate], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """All candidates of one node (never empty)."""
+
+    node: Node
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Candidate ``candidate`` (index in its stack) for sizes ``when`` (empty = the rest)."""
+
+    candidate: int
+    when: tuple[DimRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Per stack (same order as the stacked graph): choices tried in order, the last one unconditional."""
+
+    choices: tuple[tuple[Choice, ...], ...]
+    why: tuple[str, ...] = ()

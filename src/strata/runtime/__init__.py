@@ -1,0 +1,1 @@
+"""Loads and launches compiled programs. Never imports the compiler side."""

@@ -1,0 +1,1 @@
+"""Loop to loop: schedule steps with legality, rules that propose traces, finalisation."""

@@ -1,0 +1,1 @@
+"""Rules that propose traces, one file per op family."""

@@ -1,0 +1,1 @@
+"""Schedule steps, one file per kind."""

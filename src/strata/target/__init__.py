@@ -1,0 +1,1 @@
+"""Machines as frozen data, and detection of this one."""
