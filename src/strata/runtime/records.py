@@ -84,6 +84,23 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelRecord:
+    """Signature of one exported kernel: what its loop function says about its parameters.
+
+    Attributes:
+        name: Exported symbol; :attr:`KernelChoice.kernel` refers to it.
+        params: One per buffer, inputs first, then outputs; shapes over the kernel's own symbolic dims.
+        num_outputs: How many of the last params are written.
+        dims: Symbolic dims that are passed as integers after the tensors, sorted by name.
+    """
+
+    name: str
+    params: tuple[TensorSpec, ...]
+    num_outputs: int = 1
+    dims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionRecord:
     """One compiled function.
 
@@ -156,7 +173,8 @@ class ProgramRecord:
         target: Text of the target it was compiled for (name and CPU features).
         features: CPU features that the code needs (``("avx512f", ...)``), checked on load.
         config: Free-form data for the engine: ``max_context`` (tokens), ``max_batch``, ``vocab_size``, ``eos_token_ids``,
-            ``format``, ``architecture``, ``model_name``.
+            ``format``, ``architecture``, ``model_name``, ``prefill_chunk`` (tokens per prefill call).
+        kernels: Signatures of the kernels that the launches name (needed to launch them one by one).
     """
 
     functions: tuple[FunctionRecord, ...]
@@ -165,3 +183,4 @@ class ProgramRecord:
     target: str
     features: tuple[str, ...]
     config: dict[str, object]
+    kernels: tuple[KernelRecord, ...] = ()
