@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
-from typing import TypeVar, assert_never
+from typing import TypeVar, assert_never, overload
 
 from strata.core.errors import LegalityError
 
@@ -43,6 +43,8 @@ from .nodes import (
 ExprFn = Callable[[Expr], Expr]
 StmtFn = Callable[[Stmt], Stmt]
 T = TypeVar("T")
+
+_STMT = (For, Block, Store, Let, If, Alloc, Seq)
 
 
 # --------------------------------------------------------------------------------------------- children
@@ -109,7 +111,7 @@ def stmt_children(stmt: Stmt) -> tuple[Stmt, ...]:
 
 def is_stmt(node: Expr | Stmt) -> bool:
     """Whether ``node`` is a statement."""
-    return isinstance(node, For | Block | Store | Let | If | Alloc | Seq)
+    return isinstance(node, _STMT)
 
 
 def walk(node: Expr | Stmt | Func) -> Iterator[Expr | Stmt]:
@@ -118,7 +120,7 @@ def walk(node: Expr | Stmt | Func) -> Iterator[Expr | Stmt]:
     while stack:
         item = stack.pop()
         yield item
-        if isinstance(item, For | Block | Store | Let | If | Alloc | Seq):
+        if isinstance(item, _STMT):
             stack.extend(reversed(stmt_children(item)))
             stack.extend(reversed(stmt_exprs(item)))
         else:
@@ -193,8 +195,8 @@ def map_stmt(stmt: Stmt, expr_fn: ExprFn | None = None, stmt_fn: StmtFn | None =
     Args:
         stmt: The statement.
         expr_fn: Called for every expression node, as in :func:`map_expr`.
-        stmt_fn: Called for every statement after its parts are mapped; returns its replacement (``Seq(())`` removes
-            it; nested sequences are flattened).
+        stmt_fn: Called for every statement after its parts are mapped; returns its replacement (``Seq(())``
+            removes it; nested sequences are flattened).
     """
     done: dict[int, tuple[Expr, Expr]] = {}
 
@@ -209,7 +211,7 @@ def map_stmt(stmt: Stmt, expr_fn: ExprFn | None = None, stmt_fn: StmtFn | None =
 
 
 def rebuild_stmt(stmt: Stmt, on_expr: ExprFn, on_stmt: StmtFn) -> Stmt:
-    """``stmt`` with ``on_expr`` applied to its direct expressions and ``on_stmt`` to its direct sub-statements."""
+    """``stmt`` with ``on_expr`` applied to its direct expressions, ``on_stmt`` to its direct sub-statements."""
     match stmt:
         case For():
             extent, body = on_expr(stmt.extent), on_stmt(stmt.body)
@@ -263,54 +265,37 @@ def _rebuild_store(store: Store, on_expr: ExprFn) -> Store:
 # ----------------------------------------------------------------------------------- substitution
 
 
-def substitute_expr(expr: Expr, mapping: Mapping[Var, Expr]) -> Expr:
-    """``expr`` with the variables replaced."""
-    return map_expr(expr, lambda e: mapping.get(e, e) if isinstance(e, Var) else e)
-
-
-def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Expr]) -> Stmt:
-    """``stmt`` with the uses of the variables replaced; binders (loops, lets, axes) keep their variable."""
-    return map_stmt(stmt, lambda e: mapping.get(e, e) if isinstance(e, Var) else e)
-
-
+@overload
+def substitute(node: Expr, mapping: Mapping[Var, Expr]) -> Expr: ...
+@overload
+def substitute(node: Stmt, mapping: Mapping[Var, Expr]) -> Stmt: ...
 def substitute(node: Expr | Stmt, mapping: Mapping[Var, Expr]) -> Expr | Stmt:
-    """:func:`substitute_expr` or :func:`substitute_stmt`, for callers that have either."""
-    if isinstance(node, For | Block | Store | Let | If | Alloc | Seq):
-        return substitute_stmt(node, mapping)
-    return substitute_expr(node, mapping)
+    """``node`` with the uses of the variables replaced; binders (loops, lets, axes) keep their variable."""
+
+    def on_expr(expr: Expr) -> Expr:
+        return mapping.get(expr, expr) if isinstance(expr, Var) else expr
+
+    return map_stmt(node, on_expr) if isinstance(node, _STMT) else map_expr(node, on_expr)
 
 
-def replace_buffers_expr(expr: Expr, mapping: Mapping[Buffer, Buffer]) -> Expr:
-    """``expr`` reading other buffers."""
-    return map_expr(expr, lambda e: _load_from(e, mapping))
-
-
-def replace_buffers_stmt(stmt: Stmt, mapping: Mapping[Buffer, Buffer]) -> Stmt:
-    """``stmt`` with its loads, stores and allocations on other buffers."""
-
-    def on_stmt(node: Stmt) -> Stmt:
-        match node:
-            case Store() if node.buffer in mapping:
-                return replace(node, buffer=mapping[node.buffer])
-            case Alloc() if node.buffer in mapping:
-                return replace(node, buffer=mapping[node.buffer])
-            case _:
-                return node
-
-    return map_stmt(stmt, lambda e: _load_from(e, mapping), on_stmt)
-
-
-def _load_from(expr: Expr, mapping: Mapping[Buffer, Buffer]) -> Expr:
-    if isinstance(expr, Load) and expr.buffer in mapping:
-        return Load(mapping[expr.buffer], expr.indices, expr.mask)
-    return expr
-
-
+@overload
+def replace_buffers(node: Expr, mapping: Mapping[Buffer, Buffer]) -> Expr: ...
+@overload
+def replace_buffers(node: Stmt, mapping: Mapping[Buffer, Buffer]) -> Stmt: ...
 def replace_buffers(node: Expr | Stmt, mapping: Mapping[Buffer, Buffer]) -> Expr | Stmt:
-    """:func:`replace_buffers_expr` or :func:`replace_buffers_stmt`."""
-    if isinstance(node, For | Block | Store | Let | If | Alloc | Seq):
-        return replace_buffers_stmt(node, mapping)
-    return replace_buffers_expr(node, mapping)
+    """``node`` with its loads, stores and allocations on other buffers."""
+
+    def on_expr(expr: Expr) -> Expr:
+        if isinstance(expr, Load) and expr.buffer in mapping:
+            return Load(mapping[expr.buffer], expr.indices, expr.mask)
+        return expr
+
+    def on_stmt(stmt: Stmt) -> Stmt:
+        if isinstance(stmt, Store | Alloc) and stmt.buffer in mapping:
+            return replace(stmt, buffer=mapping[stmt.buffer])
+        return stmt
+
+    return map_stmt(node, on_expr, on_stmt) if isinstance(node, _STMT) else map_expr(node, on_expr)
 
 
 def refresh(stmt: Stmt) -> Stmt:
@@ -339,7 +324,7 @@ def refresh(stmt: Stmt) -> Stmt:
                 return node
 
     renamed = map_stmt(stmt, stmt_fn=binders)
-    return replace_buffers_stmt(substitute_stmt(renamed, variables), buffers)
+    return replace_buffers(substitute(renamed, variables), buffers)
 
 
 # ------------------------------------------------------------------------------------------ queries
@@ -359,7 +344,7 @@ def bound_vars(stmt: Stmt) -> Set[Var]:
 def free_vars(node: Expr | Stmt) -> Set[Var]:
     """Variables used but not bound in ``node``, in order of first use."""
     used = {item: None for item in walk(node) if isinstance(item, Var)}
-    if isinstance(node, For | Block | Store | Let | If | Alloc | Seq):
+    if isinstance(node, _STMT):
         for var in bound_vars(node):
             used.pop(var, None)
     return used.keys()
