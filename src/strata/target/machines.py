@@ -1,0 +1,102 @@
+"""The registry of named machines.
+
+Speeds of the generic levels are *assumed* (a 3 GHz core with two vector pipes, 25 GB/s): they rank candidates, they
+claim nothing. Speeds of ``zen4`` and ``zen5`` are measured on two-core virtual machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from strata.core.errors import UserError
+from strata.core.registry import Registry
+
+from . import features
+from .machine import Target, parse_target
+
+TARGETS: Registry[Target] = Registry("target")
+
+_LINUX = "x86_64-unknown-linux-gnu"
+
+
+def _generic(name: str, cpu: str, feature_names: tuple[str, ...], vector_bytes: int, registers: int) -> None:
+    # Two pipes of one vector each, 2 flop per lane where there is FMA; a bf16 dot product doubles the lanes.
+    flop = 3.0e9 * 2 * (vector_bytes // 4) * (2 if "fma" in feature_names else 1)
+    TARGETS.add(
+        name,
+        Target(
+            name=name,
+            triple=_LINUX,
+            cpu=cpu,
+            features=tuple(sorted(feature_names)),
+            vector_bytes=vector_bytes,
+            num_vector_registers=registers,
+            l1_bytes=32 * 1024,
+            l2_bytes=512 * 1024,
+            l3_bytes=8 * 1024 * 1024,
+            num_cores=2,
+            peak_f32_flop_per_s=2 * flop,
+            peak_bf16_flop_per_s=2 * flop * (2 if "avx512bf16" in feature_names else 1),
+            bandwidth_bytes_per_s=25e9,
+            source="assumed",
+        ),
+    )
+
+
+_generic("x86-64", "x86-64", features.SSE2, 16, 16)
+_generic("avx2", "x86-64-v3", features.V3, 32, 16)
+_generic("avx512", "x86-64-v4", features.V4, 64, 32)
+_generic("avx512-bf16", "x86-64-v4", features.V4_BF16, 64, 32)
+
+TARGETS.add(
+    "zen4",
+    replace(
+        TARGETS["avx512-bf16"],
+        name="zen4",
+        cpu="znver4",
+        features=tuple(sorted(features.ZEN4)),
+        l2_bytes=1024 * 1024,
+        l3_bytes=32 * 1024 * 1024,
+        # One 512-bit FMA per cycle and core (two 256-bit pipes) at 3.7 GHz.
+        peak_f32_flop_per_s=2 * 3.7e9 * 32,
+        peak_bf16_flop_per_s=2 * 3.7e9 * 64,
+        bandwidth_bytes_per_s=40e9,
+        source="nominal",
+    ),
+)
+TARGETS.add(
+    "zen5",
+    replace(
+        TARGETS["avx512-bf16"],
+        name="zen5",
+        cpu="znver5",
+        features=tuple(sorted(features.ZEN5)),
+        l1_bytes=48 * 1024,
+        l2_bytes=1024 * 1024,
+        l3_bytes=32 * 1024 * 1024,
+        # Register-resident loops and reads of 2 GiB on a two-core EPYC virtual machine.
+        peak_f32_flop_per_s=538e9,
+        peak_bf16_flop_per_s=1078e9,
+        bandwidth_bytes_per_s=50e9,
+        source="measured",
+    ),
+)
+
+
+def get_target(name: str) -> Target:
+    """The target called ``name``: ``"host"``, a registered name, or the text of a target (``"zen4{...}"``).
+
+    Raises:
+        UserError: no such target; lists those that exist.
+        ParseError: the text of a target that does not parse.
+    """
+    if "{" in name:
+        return parse_target(name)
+    if name == "host":
+        from .detect import detect_host
+
+        return detect_host()
+    if name not in TARGETS:
+        known = ", ".join(["host", *sorted(TARGETS)])
+        raise UserError(f"target: got {name!r}; expected one of {known}, or the text of a target")
+    return TARGETS[name]
