@@ -4,7 +4,7 @@ The script does everything from nothing, on a CPU:
 
 1. reads the Python standard library's sources and sets some files aside (a hash of the path);
 2. trains a byte-level BPE tokenizer on the training files;
-3. trains a small Llama-architecture model (PyTorch, AdamW, warm-up and cosine decay);
+3. trains a small Llama-architecture model (PyTorch, Muon and AdamW, warm-up and cosine decay);
 4. saves an ordinary Hugging Face folder with bf16 weights and the held-out text;
 5. with ``--evaluate FOLDER``, computes the perplexity of that text under a saved folder.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -28,39 +27,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast
-
-END_OF_TEXT = "<|endoftext|>"
-
-EXCLUDED_FOLDERS = frozenset(
-    {"site-packages", "__pycache__", "lib2to3", "idlelib", "encodings", "ensurepip", "turtledemo"}
+from corpus import encode_document, split_sources, train_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
 )
-
-MAX_FILE_BYTES = 400_000
-"""Larger files are generated tables."""
-
-HELDOUT_MODULUS = 150
-"""One file in this many is set aside: those whose path's SHA-256 is 0 modulo this number."""
-
-SPLIT_PATTERN = "|".join(
-    (
-        r"\s*[\r\n]+[^\S\r\n]*",  # line ends with the indentation that follows
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word with one leading space, dot, underscore, ...
-        r"\p{N}",  # single digits
-        r" ?[^\s\p{L}\p{N}]+",  # punctuation
-        r"\s+(?!\S)|\s+",  # other white space
-    )
-)
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ message['content'] }}\n"
-    "{% else %}# {{ message['content'] }}\n"
-    "{% endif %}{% endfor %}"
-)
-"""Requests become comments and answers become code, because the model has seen only code."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,15 +42,16 @@ class Recipe:
     """Everything that decides the result of a training run."""
 
     seed: int = 1234
-    steps: int = 5000
+    steps: int = 4400
     chunk_tokens: int = 1024
     chunks_per_step: int = 2
     short_tokens: int = 512
     long_fraction: float = 0.15
-    peak_lr: float = 2e-3
+    muon_lr: float = 0.01
+    adamw_lr: float = 3e-3
     final_lr_ratio: float = 0.02
-    warmup_steps: int = 300
-    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
     beta2: float = 0.98
     clip_norm: float = 1.0
     vocab_size: int = 4096
@@ -86,13 +61,13 @@ class Recipe:
         """Tokens that one optimizer step sees."""
         return self.chunk_tokens * self.chunks_per_step
 
-    def lr(self, step: int) -> float:
-        """Learning rate of ``step``: linear warm-up, then cosine decay to the last step."""
+    def lr_ratio(self, step: int) -> float:
+        """Learning rate of ``step`` over its peak: linear warm-up, then cosine decay."""
         if step < self.warmup_steps:
-            return self.peak_lr * (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-        return self.peak_lr * (self.final_lr_ratio + (1.0 - self.final_lr_ratio) * cosine)
+        return self.final_lr_ratio + (1.0 - self.final_lr_ratio) * cosine
 
     def row_tokens(self, step: int) -> int:
         """Sequence length of ``step``: short first, full length in the last part."""
@@ -100,73 +75,10 @@ class Recipe:
         return self.chunk_tokens if is_long else self.short_tokens
 
 
-# --- data ------------------------------------------------------------------------------------
+# --- batches -------------------------------------------------------------------------------------
 
 
-def read_sources(root: Path) -> dict[str, str]:
-    """Return path (relative, with ``/``) to text of each usable source file under ``root``."""
-    sources: dict[str, str] = {}
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if EXCLUDED_FOLDERS.intersection(relative.parts):
-            continue
-        data = path.read_bytes()
-        if not 64 <= len(data) <= MAX_FILE_BYTES:
-            continue
-        try:
-            sources[relative.as_posix()] = data.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-    return sources
-
-
-def is_held_out(relative_path: str) -> bool:
-    """Tell whether a file is set aside; depends on nothing but its path."""
-    digest = hashlib.sha256(relative_path.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") % HELDOUT_MODULUS == 0
-
-
-def split_sources(root: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the training texts, the held-out texts and the held-out paths."""
-    sources = read_sources(root)
-    held_paths = [path for path in sources if is_held_out(path)]
-    held_texts = [sources[path] for path in held_paths]
-    seen = set(held_texts)
-    train_texts = []
-    for path, text in sources.items():
-        if not is_held_out(path) and text not in seen:
-            train_texts.append(text)
-            seen.add(text)
-    return train_texts, held_texts, held_paths
-
-
-def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, lossless for every string."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        model_max_length=1024,
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def token_stream(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str], *, seed: int
-) -> torch.Tensor:
+def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, seed: int) -> torch.Tensor:
     """Encode the texts, in a shuffled order, each after an end-of-text token, as one stream."""
     order = np.random.default_rng(seed).permutation(len(texts))
     pieces = []
@@ -217,15 +129,19 @@ def model_config(vocab_size: int, end_of_text_id: int) -> LlamaConfig:
     )
 
 
-def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on the matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+def make_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return Muon for the layers' matrices and AdamW for the embedding and the norms.
+
+    In so few steps this reaches a clearly lower loss than AdamW alone, for about 20 % more time a step.
+    """
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "embed_tokens" not in name]
+    others = [p for name, p in named if p.ndim != 2 or "embed_tokens" in name]
+    betas = (0.9, recipe.beta2)
+    return [
+        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95),
+        torch.optim.AdamW(others, lr=recipe.adamw_lr, weight_decay=0.0, betas=betas, fused=True),
     ]
-    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(0.9, recipe.beta2), fused=True)
 
 
 def scale_residual_outputs(model: LlamaForCausalLM) -> None:
@@ -254,40 +170,42 @@ def save_checkpoint(path: Path, state: dict) -> None:
     temporary.rename(path)
 
 
-def train(
-    model: LlamaForCausalLM, stream: torch.Tensor, recipe: Recipe, args: argparse.Namespace
-) -> float:
+def train(model: LlamaForCausalLM, stream: torch.Tensor, recipe: Recipe, args: argparse.Namespace) -> float:
     """Train in place, resuming from the checkpoint if there is one; return the time spent."""
-    optimizer = make_optimizer(model, recipe)
+    optimizers = make_optimizers(model, recipe)
+    peak_lrs = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     checkpoint = args.work / "checkpoint.pt"
     first, spent_s = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first, spent_s = state["step"], state["spent_s"]
     model.train()
     recent = 0.0
     for step in range(first, recipe.steps):
         began_s = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr(step)
+        for optimizer, peak_lr in zip(optimizers, peak_lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = peak_lr * recipe.lr_ratio(step)
         loss = batch_loss(model, *batch_at(stream, step, recipe), autocast=not args.no_autocast)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - began_s
         spent_s += step_s
         recent = loss.item() if step == first else 0.95 * recent + 0.05 * loss.item()
         if (step + 1) % args.log_every == 0:
             print(
-                f"step {step + 1}/{recipe.steps} loss {recent:.4f} lr {recipe.lr(step):.2e} "
+                f"step {step + 1}/{recipe.steps} loss {recent:.4f} lr ratio {recipe.lr_ratio(step):.3f} "
                 f"{recipe.tokens_per_step / step_s:.0f} token/s, {spent_s:.0f} s",
                 flush=True,
             )
         if (step + 1) % args.save_every == 0 or step + 1 == recipe.steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"model": model.state_dict(), "optimizers": saved}
             save_checkpoint(checkpoint, {**state, "step": step + 1, "spent_s": spent_s})
     return spent_s
 
@@ -346,7 +264,7 @@ def evaluate_folder(folder: Path, *, stride: int) -> None:
     """Print the perplexity of a folder's held-out text, with f32 and with bf16 arithmetic."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = (folder / "heldout.txt").read_bytes().decode("utf-8")
-    ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    ids = encode_document(tokenizer, text)
     for dtype in (torch.float32, torch.bfloat16):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         result = perplexity(model, ids, num_bytes=len(text.encode("utf-8")), stride=stride)
@@ -356,16 +274,25 @@ def evaluate_folder(folder: Path, *, stride: int) -> None:
 # --- output ----------------------------------------------------------------------------------
 
 
-def export(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, heldout: str, folder: Path
-) -> None:
+def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, heldout: str, folder: Path) -> None:
     """Save an ordinary Hugging Face folder with bf16 weights; ``model`` is left unchanged."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     (folder / "heldout.txt").write_bytes(heldout.encode("utf-8"))
+    # Say the same in the words of older readers too.
+    update_json(folder / "config.json", rope_theta=10000.0, torch_dtype="bfloat16")
+    update_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+
+
+def update_json(path: Path, **values: object) -> None:
+    """Set keys of a JSON object file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.update(values)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def parse_args() -> argparse.Namespace:
@@ -380,7 +307,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--no-autocast", action="store_true", help="train in f32 throughout")
     parser.add_argument("--log-every", type=int, default=50, metavar="STEPS")
-    parser.add_argument("--save-every", type=int, default=400, metavar="STEPS")
+    parser.add_argument("--save-every", type=int, default=350, metavar="STEPS")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint")
     return parser.parse_args()
 
@@ -406,14 +333,13 @@ def main() -> None:
     if args.export_only:
         state = torch.load(args.work / "checkpoint.pt", weights_only=True)
         model.load_state_dict(state["model"])
-        export(model, tokenizer, heldout, args.out)
-        return
-    stream = token_stream(tokenizer, train_texts, seed=recipe.seed)
-    print(f"{len(stream)} training tokens", flush=True)
-    spent_s = train(model, stream, recipe, args)
-    ids = [tokenizer.bos_token_id, *tokenizer.encode(heldout, add_special_tokens=False)]
-    num_bytes = len(heldout.encode("utf-8"))
-    result = perplexity(model, ids, num_bytes=num_bytes, stride=args.stride)
+        spent_s = state["spent_s"]
+    else:
+        stream = token_stream(tokenizer, train_texts, seed=recipe.seed)
+        print(f"{len(stream)} training tokens", flush=True)
+        spent_s = train(model, stream, recipe, args)
+    ids = encode_document(tokenizer, heldout)
+    result = perplexity(model, ids, num_bytes=len(heldout.encode("utf-8")), stride=args.stride)
     print(f"f32 weights after {spent_s:.0f} s: {json.dumps(result)}", flush=True)
     export(model, tokenizer, heldout, args.out)
     evaluate_folder(args.out, stride=args.stride)
