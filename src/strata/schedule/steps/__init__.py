@@ -1,1 +1,6 @@
 """Schedule steps, one file per kind."""
+
+from .loops import Fuse, Parallel, Reorder, Split, Unroll, Vectorize
+from .placement import ComputeAt, DecomposeReduction
+
+__all__ = ["ComputeAt", "DecomposeReduction", "Fuse", "Parallel", "Reorder", "Split", "Unroll", "Vectorize"]

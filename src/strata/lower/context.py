@@ -1,0 +1,189 @@
+"""What a lowering rule works with: operand accesses, stages, and the naive loop function they add up to.
+
+Lowering turns the body of one group (a graph function with one result) into a naive loop function. Every node becomes an
+:data:`Access`: a function from index expressions to the value of that element. Injective ops compose accesses and
+cost nothing; reductions and matmuls *stage* their result: they append a loop nest around one block that fills an
+intermediate buffer, and their access loads from it. The last stage stores the result.
+
+::
+
+    for rows_i0, rows_i1: block "ss"  (spatial i0, reduce i1)   ss[i0] += x[i0, i1] * x[i0, i1]
+    for out_i0, out_i1:   block "out" (spatial i0, i1)          y[i0, i1] = x[i0, i1] * rsqrt(ss[i0] / K + eps) * w[i1]
+
+Block names and loop names are unique in the function: schedule steps refer to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from strata.core.dims import Dim, Shape
+from strata.core.dtypes import DType, f32
+from strata.core.registry import Registry
+from strata.graph.nodes import Node
+from strata.graph.types import CacheType
+from strata.loop import build as b
+from strata.loop.layout import Layout
+from strata.loop.nodes import (
+    AxisKind,
+    Block,
+    BlockAxis,
+    Buffer,
+    Expr,
+    For,
+    ForKind,
+    Load,
+    Stmt,
+    Store,
+    Var,
+    size,
+)
+
+Index = tuple[Expr, ...]
+Access = Callable[[Index], Expr]
+
+OUTPUT_BLOCK = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Which operand of the group a buffer parameter is: ``operand`` number, or a cache ``field`` of that operand, or the
+    result (``operand == -1``)."""
+
+    operand: int
+    field: str = ""
+
+
+@dataclass
+class Context:
+    """State of lowering one group.
+
+    Attributes:
+        n: Token count of the cache batch views in this group (the symbol of the first tensor operand's rows).
+        params: Buffer parameters so far, with their bindings.
+        stages: Loop nests so far, in order of execution.
+        allocs: Intermediate buffers.
+    """
+
+    n: Dim
+    layouts: dict[int, Layout]
+    params: list[tuple[Buffer, Binding]] = field(default_factory=list)
+    stages: list[Stmt] = field(default_factory=list)
+    allocs: list[Buffer] = field(default_factory=list)
+    accesses: dict[int, Access] = field(default_factory=dict)
+    caches: dict[int, int] = field(default_factory=dict)  # id(cache node) -> operand number
+    names: set[str] = field(default_factory=set)
+
+    def access(self, node: Node) -> Access:
+        """How to read element ``index`` of ``node``."""
+        return self.accesses[id(node)]
+
+    def unique(self, name: str) -> str:
+        """``name``, numbered if it is taken."""
+        candidate, k = name, 1
+        while candidate in self.names:
+            candidate, k = f"{name}_{k}", k + 1
+        self.names.add(candidate)
+        return candidate
+
+    def cache_field(self, cache: Node, name: str) -> Buffer:
+        """The parameter for a field of a cache operand (added on first use)."""
+        assert isinstance(cache.type, CacheType)
+        binding = Binding(self.caches[id(cache)], name)
+        for buffer, known in self.params:
+            if known == binding:
+                return buffer
+        spec = cache.type.fields(self.n)[name]  # type: ignore[arg-type]
+        buffer = Buffer(self.unique(name), spec.shape, spec.dtype)
+        self.params.append((buffer, binding))
+        return buffer
+
+    def stage(
+        self,
+        name: str,
+        shape: Shape,
+        dtype: DType,
+        value: Callable[[Index], Expr],
+        into: Callable[[Index], tuple[Buffer, Index]] | None = None,
+    ) -> Access:
+        """Append a nest that computes ``value`` for every index of ``shape``.
+
+        Args:
+            name: Name of block and intermediate buffer.
+            shape: Extents of the spatial axes.
+            dtype: Dtype of ``value``.
+            value: Element by axis variables.
+            into: Where to store; default a new intermediate of ``shape``.
+
+        Returns:
+            The access that loads what was stored.
+        """
+        return self.reduce(name, shape, dtype, (), None, None, lambda i, _: value(i), into)
+
+    def reduce(
+        self,
+        name: str,
+        shape: Shape,
+        dtype: DType,
+        extents: Shape,
+        init: Expr | None,
+        combine: Callable[[Expr, Expr], Expr] | None,
+        value: Callable[[Index, Index], Expr],
+        into: Callable[[Index], tuple[Buffer, Index]] | None = None,
+    ) -> Access:
+        """Append a nest with reduction axes of ``extents``: ``acc = combine(acc, value(spatial, reduction))`` from ``init``."""
+        block_name = self.unique(name)
+        if into is None:
+            stored = Buffer(block_name + "_buf", shape, dtype)
+            self.allocs.append(stored)
+
+            def into(i: Index) -> tuple[Buffer, Index]:
+                return stored, i
+
+        axes, loops = [], []
+        for k, extent in enumerate((*shape, *extents)):
+            kind = AxisKind.SPATIAL if k < len(shape) else AxisKind.REDUCTION
+            letter = "i" if kind is AxisKind.SPATIAL else "k"
+            number = k if kind is AxisKind.SPATIAL else k - len(shape)
+            loop_var = Var(f"{block_name}_{letter}{number}")
+            axes.append(BlockAxis(Var(f"{letter}{number}"), kind, size(extent), loop_var))
+            loops.append((loop_var, size(extent)))
+        variables: Index = tuple(a.var for a in axes)
+        spatial, reduction = variables[: len(shape)], variables[len(shape) :]
+        buffer, position = into(spatial)
+        element = value(spatial, reduction)
+        start = None
+        if combine is not None and init is not None:
+            start = Store(buffer, position, init)
+            element = combine(Load(buffer, position), element)
+        nest: Stmt = Block(block_name, tuple(axes), Store(buffer, position, element), start)
+        for var, extent in reversed(loops):
+            nest = For(var, extent, ForKind.SERIAL, nest)
+        self.stages.append(nest)
+        return lambda i: Load(buffer, into(i)[1])
+
+
+LoweringRule = Callable[[Context, Node], "Access | None"]
+LOWERINGS: Registry[LoweringRule] = Registry("lowering")
+
+
+def compute_type(dtype: DType) -> DType:
+    """Arithmetic on 16-bit floats is done in f32 and rounded once."""
+    return f32 if dtype.is_float and dtype.bits == 16 else dtype
+
+
+def widened(access: Access) -> Access:
+    """``access`` with 16-bit floats cast to f32."""
+
+    def wide(i: Index) -> Expr:
+        element = access(i)
+        return b.cast(compute_type(element.dtype), element)
+
+    return wide
+
+
+def broadcast_index(index: Sequence[Expr], shape: Shape) -> Index:
+    """Index into an operand of ``shape`` for NumPy broadcasting to ``len(index)`` dims."""
+    tail = index[len(index) - len(shape) :]
+    return tuple(b.const(0, i.dtype) if dim == 1 else i for i, dim in zip(tail, shape, strict=True))

@@ -1,0 +1,140 @@
+"""Lower one fused group (or single node) of the graph to a naive loop function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from strata.core.dims import Dim
+from strata.core.errors import UnsupportedError
+from strata.graph.nodes import Function, Node
+from strata.graph.types import CacheType, TensorType
+from strata.loop.layout import Layout, stored_shape
+from strata.loop.nodes import Alloc, Buffer, For, Func, Load, Stmt, seq
+from strata.loop.rewrite import buffers_written, replace_buffers
+
+from .context import LOWERINGS, OUTPUT_BLOCK, Access, Binding, Context, Index
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A loop function and what each of its buffer parameters is bound to.
+
+    Attributes:
+        func: Naive (stage LOOP_NAIVE), except for ops that lower to a finished nest.
+        bindings: One per parameter of ``func``.
+    """
+
+    func: Func
+    bindings: tuple[Binding, ...]
+
+
+def _token_count(body: Function) -> Dim:
+    """Rows of the first tensor operand that is used together with a cache: the tokens of the pass."""
+    for node in body.nodes:
+        if any(isinstance(x.type, CacheType) for x in node.inputs):
+            for operand in node.inputs:
+                if isinstance(operand.type, TensorType):
+                    return operand.type.shape[0]
+    for node in body.nodes:
+        if node.op == "cache_positions":
+            return node.tensor.shape[0]
+    return 1
+
+
+def _bind_inputs(ctx: Context, body: Function, layouts: Mapping[int, Layout]) -> None:
+    for number, node in enumerate(body.inputs):
+        if isinstance(node.type, CacheType):
+            ctx.caches[id(node)] = number
+            continue
+        layout = layouts.get(number)
+        hint = str(node.attrs["name"])
+        shape = stored_shape(node.tensor.shape, layout)
+        buffer = Buffer(ctx.unique(hint), shape, node.tensor.dtype)
+        ctx.params.append((buffer, Binding(number)))
+
+        def access(i: Index, buffer: Buffer = buffer, layout: Layout | None = layout) -> Load:
+            return Load(buffer, layout.physical_index(*i) if layout is not None else i)
+
+        ctx.accesses[id(node)] = access
+
+
+def _constant(ctx: Context, node: Node) -> Access:
+    from strata.loop import build as b
+
+    value = node.attrs["value"]
+    if value.size != 1:
+        raise UnsupportedError(
+            f"const {node.name or node.type}: {value.size} elements reach lowering; expected 1; larger constants become params"
+        )
+    element = b.const(value.reshape(()).item(), node.tensor.dtype)
+    return lambda i: element
+
+
+def lower_group(name: str, body: Function, layouts: Mapping[int, Layout] | None = None) -> Lowered:
+    """Lower ``body`` (one output) to a loop function called ``name``.
+
+    Args:
+        name: Name of the function.
+        body: Graph function; its inputs are the operands of the group.
+        layouts: Stored layout per input number, for 2-d inputs that are not row-major.
+
+    Raises:
+        UnsupportedError: an op of the body has no lowering.
+    """
+    ctx = Context(_token_count(body), dict(layouts or {}))
+    ctx.names.add(OUTPUT_BLOCK)
+    _bind_inputs(ctx, body, ctx.layouts)
+    inputs = {id(n) for n in body.inputs}
+    for node in body.nodes:
+        if id(node) in inputs:
+            continue
+        if node.op == "const":
+            ctx.accesses[id(node)] = _constant(ctx, node)
+            continue
+        rule = LOWERINGS.get(node.op)
+        if rule is None:
+            raise UnsupportedError(f"lower {node.name or node.op}: op {node.op!r} has no lowering")
+        access = rule(ctx, node)
+        if access is not None:
+            ctx.accesses[id(node)] = access
+        elif isinstance(node.type, CacheType):
+            ctx.caches[id(node)] = ctx.caches[id(node.inputs[0])]
+    (result,) = body.outputs
+    if isinstance(result.type, TensorType):
+        _store_result(ctx, result)
+    return _assemble(name, ctx)
+
+
+def _store_result(ctx: Context, result: Node) -> None:
+    """Store into the output parameter: redirect the last intermediate if it already is the result, else add a stage."""
+    output = Buffer(ctx.unique("y"), result.tensor.shape, result.tensor.dtype)
+    access = ctx.accesses[id(result)]
+    ctx.params.append((output, Binding(-1)))
+    finished = result.op in ("concat", "paged_attention")
+    if finished and ctx.allocs and ctx.allocs[-1].shape == output.shape:
+        old = ctx.allocs.pop()
+        ctx.stages[:] = [replace_buffers(s, {old: output}) for s in ctx.stages]
+        return
+    ctx.names.discard(OUTPUT_BLOCK)
+    ctx.stage(OUTPUT_BLOCK, output.shape, output.dtype, access, lambda i: (output, i))
+
+
+def _assemble(name: str, ctx: Context) -> Lowered:
+    body: Stmt = seq(*ctx.stages)
+    written = buffers_written(body)
+    ordered = sorted(ctx.params, key=lambda p: p[0] in written)  # stable: inputs first, then outputs
+    for buffer in reversed(ctx.allocs):
+        body = Alloc(buffer, body)
+    outputs = sum(1 for buffer, _ in ordered if buffer in written)
+    func = Func(name, tuple(buffer for buffer, _ in ordered), body, outputs)
+    return Lowered(func, tuple(binding for _, binding in ordered))
+
+
+def nests(func: Func) -> tuple[For, ...]:
+    """The top-level loop nests of a naive function."""
+    stmt = func.body
+    while isinstance(stmt, Alloc):
+        stmt = stmt.body
+    parts = getattr(stmt, "stmts", (stmt,))
+    return tuple(s for s in parts if isinstance(s, For))

@@ -1,0 +1,35 @@
+"""Lowering of matmul: one staged reduction in f32 (f64 for f64), rounded once to the result dtype."""
+
+from __future__ import annotations
+
+from strata.core.dtypes import f32, f64
+from strata.graph.nodes import Node
+from strata.loop import build as b
+from strata.loop.nodes import Expr
+
+from .context import LOWERINGS, Access, Context, Index, broadcast_index
+
+MATMUL_BLOCK = "matmul"
+
+
+@LOWERINGS.register("matmul")
+def lower_matmul(ctx: Context, node: Node) -> Access:
+    """``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` (``b[..., n, k]`` when transposed)."""
+    a, weight = node.inputs
+    left, right = ctx.access(a), ctx.access(weight)
+    accumulate = f64 if a.tensor.dtype is f64 else f32
+    transposed = node.attrs["transpose_b"]
+    batch_a, batch_b = a.tensor.shape[:-2], weight.tensor.shape[:-2]
+
+    def product(spatial: Index, reduction: Index) -> Expr:
+        *batch, m, n = spatial
+        (k,) = reduction
+        row = (n, k) if transposed else (k, n)
+        x = left((*broadcast_index(batch, batch_a), m, k))
+        w = right((*broadcast_index(batch, batch_b), *row))
+        return b.mul(b.cast(accumulate, x), b.cast(accumulate, w))
+
+    zero = b.const(0.0, accumulate)
+    k_extent = a.tensor.shape[-1]
+    total = ctx.reduce(MATMUL_BLOCK, node.tensor.shape, accumulate, (k_extent,), zero, b.add, product)
+    return lambda i: b.cast(node.tensor.dtype, total(i))

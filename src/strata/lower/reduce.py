@@ -1,0 +1,121 @@
+"""Lowering of reductions and normalisations: staged row statistics, then an elementwise formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+from strata.core.dims import product
+from strata.core.dtypes import DType, f32
+from strata.graph.nodes import Node
+from strata.loop import build as b
+from strata.loop.nodes import Expr, size
+
+from .context import LOWERINGS, Access, Context, Index, compute_type, widened
+
+
+def _row_reduce(ctx: Context, name: str, shape: tuple, axes: tuple[int, ...], dtype: DType, init: float,
+                combine: Callable[[Expr, Expr], Expr], value: Access) -> Access:
+    """Reduce ``value`` (indexed by full indices of ``shape``) over ``axes``; the access takes the kept dims' index."""
+    kept = [k for k in range(len(shape)) if k not in axes]
+    start = b.const(init if dtype.is_float else int(max(init, -(2**31))), dtype)
+
+    def element(spatial: Index, reduction: Index) -> Expr:
+        full: dict[int, Expr] = {**dict(zip(kept, spatial, strict=True)), **dict(zip(axes, reduction, strict=True))}
+        return value(tuple(full[k] for k in range(len(shape))))
+
+    return ctx.reduce(name, tuple(shape[k] for k in kept), dtype, tuple(shape[k] for k in axes), start, combine, element)
+
+
+def _mean_count(shape: tuple, axes: tuple[int, ...], dtype: DType) -> Expr:
+    return b.cast(dtype, size(product(shape[k] for k in axes)))
+
+
+def _lower_reduction(ctx: Context, node: Node, init: float, combine: Callable[[Expr, Expr], Expr]) -> Access:
+    x = node.inputs[0]
+    shape, dtype = x.tensor.shape, compute_type(x.tensor.dtype)
+    axes = tuple(sorted(k % len(shape) for k in node.attrs["axes"]))
+    total = _row_reduce(ctx, node.op, shape, axes, dtype, init, combine, widened(ctx.access(x)))
+
+    def element(i: Index) -> Expr:
+        kept = tuple(e for k, e in enumerate(i) if k not in axes) if node.attrs["keepdims"] else i
+        value = total(kept)
+        if node.op == "mean":
+            value = b.div(value, _mean_count(shape, axes, dtype))
+        return b.cast(node.tensor.dtype, value)
+
+    return element
+
+
+LOWERINGS.add("sum", lambda ctx, node: _lower_reduction(ctx, node, 0.0, b.add))
+LOWERINGS.add("mean", lambda ctx, node: _lower_reduction(ctx, node, 0.0, b.add))
+LOWERINGS.add("max", lambda ctx, node: _lower_reduction(ctx, node, -inf, b.maximum))
+
+
+@LOWERINGS.register("softmax")
+def lower_softmax(ctx: Context, node: Node) -> Access:
+    """``exp(x - max) / sum(exp(x - max))`` along one axis, in f32."""
+    x = node.inputs[0]
+    shape, dtype = x.tensor.shape, compute_type(x.tensor.dtype)
+    axis = node.attrs["axis"] % len(shape)
+    value = widened(ctx.access(x))
+
+    def without(i: Index) -> Index:
+        return (*i[:axis], *i[axis + 1 :])
+
+    top = _row_reduce(ctx, "row_max", shape, (axis,), dtype, -inf, b.maximum, value)
+
+    def shifted(i: Index) -> Expr:
+        return b.exp(b.sub(value(i), top(without(i))))
+
+    total = _row_reduce(ctx, "row_sum", shape, (axis,), dtype, 0.0, b.add, shifted)
+    return lambda i: b.cast(node.tensor.dtype, b.div(shifted(i), total(without(i))))
+
+
+@LOWERINGS.register("rms_norm")
+def lower_rms_norm(ctx: Context, node: Node) -> Access:
+    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang & Sennrich 2019), statistics in f32."""
+    x, weight = node.inputs
+    shape = x.tensor.shape
+    last = len(shape) - 1
+    value, scale = widened(ctx.access(x)), widened(ctx.access(weight))
+
+    def square(i: Index) -> Expr:
+        element = value(i)
+        return b.mul(element, element)
+
+    squares = _row_reduce(ctx, "squares", shape, (last,), f32, 0.0, b.add, square)
+
+    def element(i: Index) -> Expr:
+        mean = b.div(squares(i[:-1]), _mean_count(shape, (last,), f32))
+        root = b.rsqrt(b.add(mean, b.const(node.attrs["eps"], f32)))
+        return b.cast(node.tensor.dtype, b.mul(b.mul(value(i), root), scale(i[-1:])))
+
+    return element
+
+
+@LOWERINGS.register("layer_norm")
+def lower_layer_norm(ctx: Context, node: Node) -> Access:
+    """``(x - mean) * rsqrt(var + eps) * weight + bias`` over the last axis (Ba et al. 2016), two passes in f32."""
+    x, weight, bias = node.inputs
+    shape = x.tensor.shape
+    last = len(shape) - 1
+    value, scale, shift = (widened(ctx.access(v)) for v in (x, weight, bias))
+    count = _mean_count(shape, (last,), f32)
+    total = _row_reduce(ctx, "row_sum", shape, (last,), f32, 0.0, b.add, value)
+
+    def centred(i: Index) -> Expr:
+        return b.sub(value(i), b.div(total(i[:-1]), count))
+
+    def square(i: Index) -> Expr:
+        element = centred(i)
+        return b.mul(element, element)
+
+    squares = _row_reduce(ctx, "squares", shape, (last,), f32, 0.0, b.add, square)
+
+    def element(i: Index) -> Expr:
+        root = b.rsqrt(b.add(b.div(squares(i[:-1]), count), b.const(node.attrs["eps"], f32)))
+        normal = b.mul(b.mul(centred(i), root), scale(i[-1:]))
+        return b.cast(node.tensor.dtype, b.add(normal, shift(i[-1:])))
+
+    return element

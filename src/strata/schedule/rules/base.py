@@ -1,0 +1,133 @@
+"""What a schedule rule is: a function of a naive loop function and a target that proposes traces, or says "not mine"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from strata.core.errors import LegalityError
+from strata.core.registry import Registry
+from strata.loop.nodes import Block, Const, For, Func, Load, Ramp, Store
+from strata.loop.rewrite import walk, walk_stmts
+from strata.target import Target
+
+from ..finalize import finalize
+from ..step import Step, Trace, find_loop, loops_around
+from ..steps.loops import Fuse, Parallel, Split, Unroll, Vectorize
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One schedule of a function.
+
+    Attributes:
+        name: Name of the candidate that it makes.
+        trace: Steps.
+        rows: Rows that one register tile computes (matmul) or 1: cost estimates use it.
+    """
+
+    name: str
+    trace: Trace
+    rows: int = 1
+
+
+Rule = Callable[[Func, Target], "Sequence[Proposal] | None"]
+RULES: Registry[Rule] = Registry("schedule rule")
+
+
+class Draft:
+    """A function being scheduled, with the steps so far. Each call applies one step or raises LegalityError."""
+
+    def __init__(self, func: Func) -> None:
+        self.func = func
+        self.steps: list[Step] = []
+
+    def do(self, *steps: Step) -> None:
+        """Apply steps."""
+        for step in steps:
+            self.func = step.apply(self.func)
+            self.steps.append(step)
+
+    def attempt(self, *steps: Step) -> bool:
+        """Apply steps that must also finalise; undo them if they do not. Returns whether they were applied."""
+        before = self.func, len(self.steps)
+        try:
+            self.do(*steps)
+            finalize(self.func)
+        except LegalityError:
+            self.func = before[0]
+            del self.steps[before[1] :]
+            return False
+        return True
+
+    def fuse_outer(self, names: Sequence[str], fused: str) -> str:
+        """Fuse perfectly nested loops into one called ``fused``; returns the name of the resulting loop."""
+        current = names[0]
+        for k, name in enumerate(names[1:]):
+            target = fused if k == len(names) - 2 else f"{fused}{k}"
+            self.do(Fuse(current, name, target))
+            current = target
+        return current
+
+    def extent(self, loop: str) -> int | None:
+        """Constant extent of a loop, or ``None``."""
+        extent = find_loop(self.func, loop).extent
+        return int(extent.value) if isinstance(extent, Const) else None
+
+    def vectorize(self, loop: str, lanes: int) -> bool:
+        """Vectorise ``loop`` with up to ``lanes`` lanes where that is legal and needs no gathers beyond those already there."""
+        extent = self.extent(loop)
+        if extent is not None and extent <= 1:
+            return False
+        if extent is not None and extent < lanes:
+            return extent in (2, 4, 8, 16, 32) and self._quietly(Vectorize(loop))
+        if self._quietly(Split(loop, lanes), Vectorize(loop + "i")):
+            return True
+        if extent is None or extent % 2:
+            return False
+        half = extent // 2  # "rotate half" accesses are contiguous in each half of a row
+        width = lanes if half % lanes == 0 else half
+        if width > lanes:
+            return False
+        steps: list[Step] = [Split(loop, half), Unroll(loop + "o")]
+        steps += [Split(loop + "i", width), Vectorize(loop + "ii")] if half > width else [Vectorize(loop + "i")]
+        return self._quietly(*steps)
+
+    def _quietly(self, *steps: Step) -> bool:
+        before = self.func, len(self.steps), gathers(self.func)
+        if self.attempt(*steps) and gathers(finalize(self.func)) <= before[2]:
+            return True
+        self.func = before[0]
+        del self.steps[before[1] :]
+        return False
+
+    def parallel(self, loop: str) -> None:
+        """Run a loop on all threads unless it has one iteration or may not be."""
+        if self.extent(loop) != 1:
+            self.attempt(Parallel(loop))
+
+
+def gathers(func: Func) -> int:
+    """Vector accesses of a function that are not contiguous."""
+    count = 0
+    for node in walk(func):
+        if isinstance(node, Load | Store) and node.indices:
+            last = node.indices[-1]
+            count += last.lanes > 1 and not isinstance(last, Ramp)
+    return count
+
+
+def stage_names(func: Func) -> list[str]:
+    """Names of all blocks in order of execution."""
+    return [s.name for s in walk_stmts(func) if isinstance(s, Block)]
+
+
+def spatial_loops(func: Func, block: str) -> list[str]:
+    """Loops around a naive stage that iterate over spatial axes."""
+    return [x.var.name for x in loops_around(func, block) if "_i" in x.var.name]
+
+
+def innermost_loop(func: Func, block: str) -> str | None:
+    """The innermost loop around a block."""
+    loops: list[For] = loops_around(func, block)
+    return loops[-1].var.name if loops else None

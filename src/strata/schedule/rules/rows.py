@@ -1,0 +1,55 @@
+"""Everything else: rows in parallel, statistics of a row next to their use, the last axis in vectors.
+
+The rule never declines: what cannot be moved, vectorised or run in parallel stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from strata.core.errors import LegalityError
+from strata.loop.nodes import Func
+from strata.target import Target
+
+from ..step import loops_around
+from ..steps.placement import ComputeAt
+from .base import RULES, Draft, Proposal, innermost_loop, spatial_loops, stage_names
+
+
+@RULES.register("rows")
+def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
+    """One trace, always."""
+    draft = Draft(func)
+    lanes = target.vector_bytes // 4
+    stages = stage_names(func)
+    placed: set[str] = set()
+    row = _row_loop(draft, stages[-1], has_producers=len(stages) > 1) if stages else None
+    if row is not None:
+        for stage in reversed(stages[:-1]):
+            try:
+                draft.do(ComputeAt(stage, row))
+                placed.add(stage)
+            except LegalityError:
+                break  # an earlier stage would have to move past this one
+    for stage in stages:
+        inner = innermost_loop(draft.func, stage)
+        if inner is not None and inner != row:
+            draft.vectorize(inner, lanes)
+    if row is not None:
+        draft.parallel(row)
+    for stage in stages[:-1]:
+        if stage not in placed:
+            outer = loops_around(draft.func, stage)
+            if outer:
+                draft.parallel(outer[0].var.name)
+    return [Proposal("cpu.rows", tuple(draft.steps))]
+
+
+def _row_loop(draft: Draft, stage: str, has_producers: bool) -> str | None:
+    """Fuse all spatial loops of a stage but the last into one; a single loop is the row loop only for its producers."""
+    loops = spatial_loops(draft.func, stage)
+    if not loops:
+        return None
+    if len(loops) == 1:
+        return loops[0] if has_producers else None
+    return draft.fuse_outer(loops[:-1], "row") if len(loops) > 2 else loops[0]
