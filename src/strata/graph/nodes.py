@@ -6,9 +6,10 @@
     Function ::= func @name(%input: type, ...) -> (type, ...) { node* return %v, ... }
     Node     ::= %v: type = op(%a, %b) {attr=value, ...}
 
-Leaf nodes are ops too: ``input{name}`` (argument of the function), ``param{name}`` (a weight, printed ``@name``) and
-``const{value}`` (a small array stored in the node). A node has one result; functions may return several. The order of
-execution is any topological order; ``Function.nodes`` gives the canonical one (depth first from the outputs).
+Leaf nodes are ops too: ``input{name}`` (argument of the function), ``param{name}`` (a weight, printed ``@name``)
+and ``const{value}`` (a small array stored in the node). A node has one result; functions may return several. The
+order of execution is any topological order; ``Function.nodes`` gives the canonical one (depth first from the
+outputs).
 
 Build nodes through :func:`make_node` (type inference and attribute check) or ``graph.builder``; an ill-typed node
 cannot be built. Nodes have identity: common subexpressions are merged by a pass, not by construction.
@@ -16,19 +17,22 @@ cannot be built. Nodes have identity: common subexpressions are merged by a pass
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from strata.core.dims import SymDim, shape_symbols
-from strata.core.errors import UserError, VerifyError
+from strata.core.errors import ShapeError, UserError, VerifyError
 
 from .types import TensorType, Type
 
 if TYPE_CHECKING:
     from .opdef import OpDef
 
-AttrValue = Any  # int, float, bool, str, None, DType, Dim, tuple of these, np.ndarray (const), Function (fused)
+AttrValue = (
+    Any  # int, float, bool, str, None, DType, Dim, tuple of these, np.ndarray (const), Function (fused)
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +48,7 @@ class Node:
     """
 
     op: str
-    inputs: tuple[Node, ...]
+    inputs: tuple[Node, ...] = field(repr=False)  # a DAG printed as a tree can be exponentially long
     attrs: Mapping[str, AttrValue]
     type: Type
     name: str = ""
@@ -67,6 +71,12 @@ class Node:
 def make_node(op: str, inputs: Iterable[Node] = (), name: str = "", **attrs: AttrValue) -> Node:
     """Build a node: fills in default attributes, checks them, infers the type.
 
+    Args:
+        op: Name in the op table.
+        inputs: Operands.
+        name: Where the node comes from; for ``input`` and ``param`` also their ``name`` attribute.
+        attrs: Attributes by name.
+
     Raises:
         UserError: unknown op or attribute.
         ShapeError: operand types do not fit the op.
@@ -75,16 +85,27 @@ def make_node(op: str, inputs: Iterable[Node] = (), name: str = "", **attrs: Att
 
     definition = OPS[op]
     operands = tuple(inputs)
+    if "name" in definition.attrs:
+        attrs["name"] = name
     full = definition.complete_attrs(attrs)
-    return Node(op, operands, full, definition.infer(tuple(x.type for x in operands), full), name)
+    try:
+        type_ = definition.infer(tuple(x.type for x in operands), full)
+    except ShapeError as error:
+        if not name:
+            raise
+        raise ShapeError(f"{error}   ({name})") from None
+    return Node(op, operands, full, type_, name)
 
 
 def rebuild(node: Node, inputs: Iterable[Node], **attrs: AttrValue) -> Node:
-    """The same operation on other operands (and with changed attributes); the node itself if nothing changes."""
+    """The same operation on other operands (and with changed attributes).
+
+    Gives the node itself if nothing changes.
+    """
     operands = tuple(inputs)
-    if not attrs and all(a is b for a, b in zip(operands, node.inputs, strict=True)):
+    if not attrs and len(operands) == len(node.inputs) and all(map(operator.is_, operands, node.inputs)):
         return node
-    return make_node(node.op, operands, node.name, **{**node.attrs, **attrs})
+    return make_node(node.op, operands, **{"name": node.name, **node.attrs, **attrs})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +119,7 @@ class Function:
     """
 
     name: str
-    inputs: tuple[Node, ...]
+    inputs: tuple[Node, ...] = field(repr=False)
     outputs: tuple[Node, ...]
     _order: list[Node] = field(default_factory=list, repr=False)
 
@@ -149,7 +170,7 @@ class Module:
 
 
 def topological(outputs: Iterable[Node]) -> list[Node]:
-    """Nodes reachable from ``outputs``, operands first, deterministic; an explicit stack, so depth is no limit."""
+    """Nodes reachable from ``outputs``, operands first, deterministic; with an explicit stack: depth is no limit."""
     order: list[Node] = []
     done: set[int] = set()
     stack: list[tuple[Node, bool]] = [(n, False) for n in reversed(list(outputs))]
@@ -174,4 +195,6 @@ def rewrite(function: Function, change: Any) -> Function:
     new: dict[int, Node] = {}
     for node in function.nodes:
         new[id(node)] = change(rebuild(node, [new[id(i)] for i in node.inputs]))
-    return function.with_outputs([new[id(n)] for n in function.outputs], [new[id(n)] for n in function.inputs])
+    return function.with_outputs(
+        [new[id(n)] for n in function.outputs], [new[id(n)] for n in function.inputs]
+    )

@@ -1,8 +1,9 @@
 """The op table: what each graph op means.
 
-An :class:`OpDef` has everything that the rest of the code may ask about an op: attribute schema, type rule, NumPy
-reference (the op's *definition*), fusion pattern, flop count, samples for the table-driven tests. Families live in
-``graph/ops/<family>.py`` and register on import; loop lowering lives in ``lower/<family>.py`` under the same name.
+An :class:`OpDef` has everything that the rest of the code may ask about an op: attribute schema, type rule,
+NumPy reference (the op's *definition*), fusion pattern, flop count, samples for the table-driven tests. Families
+live in ``graph/ops/<family>.py`` and register on import; loop lowering lives in ``lower/<family>.py`` under the
+same name.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class OpDef:
     Attributes:
         name: Op name in text and in ``make_node``.
         infer: ``(operand types, attrs) -> result type``; raises ShapeError with op, operand and dims named.
-        reference: ``(operand arrays, attrs) -> array``: the definition, on concrete NumPy arrays of the operands'
-            dtypes; computes in f32 (f64 for f64) and rounds once to the result dtype.
+        reference: ``(operand arrays, attrs) -> array``: the definition, on concrete NumPy arrays of the
+            operands' dtypes; computes in f32 (f64 for f64) and rounds once to the result dtype.
         pattern: How it fuses.
         attrs: Attribute schema, in print order.
         samples: Generator of test cases (odd sizes and 1 included).
@@ -91,13 +92,19 @@ class OpDef:
         """
         unknown = [k for k in given if k not in self.attrs]
         if unknown:
-            raise UserError(f"{self.name}: unknown attribute {unknown[0]!r}; it has: {', '.join(self.attrs) or 'none'}")
+            raise UserError(
+                f"{self.name}: unknown attribute {unknown[0]!r}; it has: {', '.join(self.attrs) or 'none'}"
+            )
         full: dict[str, Any] = {}
         for key, attr in self.attrs.items():
             value = given.get(key, attr.default)
             if value is REQUIRED:
                 raise UserError(f"{self.name}: attribute {key!r} is missing ({attr.doc})")
-            if not isinstance(value, attr.types):
+            if float in attr.types and type(value) is int:
+                value = float(value)
+            # bool is a subclass of int, but True is no axis.
+            wrong_bool = isinstance(value, bool) and bool not in attr.types
+            if wrong_bool or not isinstance(value, attr.types):
                 names = " or ".join(t.__name__ for t in attr.types)
                 raise UserError(f"{self.name}: attribute {key} is {value!r}; expected {names}")
             full[key] = value

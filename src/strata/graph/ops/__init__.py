@@ -1,1 +1,5 @@
-"""The op table, one file per family; importing this package fills it."""
+"""The ops, one module per family; importing this package fills the op table (``graph.opdef.OPS``)."""
+
+from . import attention, elementwise, fused, leaf, matmul, reduce, shape, tensor_expr
+
+__all__ = ["attention", "elementwise", "fused", "leaf", "matmul", "reduce", "shape", "tensor_expr"]
