@@ -1,0 +1,141 @@
+"""NumPy arrays as native tensors: aligned memory, addresses, and tvm-ffi tensors of every dtype (bf16 too).
+
+NumPy exports DLPack for its own dtypes only and refuses read-only arrays. :func:`as_tensor` goes the same way
+for all: it exports a view of equal bits, then writes the true DLPack type code into the fresh capsule before
+tvm-ffi takes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+import tvm_ffi
+
+from strata.core.dtypes import ALL_DTYPES, dtype
+from strata.core.errors import ShapeError
+
+ALIGNMENT_BYTES = 64
+
+_DLPACK_BFLOAT = 4  # kDLBfloat of dlpack.h
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class _DLTensor(ctypes.Structure):
+    """``DLTensor`` of dlpack.h (also the head of ``DLManagedTensor``)."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("type_code", ctypes.c_uint8),
+        ("type_bits", ctypes.c_uint8),
+        ("type_lanes", ctypes.c_uint16),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+
+
+@cache
+def numpy_dtype(name: str) -> np.dtype:
+    """The NumPy dtype of Strata's dtype ``name`` (``"bf16"`` is ``ml_dtypes.bfloat16``).
+
+    Raises:
+        UserError: no such dtype.
+    """
+    return np.dtype(dtype(name).numpy_name)
+
+
+@cache
+def dtype_name(numpy_type: np.dtype) -> str | None:
+    """Strata's name of a NumPy dtype; ``None`` for one that Strata does not have."""
+    return next((d.name for d in ALL_DTYPES.values() if d.numpy_name == numpy_type.name), None)
+
+
+def type_text(array: np.ndarray) -> str:
+    """``"f32[3,4]"``: dtype and shape of an array, for messages."""
+    known = dtype_name(array.dtype)
+    name = known if known is not None else array.dtype.name
+    return f"{name}[{','.join(map(str, array.shape))}]"
+
+
+def address(array: np.ndarray) -> int:
+    """Address of the first element."""
+    return array.__array_interface__["data"][0]
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
+    """Uninitialised C-contiguous array whose first element is on a 64-byte border."""
+    return _aligned(shape, np.dtype(dtype), np.empty)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
+    """Zeroed C-contiguous array on a 64-byte border; the system provides its memory when it is first touched.
+    """
+    return _aligned(shape, np.dtype(dtype), np.zeros)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype, allocate) -> np.ndarray:
+    size_bytes = math.prod(shape) * dtype.itemsize
+    raw = allocate(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -address(raw) % ALIGNMENT_BYTES
+    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+def array_at(start: int, shape: tuple[int, ...], dtype: np.dtype, keep: object = None) -> np.ndarray:
+    """Writable array over ``shape`` elements of memory at address ``start``.
+
+    Args:
+        start: Address of the first element.
+        shape: Extents.
+        dtype: Element type.
+        keep: Owner of the memory, kept alive as long as the array.
+    """
+    size_bytes = math.prod(shape) * dtype.itemsize
+    if size_bytes == 0:
+        return np.empty(shape, dtype)
+    buffer = (ctypes.c_uint8 * size_bytes).from_address(start)
+    buffer.owner = keep  # type: ignore[attr-defined]
+    return np.frombuffer(memoryview(buffer), np.uint8).view(dtype).reshape(shape)
+
+
+def as_tensor(array: np.ndarray) -> tvm_ffi.Tensor:
+    """``array`` as a tvm-ffi tensor over the same memory.
+
+    Args:
+        array: Any numeric dtype, bf16 included; a read-only array is passed as it is (the callee must not
+            write it).
+
+    Raises:
+        ShapeError: the array is not C-contiguous, or has a dtype without a DLPack code.
+    """
+    if not array.flags.c_contiguous:
+        raise ShapeError(
+            f"tensor: got a strided array {type_text(array)}; expected C-contiguous; use np.ascontiguousarray"
+        )
+    if not array.flags.writeable:
+        array = array_at(address(array), array.shape, array.dtype, keep=array)
+    if array.dtype == _BFLOAT16:
+        capsule = array.view(np.uint16).__dlpack__()
+        _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor")).type_code = _DLPACK_BFLOAT
+        return tvm_ffi.from_dlpack(capsule)
+    try:
+        return tvm_ffi.from_dlpack(array)
+    except BufferError as error:
+        raise ShapeError(f"tensor: dtype {array.dtype} of {type_text(array)} has no DLPack code") from error
+
+
+def as_array(tensor: tvm_ffi.Tensor) -> np.ndarray:
+    """NumPy view of a contiguous CPU tvm-ffi tensor (bf16 too); the tensor stays alive with the view."""
+    name = str(tensor.dtype)
+    return array_at(tensor.data_ptr(), tuple(tensor.shape), np.dtype(name), keep=tensor)
