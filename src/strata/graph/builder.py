@@ -1,6 +1,6 @@
 """Functions that build nodes: what front ends and passes call.
 
-One function per op, named like the op (``max_``, ``sum_``, ``abs_``, ``slice_`` and ``input_`` shadow nothing).
+One function per op, named like the op (so ``sum``, ``max``, ``abs``, ``slice``, ``input`` hide builtins: import the module, not names).
 Operands are nodes; where an elementwise op takes two, one of them may be a Python number, a NumPy scalar or an
 array, which becomes a ``const`` of the other operand's dtype. Negative axes are counted from the right and stored
 normalised. Every function takes ``name=`` for the node's origin and raises ``ShapeError`` as the op's type rule says.
@@ -28,7 +28,7 @@ Operand = Node | bool | int | float | np.ndarray | np.generic
 # ---- leaves ----
 
 
-def input_(name: str, type_: Type) -> Node:
+def input(name: str, type_: Type) -> Node:
     """An argument of the function."""
     return make_node("input", (), name, type=type_)
 
@@ -57,7 +57,9 @@ def as_node(value: Operand, like: Node | None = None) -> Node:
     if isinstance(value, Node):
         return value
     if not isinstance(value, bool | int | float | np.ndarray | np.generic):
-        raise UserError(f"operand: got {value!r} ({type(value).__name__}); expected a node, a number or an array")
+        raise UserError(
+            f"operand: got {value!r} ({type(value).__name__}); expected a node, a number or an array"
+        )
     return const(value, like.tensor.dtype if like is not None else None)
 
 
@@ -205,7 +207,7 @@ def relu(x: Node, *, name: str = "") -> Node:
     return make_node("relu", (x,), name)
 
 
-def abs_(x: Node, *, name: str = "") -> Node:
+def abs(x: Node, *, name: str = "") -> Node:
     """Absolute value."""
     return make_node("abs", (x,), name)
 
@@ -251,7 +253,9 @@ def reshape(x: Node, shape: Sequence[Dim], *, name: str = "") -> Node:
         others = product(d for i, d in enumerate(dims) if i != holes[0])
         rest = exact_div(product(x.tensor.shape), others) if len(holes) == 1 and others != 0 else None
         if rest is None:
-            raise ShapeError(f"reshape: shape {dims} for x {x.type}: -1 must occur once and have one exact value")
+            raise ShapeError(
+                f"reshape: shape {dims} for x {x.type}: -1 must occur once and have one exact value"
+            )
         dims = (*dims[: holes[0]], rest, *dims[holes[0] + 1 :])
     return x if dims == x.tensor.shape else make_node("reshape", (x,), name, shape=dims)
 
@@ -263,9 +267,11 @@ def permute_dims(x: Node, axes: Sequence[int] | None = None, *, name: str = "") 
     return make_node("permute_dims", (x,), name, axes=tuple(order))
 
 
-def slice_(x: Node, axis: int, begin: Dim, end: Dim, *, name: str = "") -> Node:
+def slice(x: Node, axis: int, begin: Dim, end: Dim, *, name: str = "") -> Node:
     """Indices ``begin .. end-1`` of one axis."""
-    return make_node("slice", (x,), name, axis=normal_axis("slice", axis, x.tensor.rank), begin=begin, end=end)
+    return make_node(
+        "slice", (x,), name, axis=normal_axis("slice", axis, x.tensor.rank), begin=begin, end=end
+    )
 
 
 def split(x: Node, sections: int | Sequence[Dim], axis: int = -1, *, name: str = "") -> list[Node]:
@@ -290,7 +296,7 @@ def split(x: Node, sections: int | Sequence[Dim], axis: int = -1, *, name: str =
     if not sizes or total != extent:
         raise ShapeError(f"split: x {x.type} axis {at} (extent {extent}) does not split into {sections}")
     for begin, end in bounds:
-        parts.append(slice_(x, at, begin, end, name=name))
+        parts.append(slice(x, at, begin, end, name=name))
     return parts
 
 
@@ -320,7 +326,7 @@ def _reduce(op: str, x: Node, axes: int | Sequence[int] | None, keepdims: bool, 
     return make_node(op, (x,), name, axes=normal_axes(op, tuple(chosen), rank), keepdims=keepdims)
 
 
-def sum_(x: Node, axes: int | Sequence[int] | None = None, *, keepdims: bool = False, name: str = "") -> Node:
+def sum(x: Node, axes: int | Sequence[int] | None = None, *, keepdims: bool = False, name: str = "") -> Node:
     """Sum over ``axes`` (default: all)."""
     return _reduce("sum", x, axes, keepdims, name)
 
@@ -330,7 +336,7 @@ def mean(x: Node, axes: int | Sequence[int] | None = None, *, keepdims: bool = F
     return _reduce("mean", x, axes, keepdims, name)
 
 
-def max_(x: Node, axes: int | Sequence[int] | None = None, *, keepdims: bool = False, name: str = "") -> Node:
+def max(x: Node, axes: int | Sequence[int] | None = None, *, keepdims: bool = False, name: str = "") -> Node:
     """Largest element over ``axes`` (default: all)."""
     return _reduce("max", x, axes, keepdims, name)
 
