@@ -85,7 +85,7 @@ class CacheValue:
             none,
             none,
             none,
-            np.zeros((1, 1), np.int32),
+            np.zeros((0, 1), np.int32),
             none,
             (attention_factor * np.cos(angles)).astype(np.float32),
             (attention_factor * np.sin(angles)).astype(np.float32),
@@ -158,10 +158,9 @@ class CacheValue:
     @property
     def dims(self) -> dict[str, int]:
         """Values of the symbolic dims of a batch view."""
-        num_seqs, table_width = self.page_table.shape
         return {
             "num_seqs": len(self.last_rows),
-            "table_width": table_width,
+            "table_width": self.page_table.shape[1],
             "num_pages": self.num_pages,
             "max_context": self.max_context,
         }
