@@ -402,6 +402,11 @@ def last_tokens(x: Node, cache: Node, *, name: str = "") -> Node:
     return make_node("last_tokens", (x, cache), name)
 
 
+def cache_positions(cache: Node, tokens: Dim, *, name: str = "") -> Node:
+    """Positions i32 ``[tokens]`` of this pass' tokens in their sequences."""
+    return make_node("cache_positions", (cache,), name, tokens=tokens)
+
+
 def create_kv_cache(
     type_: CacheType,
     *,

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from strata.core.dims import Dim
-from strata.core.dtypes import DType, bf16, f16, f32
+from strata.core.dtypes import DType, bf16, f16, f32, i32
 from strata.core.errors import ShapeError
 from strata.graph.cache_value import CacheValue
 from strata.graph.types import MAX_CONTEXT, NUM_SEQUENCES, CacheType, RopeMode, TensorType, Type
 
 from .common import (
+    DIM_TYPES,
     Attr,
     Attrs,
     OpDef,
@@ -26,6 +27,7 @@ from .common import (
     Types,
     as_cache,
     as_tensor,
+    check_shape,
     count,
     define_op,
     elements,
@@ -283,6 +285,44 @@ define_op(
         samples=_last_samples,
         flop=lambda types, attrs: 0,
         doc="Rows x[last_rows] of x[n, ...]: the last token of each sequence.",
+    )
+)
+
+
+# ---- cache_positions ----
+
+
+def _positions_infer(types: Types, attrs: Attrs) -> Type:
+    count("cache_positions", types, ("cache",))
+    as_cache("cache_positions", types[0], "cache")
+    return TensorType(check_shape("cache_positions", (attrs["tokens"],)), i32)
+
+
+def _positions_reference(operands: Sequence[Any], attrs: Attrs) -> np.ndarray:
+    (cache,) = operands
+    if attrs["tokens"] != cache.num_tokens:
+        raise ShapeError(
+            f"cache_positions: tokens is {attrs['tokens']}; the cache's batch view has {cache.num_tokens}"
+        )
+    return cache.positions
+
+
+def _positions_samples() -> Iterator[Sample]:
+    for past, new in _BATCHES:
+        type_, cache = sample_cache(f32, past, new)
+        yield Sample((type_,), {"tokens": sum(new)}, {0: cache})
+
+
+define_op(
+    OpDef(
+        "cache_positions",
+        _positions_infer,
+        _positions_reference,
+        Pattern.OPAQUE,
+        {"tokens": Attr(DIM_TYPES, doc="tokens n of this pass")},
+        _positions_samples,
+        lambda types, attrs: 0,
+        "Position of each token of this pass in its sequence: i32 [n], for learned position embeddings.",
     )
 )
 
