@@ -8,7 +8,7 @@ a scalar operand is splatted when the other one has lanes. Only identities that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -516,9 +516,7 @@ def load(buffer: Buffer, *indices: ExprLike, mask: ExprLike | None = None) -> Ex
     return Load(buffer, where, _mask(buffer, mask, lanes))
 
 
-def store(
-    buffer: Buffer, indices: tuple[ExprLike, ...], value: ExprLike, mask: ExprLike | None = None
-) -> Stmt:
+def store(buffer: Buffer, indices: Sequence[ExprLike], value: ExprLike, mask: ExprLike | None = None) -> Stmt:
     """``buffer[indices] = value``; nothing at all for a mask that is false.
 
     Raises:

@@ -211,7 +211,7 @@ def map_stmt(stmt: Stmt, expr_fn: ExprFn | None = None, stmt_fn: StmtFn | None =
 
 
 def rebuild_stmt(stmt: Stmt, on_expr: ExprFn, on_stmt: StmtFn) -> Stmt:
-    """``stmt`` with ``on_expr`` applied to its direct expressions, ``on_stmt`` to its direct sub-statements."""
+    """``stmt`` with ``on_expr`` applied to its direct expressions, ``on_stmt`` to its sub-statements."""
     match stmt:
         case For():
             extent, body = on_expr(stmt.extent), on_stmt(stmt.body)

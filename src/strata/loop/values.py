@@ -1,10 +1,10 @@
 """What the scalar operations of the loop IR compute; constant folding and the interpreter share it.
 
 Floats are rounded to the expression's dtype after every operation: ``+ - * /`` as IEEE 754, the functions
-(exp, tanh, ...) as their f64 value rounded once. i32 and narrower integers wrap around; i64 is index arithmetic and
-is taken not to overflow. Floor division and modulo round towards minus infinity (``x == (x // y) * y + x % y``, the
-sign of ``%`` is that of ``y``); a divisor of 0 is an error. ``min``/``max`` of a NaN or of zeros of both signs give
-one of the operands, unspecified which.
+(exp, tanh, ...) as their f64 value rounded once. i32 and narrower integers wrap around; i64 is index
+arithmetic and is taken not to overflow. Floor division and modulo round towards minus infinity (``x == (x //
+y) * y + x % y``, the sign of ``%`` is that of ``y``); a divisor of 0 is an error. ``min``/``max`` of a NaN or
+of zeros of both signs give one of the operands, unspecified which.
 """
 
 from __future__ import annotations
