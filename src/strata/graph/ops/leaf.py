@@ -42,15 +42,23 @@ def _unbound(op: str) -> Any:
     return reference
 
 
+def array_type(array: np.ndarray) -> TensorType:
+    """Type of a concrete array.
+
+    Raises:
+        ShapeError: its dtype is none of ours.
+    """
+    known = {np_dtype(d): d for d in ALL_DTYPES.values()}
+    if array.dtype not in known:
+        raise ShapeError(
+            f"const: got an array of dtype {array.dtype}; expected one of {', '.join(ALL_DTYPES)}"
+        )
+    return TensorType(array.shape, known[array.dtype])
+
+
 def _infer_const(types: Types, attrs: Attrs) -> Type:
     count("const", types, ())
-    value: np.ndarray = attrs["value"]
-    known = {np_dtype(d): d for d in ALL_DTYPES.values()}
-    if value.dtype not in known:
-        raise ShapeError(
-            f"const: got an array of dtype {value.dtype}; expected one of {', '.join(ALL_DTYPES)}"
-        )
-    return TensorType(value.shape, known[value.dtype])
+    return array_type(attrs["value"])
 
 
 def _const_samples() -> Iterator[Sample]:
@@ -98,13 +106,6 @@ define_op(
         doc="A small array stored in the graph.",
     )
 )
-
-_SCALARS = {bool: "bool", int: "i64", float: "f32"}
-
-
-def scalar_dtype(value: bool | int | float) -> str:
-    """Dtype name that a lone Python scalar gets: bool, i64 or f32."""
-    return _SCALARS[type(value)]
 
 
 def make_array(value: Any, dtype_: Any = None) -> np.ndarray:
