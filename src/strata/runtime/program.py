@@ -316,7 +316,7 @@ class Program:
         self._check_params()
         self.lock = threading.RLock()
         self.param_table = np.array([address(self.params[p.name]) for p in record.params], np.int64)
-        self.arena = aligned_empty((max((f.arena_bytes for f in record.functions), default=0),), "u1")
+        self.arena = aligned_empty((max([64, *(f.arena_bytes for f in record.functions)]),), "u1")
         self.workspace = (as_tensor(self.param_table), as_tensor(self.arena))
         self._kernels: dict[str, Callable[..., Any]] = {}
         for function in record.functions:

@@ -126,8 +126,7 @@ _LEAVES: dict[Any, Decoder] = {
 
 @cache
 def _decoder(kind: Any) -> Decoder:
-    """The function that turns JSON into a value of type ``kind`` (a record class, enum, tuple or leaf type).
-    """
+    """The function that turns JSON into a value of type ``kind``: a record class, enum, tuple or leaf."""
     if kind in _LEAVES:
         return _LEAVES[kind]
     if dataclasses.is_dataclass(kind):

@@ -80,8 +80,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
-    """Zeroed C-contiguous array on a 64-byte border; the system provides its memory when it is first touched.
-    """
+    """Zeroed C-contiguous array on a 64-byte border; it takes real memory only where it is touched."""
     return _aligned(shape, np.dtype(dtype), np.zeros)
 
 

@@ -1,0 +1,201 @@
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from small_program import AXPY, KERNELS, PEEK, RECORD, FakeImage, View, small_params
+
+from strata.core.errors import DeviceError, ShapeError, UserError, VerifyError
+from strata.runtime.program import Program
+from strata.runtime.records import ArgKind, ArgRef, DimRange, KernelChoice, Launch
+from strata.runtime.stepping import LaunchHooks, choose
+
+
+@pytest.fixture
+def program() -> Program:
+    return Program(RECORD, FakeImage(), small_params())
+
+
+def rows(n: int) -> np.ndarray:
+    return np.arange(n * 4, dtype=np.float32).reshape(n, 4)
+
+
+def expected(x: np.ndarray) -> np.ndarray:
+    params = {k: v.astype(np.float32) for k, v in small_params().items()}
+    return x * params["scale"] + params["shift"]
+
+
+def test_call_computes_and_reuses_its_output_buffer(program):
+    first = program["axpy"](rows(3))
+    np.testing.assert_array_equal(first, expected(rows(3)))
+    assert first.ctypes.data % 64 == 0
+    again = program["axpy"](-rows(3))
+    assert again is first
+    np.testing.assert_array_equal(program["axpy"](rows(2)), expected(rows(2)))
+    np.testing.assert_array_equal(program["axpy"](rows(8)), expected(rows(8)))
+
+
+def test_call_writes_to_out_and_takes_strided_and_foreign_inputs(program):
+    out = np.empty((2, 4), np.float32)
+    assert program["axpy"](rows(2), out=out) is out
+    np.testing.assert_array_equal(out, expected(rows(2)))
+    np.testing.assert_array_equal(program["axpy"](rows(4)[::2]), expected(rows(4)[::2]))
+
+    class Foreign:
+        def __dlpack__(self, **options):
+            return rows(2).__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return (1, 0)
+
+    np.testing.assert_array_equal(program["axpy"](Foreign()), expected(rows(2)))
+
+
+def test_cache_argument(program):
+    keys = np.arange(5 * 8, dtype=np.float32).reshape(5, 1, 2, 4)
+    view = View(keys, 3, 2)
+    result = program["peek"](np.zeros(3, np.int32), view)
+    np.testing.assert_array_equal(result, np.full(2, keys[:, 0, 0, 0].sum()))
+    stepped = program.launch_by_launch("peek", (np.zeros(3, np.int32), view))
+    np.testing.assert_array_equal(stepped, np.full(2, keys[:, 0, 0, 0].sum()))
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        ((), r"axpy: got 0 arguments; expected 1: x"),
+        (([1.0],), r"axpy: input x: got list; expected f32\[n,4\]"),
+        ((np.zeros((2, 4)),), r"axpy: input x: got f64\[2,4\]; expected f32\[n,4\]"),
+        ((np.zeros(4, np.float32),), r"got f32\[4\]; expected f32\[n,4\]"),
+        ((np.zeros((2, 4), np.complex64),), r"got complex64\[2,4\]"),
+        ((np.zeros((2, 5), np.float32),), r"axpy: input x: got f32\[2,5\]; expected f32\[n,4\] where n = 2"),
+        ((np.zeros((9, 4), np.float32),), r"axpy: n = 9; it was compiled for n in 1 \.\. 8"),
+        ((np.zeros((0, 4), np.float32),), r"axpy: n = 0; it was compiled for n in 1 \.\. 8"),
+    ],
+)
+def test_bad_arguments(program, args, match):
+    with pytest.raises(ShapeError, match=match):
+        program["axpy"](*args)
+
+
+def test_bad_cache_arguments(program):
+    ids, keys = np.zeros(3, np.int32), np.zeros((5, 1, 2, 4), np.float32)
+    with pytest.raises(ShapeError, match="input cache: got int; expected a batch view"):
+        program["peek"](ids, 3)
+    view = View(keys, 3, 2)
+    view.table = view.table[:17]
+    with pytest.raises(ShapeError, match=r"got a table i64\[17\]; expected i64\[18\]"):
+        program["peek"](ids, view)
+    with pytest.raises(ShapeError, match=r"the batch view is for 4 tokens; the inputs are i32\[3\]"):
+        program["peek"](ids, View(keys, 4, 2))
+    with pytest.raises(ShapeError, match=r"num_seqs = 5; it was compiled for num_seqs in 1 \.\. 4"):
+        program["peek"](ids, View(keys, 3, 5))
+
+
+def test_bad_outputs(program):
+    with pytest.raises(ShapeError, match="got 2 output arrays; expected 1"):
+        program["axpy"](rows(2), out=(rows(2), rows(2)))
+    with pytest.raises(
+        ShapeError, match=r"output y: got f32\[3,4\]; expected a writable C-contiguous f32\[2, 4\]"
+    ):
+        program["axpy"](rows(2), out=rows(3))
+
+
+def test_bad_programs():
+    params = small_params()
+    with pytest.raises(UserError, match=r"param 'shift' is missing; expected bf16\[4\]"):
+        Program(RECORD, FakeImage(), {"scale": params["scale"]})
+    with pytest.raises(UserError, match=r"param 'shift': got bf16\[2\]; expected C-contiguous bf16\[4\]"):
+        Program(RECORD, FakeImage(), {**params, "shift": params["shift"][:2]})
+    with pytest.raises(UserError, match="peek takes a KV cache, but the record describes none"):
+        Program(dataclasses.replace(RECORD, cache=None), FakeImage(), params)
+
+
+def test_look_ups(program):
+    assert "axpy" in program
+    assert "axpz" not in program
+    assert program["axpy"].name == "axpy"
+    assert program["axpy"].dim_range("n") == (1, 8)
+    assert program.cache is RECORD.cache
+    with pytest.raises(UserError, match="no function 'axpz'; it has axpy, peek"):
+        program["axpz"]
+    with pytest.raises(UserError, match="axpy: no dim 'm'; it has n"):
+        program["axpy"].dim_range("m")
+    with pytest.raises(UserError, match="no kernel 'mul'; it has add, mul_large, mul_small"):
+        program.kernel("mul")
+    out = np.empty((1, 4), np.float32)
+    program.kernel("mul_small")(rows(1), np.ones(4, np.float32), out, 1)
+    np.testing.assert_array_equal(out, rows(1))
+
+
+def test_native_failure_names_the_function(program):
+    def refuse(*args):
+        raise ValueError("wrong arena")
+
+    program["axpy"]._entry = refuse
+    with pytest.raises(DeviceError, match="axpy: the native call failed: wrong arena"):
+        program["axpy"](rows(1))
+
+
+def test_threads_take_turns(program):
+    results = []
+
+    def work(value: int) -> None:
+        out = np.empty((2, 4), np.float32)
+        for _ in range(20):
+            program["axpy"](rows(2) * value, out=out)
+        results.append((value, out))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for value, out in results:
+        np.testing.assert_array_equal(out, expected(rows(2) * value))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_launch_by_launch_gives_the_entrys_result(program, n):
+    x = rows(n) - 3
+    whole = program["axpy"](x).copy()
+    before, after = [], []
+    hooks = LaunchHooks(before.append, lambda e: after.append((e, [a.copy() for a in e.arrays])))
+    stepped = program.launch_by_launch("axpy", (x,), hooks)
+    np.testing.assert_array_equal(stepped, whole)
+    assert program.image.calls == ["axpy", "mul_small" if n <= 2 else "mul_large", "add"]
+    assert [e.launch.node for e in before] == ["%1", "%2"]
+    event, arrays = after[0]
+    assert (event.index, event.num_outputs, event.dims) == (0, 1, {"n": n})
+    assert event.time_ns > 0
+    np.testing.assert_array_equal(arrays[2], x * small_params()["scale"].astype(np.float32))
+    assert not event.arrays[1].flags.writeable
+    assert arrays[1].dtype == small_params()["scale"].dtype
+
+
+def test_a_hook_can_change_an_operand(program):
+    def zero(event):
+        if event.index == 1:
+            event.arrays[0][...] = 0
+
+    result = program.launch_by_launch(
+        "axpy", (rows(2),), LaunchHooks(before=zero), out=np.empty((2, 4), np.float32)
+    )
+    np.testing.assert_array_equal(result, expected(np.zeros((2, 4), np.float32)))
+
+
+def test_stepping_errors():
+    launch = Launch("%9", (KernelChoice("mul_small", (DimRange("n", 5, 6),)),), ())
+    with pytest.raises(VerifyError, match=r"launch %9: no kernel for \{'n': 1\}"):
+        choose(launch, {"n": 1})
+    program = Program(dataclasses.replace(RECORD, kernels=KERNELS[1:]), FakeImage(), small_params())
+    with pytest.raises(UserError, match="axpy: the record has no signature of kernel 'mul_small'"):
+        program.launch_by_launch("axpy", (rows(1),))
+    args = (ArgRef(ArgKind.INPUT, 0), ArgRef(ArgKind.PARAM, 0), ArgRef(ArgKind.ARENA, 150))
+    first = dataclasses.replace(AXPY.launches[0], args=args)
+    small = dataclasses.replace(AXPY, launches=(first, AXPY.launches[1]))
+    program = Program(dataclasses.replace(RECORD, functions=(small, PEEK)), FakeImage(), small_params())
+    with pytest.raises(
+        VerifyError, match=r"mul_large parameter x takes 128 bytes; its buffer \(arena 150\) has 42"
+    ):
+        program.launch_by_launch("axpy", (rows(8),))
