@@ -1,9 +1,10 @@
 """Functions that build nodes: what front ends and passes call.
 
-One function per op, named like the op (so ``sum``, ``max``, ``abs``, ``slice``, ``input`` hide builtins: import the module, not names).
-Operands are nodes; where an elementwise op takes two, one of them may be a Python number, a NumPy scalar or an
-array, which becomes a ``const`` of the other operand's dtype. Negative axes are counted from the right and stored
-normalised. Every function takes ``name=`` for the node's origin and raises ``ShapeError`` as the op's type rule says.
+One function per op, named like the op (so ``sum``, ``max``, ``abs``, ``slice``, ``input`` hide builtins:
+import the module, not names). Operands are nodes; where an elementwise op takes two, one of them may be a
+Python number, a NumPy scalar or an array, which becomes a ``const`` of the other operand's dtype. Negative
+axes are counted from the right and stored normalised. Every function takes ``name=`` for the node's origin
+and raises ``ShapeError`` as the op's type rule says.
 """
 
 from __future__ import annotations
@@ -362,7 +363,7 @@ def layer_norm(x: Node, weight: Node, bias: Node, *, eps: float = 1e-5, name: st
 def matmul(
     a: Node, b: Node, *, transpose_b: bool = False, out_dtype: DType | str | None = None, name: str = ""
 ) -> Node:
-    """``a[..., M, K] @ b[..., K, N]`` (``b[..., N, K]`` with ``transpose_b``), rounded once to ``out_dtype``."""
+    """``a[..., M, K] @ b[..., K, N]`` (``b[..., N, K]`` with ``transpose_b``), rounded to ``out_dtype``."""
     out = None if out_dtype is None else dtype(out_dtype)
     return make_node("matmul", (a, b), name, transpose_b=transpose_b, out_dtype=out)
 

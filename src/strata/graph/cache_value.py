@@ -1,7 +1,7 @@
 """The interpreter's value of a paged KV cache: one batch view as NumPy arrays.
 
-Fields are those of ``CacheType.fields``; ``k_pages`` and ``v_pages`` are tuples with one array per layer. Values are
-never changed in place: appending gives a new value that shares the layers it did not touch.
+Fields are those of ``CacheType.fields``; ``k_pages`` and ``v_pages`` are tuples with one array per layer.
+Values are never changed in place: appending gives a new value that shares the layers it did not touch.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ class CacheValue:
         Args:
             past: Tokens that each sequence has already.
             new: Tokens that this pass adds to each sequence (>= 1).
-            page_table: Pages of each sequence; default: sequence s owns an equal share of the pool, the pages taken
-                from its end backwards, so that page order and position order differ.
+            page_table: Pages of each sequence; default: sequence s owns an equal share of the pool, the
+                pages taken from its end backwards, so that page order and position order differ.
 
         Raises:
-            ShapeError: the lists differ in length, a sequence adds no token, or its tokens do not fit its pages or
-                the rotary tables.
+            ShapeError: the lists differ in length, a sequence adds no token, or its tokens do not fit its
+                pages or the rotary tables.
         """
         if len(past) != len(new) or not new or min(new) < 1:
             raise ShapeError(
@@ -166,7 +166,7 @@ class CacheValue:
         }
 
     def __getitem__(self, field: str) -> Any:
-        """A field by its name in ``CacheType.fields`` (``k_pages``/``v_pages``: tuple with one array per layer)."""
+        """A field by its name in ``CacheType.fields`` (``k_pages``, ``v_pages``: one array per layer)."""
         if field not in self.type.fields(0):
             raise ShapeError(f"cache: no field {field!r}; it has: {', '.join(self.type.fields(0))}")
         return getattr(self, field)
@@ -186,14 +186,14 @@ class CacheValue:
         )
 
     def history(self, layer: int, sequence: int, length: int) -> tuple[Array, Array]:
-        """K and V ``[length, K, D]`` of the first ``length`` positions of a sequence, in the cache's dtype."""
+        """K and V ``[length, K, D]`` of a sequence's first ``length`` positions, in the cache's dtype."""
         positions = np.arange(length)
         pages = self.page_table[sequence, positions // self.type.page_size]
         offsets = positions % self.type.page_size
         return self.k_pages[layer][pages, :, :, offsets], self.v_pages[layer][pages, :, offsets, :]
 
     def rotate(self, x: Array, positions: Array) -> Array:
-        """f32 ``x`` ``[n, heads, D]`` with the leading ``rotary_dim`` elements of each head turned by position."""
+        """f32 ``x`` ``[n, heads, D]`` with the first ``rotary_dim`` elements of heads turned by position."""
         half = self.type.rotary_dim // 2
         cos, sin = (table[positions][:, None, :half] for table in (self.rope_cos, self.rope_sin))
         a, b = x[..., :half], x[..., half : 2 * half]
@@ -215,5 +215,6 @@ class CacheValue:
             for array in arrays:
                 if array.shape != shape or array.dtype != np.dtype(wanted.dtype.numpy_name):
                     raise ShapeError(
-                        f"cache: {name} is {array.dtype}{list(array.shape)}; expected {wanted.dtype}{list(shape)}"
+                        f"cache: {name} is {array.dtype}{list(array.shape)}; "
+                        f"expected {wanted.dtype}{list(shape)}"
                     )

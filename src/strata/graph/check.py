@@ -1,8 +1,10 @@
 """The graph checker: invariants that hold between passes, and what each stage of compilation may contain.
 
-``check`` raises ``VerifyError`` (a bug in Strata or in a user's pass) with the offending node as text. Invariants:
+``check`` raises ``VerifyError`` (a bug in Strata or in a user's pass) with the offending node as text.
+Invariants:
 
-* names of functions are unique in the module, names of inputs in a function; a function has at least one output;
+* names of functions are unique in the module, names of inputs in a function; a function has at least one
+  output;
 * a param has one type in the whole module, a symbolic dim one range;
 * every reachable ``input`` node is declared by its function; bodies of ``fused`` nodes reach no params;
 * attributes are complete, in schema order, and every type is the one that the op's type rule infers;
@@ -176,10 +178,10 @@ def _symbols(value: Any) -> tuple[SymDim, ...]:
 def check_caches(function: Function) -> None:
     """Check that every append can be made in place.
 
-    The versions of a cache form a chain ``c -> kv_append -> c' -> ...``. Its pages exist once, so no cache value may
-    be appended to twice, and a node that reads the pages of a layer must read the newest version of that layer: a
-    read of ``c`` and an append to the same layer further down the chain would depend on which runs first. An output
-    of the function must be the end of its chain.
+    The versions of a cache form a chain ``c -> kv_append -> c' -> ...``. Its pages exist once, so no cache
+    value may be appended to twice, and a node that reads the pages of a layer must read the newest version
+    of that layer: a read of ``c`` and an append to the same layer further down the chain would depend on
+    which runs first. An output of the function must be the end of its chain.
 
     Raises:
         VerifyError: one of these is broken.

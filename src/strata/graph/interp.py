@@ -1,8 +1,8 @@
 """The graph interpreter: the definition of what a function computes.
 
-Each node is evaluated once, in canonical order, by its op's NumPy reference on concrete arrays; symbolic dims take
-their values from the shapes of inputs, params and cache views. Slow and obvious: every pass, lowering and kernel is
-tested against it.
+Each node is evaluated once, in canonical order, by its op's NumPy reference on concrete arrays; symbolic
+dims take their values from the shapes of inputs, params and cache views. Slow and obvious: every pass,
+lowering and kernel is tested against it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def run(function: Function, inputs: Sequence[Any], params: Mapping[str, Any] | N
 
     Raises:
         UserError: wrong number of inputs, a missing param, or a value that is no array or cache.
-        ShapeError: a value's dtype or shape is not the declared one, or two shapes give a dim different values.
+        ShapeError: a value's dtype or shape is not the declared one, or two shapes give a dim different
+            values.
     """
     if len(inputs) != len(function.inputs):
         names = ", ".join(n.attrs["name"] for n in function.inputs)
@@ -174,7 +175,7 @@ def _bind_cache(what: str, type_: Type, given: Any, env: dict[str, int]) -> Cach
 
 
 def _bind_dim(what: str, dim: Dim, extent: int, env: dict[str, int]) -> None:
-    """Give the one unknown symbol of ``dim`` its value, or compare; polynomials of several are checked later."""
+    """Give the one symbol of ``dim`` its value, or compare; other polynomials are checked later."""
     if isinstance(dim, DimExpr):
         solved = _solve(dim, extent)
         if solved is None:

@@ -6,13 +6,14 @@
     Function ::= func @name(%input: type, ...) -> (type, ...) { node* return %v, ... }
     Node     ::= %v: type = op(%a, %b) {attr=value, ...}
 
-Leaf nodes are ops too: ``input{name}`` (argument of the function), ``param{name}`` (a weight, printed ``@name``)
-and ``const{value}`` (a small array stored in the node). A node has one result; functions may return several. The
-order of execution is any topological order; ``Function.nodes`` gives the canonical one (depth first from the
-outputs).
+Leaf nodes are ops too: ``input{name}`` (argument of the function), ``param{name}`` (a weight, printed
+``@name``) and ``const{value}`` (a small array stored in the node). A node has one result; functions may
+return several. The order of execution is any topological order; ``Function.nodes`` gives the canonical one
+(depth first from the outputs).
 
-Build nodes through :func:`make_node` (type inference and attribute check) or ``graph.builder``; an ill-typed node
-cannot be built. Nodes have identity: common subexpressions are merged by a pass, not by construction.
+Build nodes through :func:`make_node` (type inference and attribute check) or ``graph.builder``; an
+ill-typed node cannot be built. Nodes have identity: common subexpressions are merged by a pass, not by
+construction.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class Module:
 
 
 def topological(outputs: Iterable[Node]) -> list[Node]:
-    """Nodes reachable from ``outputs``, operands first, deterministic; with an explicit stack: depth is no limit."""
+    """Nodes reachable from ``outputs``, operands first; an explicit stack, so depth is no limit."""
     order: list[Node] = []
     done: set[int] = set()
     stack: list[tuple[Node, bool]] = [(n, False) for n in reversed(list(outputs))]

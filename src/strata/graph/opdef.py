@@ -1,9 +1,9 @@
 """The op table: what each graph op means.
 
 An :class:`OpDef` has everything that the rest of the code may ask about an op: attribute schema, type rule,
-NumPy reference (the op's *definition*), fusion pattern, flop count, samples for the table-driven tests. Families
-live in ``graph/ops/<family>.py`` and register on import; loop lowering lives in ``lower/<family>.py`` under the
-same name.
+NumPy reference (the op's *definition*), fusion pattern, flop count, samples for the table-driven tests.
+Families live in ``graph/ops/<family>.py`` and register on import; loop lowering lives in
+``lower/<family>.py`` under the same name.
 """
 
 from __future__ import annotations

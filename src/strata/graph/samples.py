@@ -1,4 +1,4 @@
-"""Turns the samples of the op table into functions and operand values, for table-driven tests of every stage."""
+"""The op table's samples as functions and operand values, for table-driven tests of every stage."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Arithmetic and memory traffic of graph nodes, for planners and reports.
 
-Figures are lower bounds at the level of one node: every operand is read once, the result is written once, nothing
-stays in a cache of the machine between nodes. They are exact polynomials of the symbolic dims; ``core.dims.evaluate``
-gives numbers.
+Figures are lower bounds at the level of one node: every operand is read once, the result is written once,
+nothing stays in a cache of the machine between nodes. They are exact polynomials of the symbolic dims;
+``core.dims.evaluate`` gives numbers.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@
     attrs    ::= "{" NAME "=" attr ("," NAME "=" attr)* "}"          those equal to their default are left out
     attr     ::= INT | HEXFLOAT | "inf" | "-inf" | "nan" | "true" | "false" | "none" | STRING | DTYPE | dim
                | "(" [dim ("," dim)*] ")" | type | array | func
-    array    ::= DTYPE "[" INT,* "]" ":" ("[" number,* "]" | STRING)  STRING: base64 of the raw little-endian bytes
+    array    ::= DTYPE "[" INT,* "]" ":" ("[" number,* "]" | STRING)  the string: base64 of little-endian bytes
     type     ::= DTYPE "[" dim,* "]" | "cache" "<" key "=" value,* ">"
     dim      ::= polynomial of INT and declared names: 2*n + 1
 
-``//`` starts a comment; ``# text`` at the end of a node is its ``Node.name``. A function alone (:func:`print_function`)
-is ``[dims] func``. Names that are not plain are written ``@"..."`` / ``%"..."`` with JSON escapes. Floats are printed
-with ``float.hex``, so the text is exact. Which kind an attribute's word is (dtype or dim) follows from the op's schema.
+``//`` starts a comment; ``# text`` at the end of a node is its ``Node.name``. A function alone
+(:func:`print_function`) is ``[dims] func``. Names that are not plain are written ``@"..."`` / ``%"..."``
+with JSON escapes. Floats are printed with ``float.hex``, so the text is exact. Which kind an attribute's
+word is (dtype or dim) follows from the op's schema.
 """
 
 from __future__ import annotations

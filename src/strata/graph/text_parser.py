@@ -42,7 +42,7 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A word of the text at ``offset``; ``kind`` is the group of the token pattern, ``"end"`` after the last."""
+    """A word of the text at ``offset``; ``kind`` is a group of the token pattern, or ``"end"``."""
 
     kind: str
     text: str

@@ -8,8 +8,8 @@
 
 A ``CacheType`` value is one *batch view* of the paged KV cache: the pages of all layers plus the index arrays
 that say, for the ``n`` tokens of this forward pass, where they live. Its fields are named buffers
-(:meth:`CacheType.fields`); lowering turns a cache operand into the fields that a kernel uses, the runtime fills
-them (``engine.kv_cache``), and the interpreter holds them in a ``CacheValue``.
+(:meth:`CacheType.fields`); lowering turns a cache operand into the fields that a kernel uses, the runtime
+fills them (``engine.kv_cache``), and the interpreter holds them in a ``CacheValue``.
 """
 
 from __future__ import annotations
@@ -91,12 +91,13 @@ class CacheType:
     def fields(self, n: SymDim | int) -> dict[str, TensorType]:
         """The buffers of a batch view over ``n`` tokens, by name, in the order of the run-time table.
 
-        ``positions[t]``: position of token t in its sequence. ``slots[t]``: ``page * page_size + offset`` where
-        its K and V are stored. ``seq_ids[t]``: row of ``page_table`` of its sequence. ``page_table[s, j]``: pool
-        page that holds positions ``j*page_size ...`` of sequence s. ``last_rows[s]``: index of the last token of
-        sequence s in this pass. ``rope_cos/sin[p, i]``: rotary tables. ``k_pages``/``v_pages``: one layer's
-        pages; K is stored transposed inside a page (``[D, page_size]``) so that scores of a page are one vector.
-        Token t attends to positions ``0 .. positions[t]`` of its sequence.
+        ``positions[t]``: position of token t in its sequence. ``slots[t]``: ``page * page_size + offset``
+        where its K and V are stored. ``seq_ids[t]``: row of ``page_table`` of its sequence. ``page_table[s,
+        j]``: pool page that holds positions ``j*page_size ...`` of sequence s. ``last_rows[s]``: index of
+        the last token of sequence s in this pass. ``rope_cos/sin[p, i]``: rotary tables.
+        ``k_pages``/``v_pages``: one layer's pages; K is stored transposed inside a page (``[D,
+        page_size]``) so that scores of a page are one vector. Token t attends to positions ``0 ..
+        positions[t]`` of its sequence.
         """
         pages = (NUM_PAGES, self.num_kv_heads)
         tables = (MAX_CONTEXT, max(self.rotary_dim // 2, 1))

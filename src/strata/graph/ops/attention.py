@@ -1,7 +1,7 @@
 """Ops on the paged KV cache: rotary embedding, append, attention, last tokens.
 
-A cache operand is a ``CacheType`` value (``graph.cache_value.CacheValue`` here). Appending gives a new cache value;
-later nodes that need the appended tokens take that one.
+A cache operand is a ``CacheType`` value (``graph.cache_value.CacheValue`` here). Appending gives a new
+cache value; later nodes that need the appended tokens take that one.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _append_infer(types: Types, attrs: Attrs) -> Type:
     k, v = (_heads("kv_append", name, x, cache) for name, x in zip("kv", types[1:], strict=True))
     if k.shape[1] != cache.num_kv_heads or v.shape != k.shape or v.dtype != k.dtype:
         raise ShapeError(
-            f"kv_append: k is {k}, v is {v}; expected both [n, {cache.num_kv_heads}, {cache.head_dim}] of one dtype"
+            f"kv_append: k is {k}, v is {v}; expected both [n, {cache.num_kv_heads}, {cache.head_dim}], one dtype"
         )
     return cache
 
@@ -184,7 +184,8 @@ def _attention_infer(types: Types, attrs: Attrs) -> Type:
     heads = q.shape[1]
     if not isinstance(heads, int) or heads < 1 or heads % cache.num_kv_heads:
         raise ShapeError(
-            f"paged_attention: q {q} has {heads} heads; expected a multiple of the cache's {cache.num_kv_heads} kv heads"
+            f"paged_attention: q {q} has {heads} heads; expected a multiple of the cache's kv heads "
+            f"({cache.num_kv_heads})"
         )
     return q
 
@@ -244,7 +245,7 @@ define_op(
         },
         _attention_samples,
         _attention_flop,
-        "Causal attention of q[n, H, D] over the cached K, V of each token's sequence; head h uses kv head h // (H/K).",
+        "Causal attention of q[n, H, D] over each token's cached sequence; head h uses kv head h // (H/K).",
     )
 )
 
@@ -334,7 +335,8 @@ def _create_infer(types: Types, attrs: Attrs) -> Type:
     count("create_kv_cache", types, ())
     if attrs["num_pages"] < 1 or attrs["max_context"] < 1:
         raise ShapeError(
-            f"create_kv_cache: num_pages is {attrs['num_pages']}, max_context {attrs['max_context']}; expected >= 1"
+            f"create_kv_cache: num_pages is {attrs['num_pages']}, max_context is {attrs['max_context']}; "
+            "expected at least 1"
         )
     return attrs["type"]
 

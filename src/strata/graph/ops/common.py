@@ -1,8 +1,8 @@
 """What the op families share: dtype rules, broadcasting, operand checks, sample values.
 
-Numeric rule of every reference: 16-bit floats are widened to f32, computed there, and rounded once to the result
-dtype; f32 and f64 are computed as they are. NaN operands of maximum and minimum, and float-to-integer casts outside
-the integer's range, have no defined result.
+Numeric rule of every reference: 16-bit floats are widened to f32, computed there, and rounded once to the
+result dtype; f32 and f64 are computed as they are. NaN operands of maximum and minimum, and
+float-to-integer casts outside the integer's range, have no defined result.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def same_dtype(op: str, named: Sequence[tuple[str, TensorType]]) -> DType:
     for name, type_ in named[1:]:
         if type_.dtype != first.dtype:
             raise ShapeError(
-                f"{op}: dtypes differ: {first_name} {first}, {name} {type_}; cast one of them to the other's dtype"
+                f"{op}: dtypes differ: {first_name} {first}, {name} {type_}; cast one to the other's dtype"
             )
     return first.dtype
 

@@ -397,6 +397,6 @@ define_op(
         Pattern.ELEMENTWISE,
         {"dtype": Attr((DType,), doc="result dtype")},
         _cast_samples,
-        doc="x as another dtype: floats round to nearest even, float to integer truncates, to bool is x != 0.",
+        doc="x as another dtype: floats round to nearest even, float to int truncates, to bool is x != 0.",
     )
 )

@@ -16,10 +16,12 @@
         sum(k < 16, x)       sum of x over k = 0 .. 15; the extent is an integer expression of dims
         reduce_max(k < n, x) reduce_min(k < n, x)
 
-Kinds: axes, dims, integer literals and ``+ - * // % min max select`` of them are INT (i64); comparisons are BOOL;
-everything else is FLOAT (f32). An INT operand of a float operation is converted to f32. Operand elements are FLOAT
-(converted from their dtype) except inside an index, where they are INT and must be of an integer dtype. An index
-must lie inside the operand's shape for every element, also in the branch of a ``select`` that is not chosen.
+Kinds: axes, dims, integer literals and ``+ - * // % min max select`` of them are INT (i64); comparisons are
+    BOOL;
+everything else is FLOAT (f32). An INT operand of a float operation is converted to f32. Operand elements
+are FLOAT (converted from their dtype) except inside an index, where they are INT and must be of an integer
+dtype. An index must lie inside the operand's shape for every element, also in the branch of a ``select``
+that is not chosen.
 
 ``graph.ops.tensor_expr`` evaluates the tree on NumPy grids, ``lower`` turns it into loops.
 """
@@ -208,7 +210,7 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """``body`` (converted to FLOAT) reduced over axis ``axis`` in ``0 .. extent-1``; the sum of nothing is 0."""
+    """``body`` (as FLOAT) reduced over axis ``axis`` in ``0 .. extent-1``; the sum of nothing is 0."""
 
     reduction: ReduceKind
     axis: str
@@ -261,8 +263,8 @@ def parse_formula(text: str, num_inputs: int, shape: Shape) -> Formula:
         shape: Result shape: it has axes ``i0`` ... ``i{len(shape)-1}``.
 
     Returns:
-        The typed tree. Names that are neither axes nor operands are symbolic dims (``SymDim(name)``: dims are equal
-        by name); the type rule of ``tensor_expr`` checks that they exist.
+        The typed tree. Names that are neither axes nor operands are symbolic dims (``SymDim(name)``: dims
+        are equal by name); the type rule of ``tensor_expr`` checks that they exist.
 
     Raises:
         ParseError: not an expression of the grammar; points at the place.

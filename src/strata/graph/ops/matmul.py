@@ -99,6 +99,6 @@ define_op(
         },
         _samples,
         _flop,
-        "a[..., M, K] times b[..., K, N]; batch dims broadcast; products and sums in f32 (f64), rounded once.",
+        "a[..., M, K] times b[..., K, N]; batch dims broadcast; computed in f32 (f64), rounded once.",
     )
 )

@@ -1,4 +1,4 @@
-"""Reductions over whole axes, softmax and the norms. Sums and statistics of floats are in f32 (f64 for f64)."""
+"""Reductions over whole axes, softmax, norms. Sums and statistics of floats are in f32 (f64 for f64)."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def _check_input(node: Input, type_: TensorType) -> None:
 
 
 class _Grid:
-    """Evaluates formulas on index grids; arrays broadcast against (result dims..., enclosing reduction dims...)."""
+    """Evaluates formulas on index grids that broadcast to (result dims..., enclosing reduction dims...)."""
 
     def __init__(self, operands: Sequence[np.ndarray], axes: Mapping[str, np.ndarray], depth: int) -> None:
         self.operands, self.axes, self.depth = operands, axes, depth
