@@ -375,9 +375,9 @@ def tensor_expr(
     return make_node("tensor_expr", inputs, name, formula=formula, shape=tuple(shape), dtype=dtype(dtype_))
 
 
-def fused(inputs: Sequence[Node], body: Function, *, name: str = "") -> Node:
-    """A call of ``body`` as one launch."""
-    return make_node("fused", inputs, name, body=body)
+def fused(inputs: Sequence[Node], body: Function, layer: int = 0, *, name: str = "") -> Node:
+    """A call of ``body`` as one launch; ``layer`` is added to the layer of the cache ops in it."""
+    return make_node("fused", inputs, name, body=body, layer=layer)
 
 
 # ---- KV cache ----

@@ -22,6 +22,7 @@ from strata.core.errors import StrataError, VerifyError
 
 from .nodes import Function, Module, Node
 from .opdef import OPS
+from .ops.fused import bind_layer
 from .text import node_slice
 from .types import CacheType, TensorType
 
@@ -225,7 +226,7 @@ def _effects(node: Node, cache: Node) -> tuple[frozenset[int], frozenset[int]]:
 
 
 def _body_effects(node: Node, cache: Node) -> tuple[frozenset[int], frozenset[int]]:
-    body: Function = node.attrs["body"]
+    body = bind_layer(node.attrs["body"], node.attrs["layer"])
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()
     inner = {id(x) for x, operand in zip(body.inputs, node.inputs, strict=True) if operand is cache}

@@ -18,6 +18,7 @@ from strata.core.errors import ShapeError, UserError
 from .cache_value import CacheValue
 from .nodes import Function, Module, Node
 from .ops.common import np_dtype
+from .ops.fused import bind_layer
 from .ops.formula import bind_dims
 from .types import CacheType, TensorType, Type
 
@@ -105,7 +106,7 @@ def evaluate_node(node: Node, operands: Sequence[Value], env: Mapping[str, int])
     """
     where = f" ({node.name})" if node.name else ""
     if node.op == "fused":  # the body's dims are those of the caller
-        body: Function = node.attrs["body"]
+        body = bind_layer(node.attrs["body"], node.attrs["layer"])
         return _evaluate(body, {id(n): v for n, v in zip(body.inputs, operands, strict=True)}, env)[0]
     try:
         value = node.opdef.reference(operands, concrete_attrs(node, env))

@@ -138,9 +138,10 @@ def _node_lines(node: Node, value: str, operands: str, indent: str) -> list[str]
     nested = [(k, v) for k, v in attrs.items() if isinstance(v, Function)]
     if not nested:
         return [f"{head} {{{', '.join(f'{k}={attr_text(v)}' for k, v in attrs.items())}}}{origin}"]
-    ((key, body),) = nested  # ``fused`` has this attribute alone
+    ((key, body),) = nested  # ``fused`` has one function, the other attributes stay on its first line
+    plain = "".join(f"{k}={attr_text(v)}, " for k, v in attrs.items() if k != key).rstrip()
     first, *rest = _function_lines(body, indent + "  ")
-    return [f"{head} {{", f"{indent}  {key}={first.lstrip()}", *rest, f"{indent}}}{origin}"]
+    return [f"{head} {{{plain}", f"{indent}  {key}={first.lstrip()}", *rest, f"{indent}}}{origin}"]
 
 
 def node_slice(node: Node) -> str:

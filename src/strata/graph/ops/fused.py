@@ -1,4 +1,8 @@
-"""``fused``: a group of nodes that becomes one launch. Made by the fuse pass, never by front ends."""
+"""``fused``: a group of nodes that becomes one launch. Made by the fuse pass, never by front ends.
+
+The attention layers of a model have the same body: ``layer`` of the fused node is added to the ``layer`` of the cache
+ops in it (:func:`bind_layer`), so that one kernel serves all layers.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,19 @@ from typing import Any
 from strata.core.dims import Dim
 from strata.core.dtypes import bf16, f32
 from strata.core.errors import ShapeError
-from strata.graph.nodes import Function, make_node
+from strata.graph.nodes import Function, Node, make_node, rebuild, rewrite
 from strata.graph.types import Type
 
 from .common import Attr, Attrs, OpDef, Pattern, Sample, Types, as_tensor, define_op, elements, t
+
+
+def bind_layer(body: Function, layer: int) -> Function:
+    """``body`` with ``layer`` added to the ``layer`` attribute of every node that has one."""
+
+    def shift(node: Node) -> Node:
+        return rebuild(node, node.inputs, layer=node.attrs["layer"] + layer) if "layer" in node.attrs else node
+
+    return rewrite(body, shift) if layer else body
 
 
 def _infer(types: Types, attrs: Attrs) -> Type:
@@ -22,13 +35,14 @@ def _infer(types: Types, attrs: Attrs) -> Type:
         raise ShapeError(f"fused @{body.name}: got operands ({got}); the body takes ({want})")
     if len(body.outputs) != 1:
         raise ShapeError(f"fused @{body.name}: the body has {len(body.outputs)} outputs; expected 1")
+    bind_layer(body, attrs["layer"])  # raises where a layer is out of range
     return body.outputs[0].type
 
 
 def _reference(operands: Sequence[Any], attrs: Attrs) -> Any:
     from strata.graph.interp import run  # the interpreter needs the op table
 
-    return run(attrs["body"], list(operands), {})[0]
+    return run(bind_layer(attrs["body"], attrs["layer"]), list(operands), {})[0]
 
 
 def _flop(types: Types, attrs: Attrs) -> Dim:
@@ -61,7 +75,10 @@ define_op(
         _infer,
         _reference,
         Pattern.OPAQUE,
-        {"body": Attr((Function,), doc="what the group computes; inputs in operand order, one output")},
+        {
+            "body": Attr((Function,), doc="what the group computes; inputs in operand order, one output"),
+            "layer": Attr((int,), 0, "added to the layer of the cache ops in body"),
+        },
         _samples,
         _flop,
         "The result of calling body: a group of nodes that becomes one launch.",
