@@ -7,12 +7,14 @@ here, once: later stages may rely on them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from strata.core.dtypes import DType, dtype
 from strata.core.errors import UnsupportedError, UserError
+from strata.frontend.nn import Tensor, op
 from strata.frontend.nn.rope import DEFAULT_THETA, UNSCALED, RopeScaling
 
 from .fields import Fields, read_object
@@ -36,6 +38,16 @@ class Activation(Enum):
     GELU_NEW = "gelu_new"
     GELU_TANH = "gelu_pytorch_tanh"
     RELU = "relu"
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.SILU: op.silu,
+    Activation.SWISH: op.silu,
+    Activation.GELU: op.gelu,
+    Activation.GELU_NEW: lambda x: op.gelu(x, "tanh"),
+    Activation.GELU_TANH: lambda x: op.gelu(x, "tanh"),
+    Activation.RELU: op.relu,
+}
 
 
 class Positions(Enum):
@@ -107,7 +119,9 @@ class ModelConfig:
         return scale / (layer + 1) if self.scale_scores_by_layer else scale
 
 
-def read_heads(fields: Fields, heads_key: str, hidden_size: int) -> tuple[int, int, int]:
+def read_heads(
+    fields: Fields, heads_key: str, hidden_size: int, default_head_dim: int | None = None
+) -> tuple[int, int, int]:
     """``(num_heads, num_kv_heads, head_dim)``.
 
     Raises:
@@ -120,7 +134,7 @@ def read_heads(fields: Fields, heads_key: str, hidden_size: int) -> tuple[int, i
             f"{fields.where}: got {heads_key} {heads} and num_key_value_heads {kv_heads}; "
             f"expected the first to be a multiple of the second"
         )
-    head_dim = fields.integer("head_dim", 1, MAX_HEAD_DIM, None)
+    head_dim = fields.integer("head_dim", 1, MAX_HEAD_DIM, default_head_dim)
     if head_dim is None:
         if hidden_size % heads:
             raise UserError(

@@ -22,8 +22,9 @@ class Linear(Module):
         in_features: Last dim of the input.
         out_features: Last dim of the result.
         bias: Whether to add a bias.
-        dtype: Dtype of the weight (and bias); f32 by default.
+        dtype: Dtype of the weight; f32 by default.
         out_dtype: Dtype of the result; that of the input by default.
+        bias_dtype: Dtype of the bias; that of the weight by default.
     """
 
     def __init__(
@@ -33,12 +34,13 @@ class Linear(Module):
         bias: bool = True,
         dtype: DType | str | None = None,
         out_dtype: DType | str | None = None,
+        bias_dtype: DType | str | None = None,
     ) -> None:
         self.in_features = in_features
         self.out_features = out_features
         self.out_dtype = None if out_dtype is None else _dtype(out_dtype)
         self.weight = Parameter((out_features, in_features), dtype)
-        self.bias = Parameter((out_features,), dtype) if bias else None
+        self.bias = Parameter((out_features,), bias_dtype or dtype) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``x[..., in_features]`` to ``[..., out_features]``."""
