@@ -1,8 +1,9 @@
 """The native entry of a model function: binds the arguments once, then calls its kernels one after another.
 
-For every launch the entry picks the kernel by comparing dims (:class:`~strata.runtime.records.KernelChoice`), computes the
-addresses of its buffers and calls ``@<kernel>.impl`` directly; there is no other code between two kernels. The text is straight
-line code, so it compiles quickly at a low optimisation level. What addresses mean is in ``runtime.records``.
+For every launch the entry picks the kernel by comparing dims (:class:`~strata.runtime.records.KernelChoice`),
+computes the addresses of its buffers and calls ``@<kernel>.impl`` directly; nothing else runs between two
+kernels. The text is straight-line code, so it compiles quickly. What the addresses mean is in
+``runtime.records``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _LAYER_FIELDS = ("k_pages", "v_pages")
 
 
 def _dims(record: FunctionRecord) -> dict[str, SymDim]:
-    """Symbolic dims of a function by name: those with a range, those of a cache, others that shapes mention."""
+    """Symbolic dims by name: those with a range, those of a cache, others that shapes mention."""
     dims = {r.dim: SymDim(r.dim, r.lo, r.hi) for r in record.dims}
     if any(s.dtype == CACHE_DTYPE for s in record.inputs):
         for name in CACHE_DIMS:
@@ -58,7 +59,9 @@ def _dims(record: FunctionRecord) -> dict[str, SymDim]:
 
 def _input_spec(spec: TensorSpec, index: int, record: FunctionRecord, dims: Mapping[str, SymDim]) -> ArgSpec:
     if spec.dtype == CACHE_DTYPE:
-        refs = [a for step in record.launches for a in step.args if a.kind is ArgKind.CACHE and a.index == index]
+        refs = [
+            a for step in record.launches for a in step.args if a.kind is ArgKind.CACHE and a.index == index
+        ]
         layers = 1 + max((a.layer for a in refs if a.field in _LAYER_FIELDS), default=-1)
         reads = tuple((len(CACHE_POINTERS) + i, name) for i, name in enumerate(CACHE_DIMS))
         return ArgSpec(spec.name, i64, (CACHE_HEADER + 2 * layers,), 8, at_least=True, reads=reads)
@@ -67,12 +70,14 @@ def _input_spec(spec: TensorSpec, index: int, record: FunctionRecord, dims: Mapp
     return ArgSpec(spec.name, kind, shape, kind.itemsize_bytes)
 
 
-def signature_of_function(record: FunctionRecord, num_params: int) -> Signature:
+def signature_of_function(record: FunctionRecord) -> Signature:
     """Inputs, outputs, param table, arena."""
+    refs = (a for step in record.launches for a in step.args)
+    num_params = 1 + max((a.index for a in refs if a.kind is ArgKind.PARAM), default=-1)
     dims = _dims(record)
     tensors = [_input_spec(s, i, record, dims) for i, s in enumerate(record.inputs)]
     tensors += [_input_spec(s, -1, record, dims) for s in record.outputs]
-    tensors.append(ArgSpec("params", i64, (num_params,), 8))
+    tensors.append(ArgSpec("params", i64, (num_params,), 8, at_least=True))
     tensors.append(ArgSpec("arena", u8, (record.arena_bytes,), ARENA_ALIGN_BYTES, at_least=True))
     ordered = tuple(dims[name] for name in sorted(dims))
     return Signature(record.name, tuple(tensors), ordered, int_dims=False)
@@ -81,11 +86,10 @@ def signature_of_function(record: FunctionRecord, num_params: int) -> Signature:
 class _Entry:
     """Emits the body of one entry."""
 
-    def __init__(self, record: FunctionRecord, num_params: int, kernels: Mapping[str, Func]) -> None:
+    def __init__(self, record: FunctionRecord, kernels: Mapping[str, Func]) -> None:
         self.record = record
-        self.num_params = num_params
         self.kernels = kernels
-        self.signature = signature_of_function(record, num_params)
+        self.signature = signature_of_function(record)
         self.dims = {d.name: f"%d{i}" for i, d in enumerate(self.signature.dims)}
         self.lines: list[str] = []
         self.count = 0
@@ -110,15 +114,11 @@ class _Entry:
     def address(self, ref: ArgRef, where: str) -> str:
         """Address of a buffer."""
         inputs, outputs = len(self.record.inputs), len(self.record.outputs)
-        limits = {
-            ArgKind.INPUT: inputs,
-            ArgKind.OUTPUT: outputs,
-            ArgKind.PARAM: self.num_params,
-            ArgKind.ARENA: max(self.record.arena_bytes, 1),
-            ArgKind.CACHE: inputs,
-        }
-        if not 0 <= ref.index < limits[ref.kind]:
-            raise CodegenError(f"{where}: got {ref.kind.value} {ref.index}; expected 0..{limits[ref.kind] - 1}")
+        counts = {ArgKind.INPUT: inputs, ArgKind.CACHE: inputs, ArgKind.OUTPUT: outputs}
+        counts[ArgKind.ARENA] = max(self.record.arena_bytes, 1)
+        count = counts.get(ref.kind, ref.index + 1)
+        if not 0 <= ref.index < count:
+            raise CodegenError(f"{where}: got {ref.kind.value} {ref.index}; expected 0..{count - 1}")
         match ref.kind:
             case ArgKind.INPUT:
                 return f"%p{ref.index}"
@@ -134,7 +134,8 @@ class _Entry:
     def cache_word(self, ref: ArgRef, where: str) -> int:
         """Which entry of the cache table holds a field."""
         if self.record.inputs[ref.index].dtype != CACHE_DTYPE:
-            raise CodegenError(f"{where}: got input {self.record.inputs[ref.index].name} as a cache; it is a tensor")
+            name = self.record.inputs[ref.index].name
+            raise CodegenError(f"{where}: got input {name!r} as a cache; it is a tensor")
         if ref.field in CACHE_POINTERS:
             return CACHE_POINTERS.index(ref.field)
         if ref.field not in _LAYER_FIELDS:
@@ -148,10 +149,12 @@ class _Entry:
         if func is None:
             raise CodegenError(f"{where}: no kernel {kernel!r} among the compiled functions")
         if len(pointers) != len(func.params):
-            raise CodegenError(f"{where}: {kernel} takes {len(func.params)} buffers; the launch has {len(pointers)}")
+            raise CodegenError(f"{where}: got {len(pointers)} buffers; {kernel} takes {len(func.params)}")
         missing = [d.name for d in func.dims if d.name not in self.dims]
         if missing:
-            raise CodegenError(f"{where}: {kernel} needs {', '.join(missing)}, which no input of the function gives")
+            raise CodegenError(
+                f"{where}: {kernel} needs {', '.join(missing)}; no input of the function gives it"
+            )
         passed = [f"ptr {p}" for p in pointers] + [f"i64 {self.dims[d.name]}" for d in func.dims]
         self.lines.append(f"  call void @{kernel}{IMPL_SUFFIX}({', '.join(passed)})")
 
@@ -160,7 +163,8 @@ class _Entry:
         result = ""
         for r in ranges:
             if r.dim not in self.dims:
-                raise CodegenError(f"{where}: got a choice by {r.dim}; expected one of {', '.join(self.dims) or 'none'}")
+                known = ", ".join(self.dims) or "none"
+                raise CodegenError(f"{where}: got a choice by dim {r.dim!r}; expected one of {known}")
             for predicate, bound in (("sge", r.lo), ("sle", r.hi)):
                 test = self.emit(f"icmp {predicate} i64 {self.dims[r.dim]}, {bound}")
                 result = self.emit(f"and i1 {result}, {test}") if result else test
@@ -193,18 +197,17 @@ class _Entry:
             self.lines.append(f"{label}.else:")
 
 
-def emit_entry(record: FunctionRecord, num_params: int, kernels: Mapping[str, Func]) -> str:
+def emit_entry(record: FunctionRecord, kernels: Mapping[str, Func]) -> str:
     """LLVM text of the entry ``@<record.name>`` in the tvm-ffi convention.
 
     Args:
         record: The function.
-        num_params: Entries of the param table.
         kernels: Compiled loop functions by name.
 
     Raises:
         CodegenError: the record names a kernel, buffer or dim that does not exist, or one has another arity.
     """
-    entry = _Entry(record, num_params, kernels)
+    entry = _Entry(record, kernels)
     for index, step in enumerate(record.launches):
         entry.launch(index, step)
     return (
@@ -214,12 +217,12 @@ def emit_entry(record: FunctionRecord, num_params: int, kernels: Mapping[str, Fu
     )
 
 
-def emit_entries(
-    records: Sequence[FunctionRecord], num_params: int, kernels: Mapping[str, Func], triple: str
-) -> str:
+def emit_entries(records: Sequence[FunctionRecord], kernels: Mapping[str, Func], triple: str) -> str:
     """LLVM text of a module with the entries of ``records``; see :func:`emit_entry`."""
     used = sorted({c.kernel for r in records for step in r.launches for c in step.choices} & set(kernels))
     head = f'target triple = "{triple}"\n{declare_bind()}'
-    return head + "".join(declare_impl(kernels[k]) for k in used) + "".join(
-        emit_entry(r, num_params, kernels) for r in records
+    return (
+        head
+        + "".join(declare_impl(kernels[k]) for k in used)
+        + "".join(emit_entry(r, kernels) for r in records)
     )

@@ -1,4 +1,4 @@
-"""A small static linker: ELF relocatable objects in, one position-independent :class:`~strata.runtime.image.Image` out.
+"""A small static linker: ELF relocatable objects in, one position-independent image out.
 
 Sections are gathered by what may be done with them and laid out in three page-aligned segments::
 
@@ -6,9 +6,9 @@ Sections are gathered by what may be done with them and laid out in three page-a
     rodata  constants, and .data.rel.ro (written once, when loaded)   read
     data    variables, the table of addresses (GOT), zeroed memory    read + write
 
-Everything inside the image is reached relative to the program counter; the only fields that depend on the load address
-are 64-bit addresses in rodata and data, which become load-time relocations ``base + target``. Sections without memory
-(debug information, notes, symbol tables) and unwind tables are left out.
+Everything inside the image is reached relative to the program counter; the only fields that depend on the
+load address are 64-bit addresses in rodata and data, which become load-time relocations ``base + target``.
+Sections without memory (debug information, notes, symbol tables) and unwind tables are left out.
 
 Only x86-64 so far: sections ``SHF_ALLOC``, relocations ``R_X86_64_{64,PC32,PC64,PLT32,GOTPCREL,GOTPCRELX,
 REX_GOTPCRELX}``.
@@ -173,7 +173,8 @@ def _check_defined(objects: Sequence[_Object], known: dict[str, _Symbol], export
     missing = sorted((used | set(exports)) - set(known))
     if missing:
         raise CodegenError(
-            f"link: undefined symbols: {', '.join(missing)}; generated code may only use what the run-time support has"
+            f"link: undefined symbols: {', '.join(missing)}; generated code may only call what the run-time"
+            " support defines"
         )
 
 
@@ -272,8 +273,8 @@ def link(objects: Sequence[bytes], exports: Iterable[str]) -> Image:
         exports: Symbols that the image's table lists.
 
     Raises:
-        CodegenError: undefined or doubly defined symbols (all undefined ones are listed), a malformed object, or code
-            that is not position independent.
+        CodegenError: undefined or doubly defined symbols (all undefined ones are listed), a malformed
+            object, or code that is not position independent.
     """
     exports = list(exports)
     parsed = [_read_object(data, f"object {i}") for i, data in enumerate(objects)]

@@ -8,9 +8,9 @@ Python, statement by statement, and come out as readable LLVM text::
         f.ret(9)
     f.ret(f.arg("x"))
 
-A :class:`Value` is an SSA value with arithmetic operators (comparisons of pointers and integers are signed unless the
-method name says otherwise); a :class:`Local` is a mutable variable (an ``alloca``; ``mem2reg`` removes it).
-Python integers stand for constants of the other operand's type.
+A :class:`Value` is an SSA value with arithmetic operators (comparisons of pointers and integers are signed
+unless the method name says otherwise); a :class:`Local` is a mutable variable (an ``alloca``; ``mem2reg``
+removes it). Python integers stand for constants of the other operand's type.
 """
 
 from __future__ import annotations

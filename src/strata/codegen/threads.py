@@ -12,12 +12,12 @@ The protocol and the memory it works on are described in :mod:`strata.runtime.po
       run_chunks()                              word -> chunk = what is left / divisor, at least one unit
       spin, then sleep, until done == units     compare-and-swap the word; fn(env, begin, end); done += chunk
 
-Generated code sees one function, ``void strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain)`` with
-``void fn(ptr env, i64 begin, i64 end)``: every iteration of ``0 .. n-1`` is in exactly one call, calls run on any thread
-in any order, and all are finished (and their writes visible) when it returns.
+Generated code sees one function, ``void strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain)`` with ``void
+fn(ptr env, i64 begin, i64 end)``: every iteration of ``0 .. n-1`` is in exactly one call, calls run on any
+thread in any order, and all are finished (and their writes visible) when it returns.
 
-Sleeping cannot miss a wake-up: a sleeper counts itself, then the kernel compares the futex word; the waker changes the
-word, then reads the count, both sequentially consistent.
+Sleeping cannot miss a wake-up: a sleeper counts itself, then the kernel compares the futex word; the waker
+changes the word, then reads the count, both sequentially consistent.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _run_chunks(kind: Platform) -> NativeFunction:
         share = (units - next_unit).udiv(f.load("i64", pool, layout.POOL_DIVISOR))
         chunk = f.select(share > 1, share, 1)
         with f.if_(f.cmpxchg(pool, layout.POOL_WORD, word, word + chunk, "acq_rel")):
-            # The swap succeeded, so this job is still open and its fields stay until our chunk is counted as done.
+            # The swap succeeded, so this job is still open and its fields stay until our chunk is counted as
+            # done.
             grain = f.load("i64", pool, layout.POOL_GRAIN)
             total = f.load("i64", pool, layout.POOL_N)
             begin = next_unit * grain
@@ -158,7 +159,8 @@ def _worker(kind: Platform) -> NativeFunction:
     pool = f.load("ptr", context, layout.CTX_POOL)
     spin = f.load("i64", context, layout.CTX_SPIN)
     with f.forever():
-        # The flag is set before the generation changes, and the generation read below is not older than the flag.
+        # The flag is set before the generation changes, and the generation read below is not older than the
+        # flag.
         word = f.call("i64", f.symbol("strata_run_chunks"), [context])
         seen = (word >> 32).convert("trunc", "i32")
         with f.if_(f.atomic_load("i32", pool, layout.POOL_SHUTDOWN, "acquire").ne(0)):
@@ -333,9 +335,9 @@ def _memcmp(name: str) -> NativeFunction:
 def emit_support(triple: str) -> str:
     """LLVM text of the support functions for the target ``triple``.
 
-    Defines ``strata_init(ptr context)``, ``strata_worker(ptr context, i64 worker)``, ``strata_stop(ptr context)``,
-    ``strata_spin(i64 rounds)`` (exported), ``strata_parallel_for`` and ``memcpy``, ``memmove``, ``memset``, ``memcmp``,
-    ``bcmp`` (called by generated code), and the variable ``strata_context``.
+    Defines ``strata_init(ptr context)``, ``strata_worker(ptr context, i64 worker)``, ``strata_stop(ptr
+    context)``, ``strata_spin(i64 rounds)`` (exported), ``strata_parallel_for`` and ``memcpy``, ``memmove``,
+    ``memset``, ``memcmp``, ``bcmp`` (called by generated code), and the variable ``strata_context``.
 
     Raises:
         UnsupportedError: no run-time support for the architecture.

@@ -11,8 +11,8 @@ File, little endian, produced by ``codegen.link`` and read here::
     strings   names, UTF-8, back to back
     contents  of the segments; the rest of a segment's memory is zero
 
-Addresses are relative to the base where the image is mapped. Segments are page aligned, in order and do not overlap;
-``protection`` is one of :class:`Protection`: no page is ever writable and executable.
+Addresses are relative to the base where the image is mapped. Segments are page aligned, in order and do not
+overlap; ``protection`` is one of :class:`Protection`: no page is ever writable and executable.
 """
 
 from __future__ import annotations

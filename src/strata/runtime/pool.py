@@ -1,19 +1,21 @@
 """The fork-join thread pool of a loaded image: its memory layout, its threads and its context table.
 
-The native side (``codegen.threads``) does the work: ``strata_parallel_for`` publishes a job, every thread takes chunks
-of it with compare-and-swap, ``strata_worker`` is the loop of a worker. This module owns what they work on and runs the
-workers: daemon Python threads that call ``strata_worker`` with the GIL released and come back at shutdown.
+The native side (``codegen.threads``) does the work: ``strata_parallel_for`` publishes a job, every thread
+takes chunks of it with compare-and-swap, ``strata_worker`` is the loop of a worker. This module owns what
+they work on and runs the workers: daemon Python threads that call ``strata_worker`` with the GIL released
+and come back at shutdown.
 
 Two pieces of memory, both written here once and then only by native code:
 
-* the **context table** (``CTX_*`` byte offsets): addresses of the pool and of the few outside functions that generated
-  code calls, and the number of ``pause`` instructions to spin before sleeping;
-* the **pool memory** (``POOL_*`` byte offsets), where each field that several threads write has cache lines of its own.
-  A hook zeroes it in a forked child, which hence sees no workers and runs everything inline.
+* the **context table** (``CTX_*`` byte offsets): addresses of the pool and of the few outside functions that
+  generated code calls, and the number of ``pause`` instructions to spin before sleeping;
+* the **pool memory** (``POOL_*`` byte offsets), where each field that several threads write has cache lines
+  of its own. A hook zeroes it in a forked child, which hence sees no workers and runs everything inline.
 
-A job is identified by the 64-bit word at ``POOL_WORD``: generation in the high half, next free unit in the low half
-(``CLOSED`` while the other fields are being written). Taking a chunk is one compare-and-swap of that word, so a worker
-that wakes late cannot touch a newer job, and nobody waits for a worker that took nothing.
+A job is identified by the 64-bit word at ``POOL_WORD``: generation in the high half, next free unit in the
+low half (``CLOSED`` while the other fields are being written). Taking a chunk is one compare-and-swap of
+that word, so a worker that wakes late cannot touch a newer job, and nobody waits for a worker that took
+nothing.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def _callbacks() -> tuple[int, int]:
 
 
 def _calibrate(spin_address: int) -> int:
-    """Rounds of the spin loop that take ``SPIN_SECONDS`` (the fastest of a few tries: others may hold the core)."""
+    """Rounds of the spin loop that take ``SPIN_SECONDS``: by the fastest of a few tries."""
     spin, rounds = _SPIN_TYPE(spin_address), 500
     best_s = float("inf")
     for _ in range(4):
@@ -132,7 +134,7 @@ class Pool:
         return self._read_i32(POOL_WORKERS) + 1
 
     def forget_workers(self) -> None:
-        """In a forked child, where no worker exists: zero the pool memory, so that parallel loops run inline."""
+        """In a forked child, which has no workers: zero the pool memory, so that loops run inline."""
         ctypes.memset(self._base, 0, POOL_BYTES)
         self._lock = threading.Lock()  # the parent may have held it at the fork
 
@@ -143,7 +145,7 @@ class Pool:
         return self._field(offset).value
 
     def set_num_threads(self, num_threads: int) -> None:
-        """Stop the workers and start ``num_threads - 1`` new ones (also the way to get workers in a forked child).
+        """Stop the workers and start ``num_threads - 1`` new ones (in a forked child too).
 
         Raises:
             UserError: not an int in 1..256.
@@ -164,7 +166,8 @@ class Pool:
         self._field(POOL_SHUTDOWN).value = 0
         ctypes.c_int64.from_address(self._base + POOL_DIVISOR).value = 2 * (num_workers + 1)
         for worker in range(1, num_workers + 1):
-            # The thread holds addresses only: a reference to the pool would keep it, and the image, alive for ever.
+            # The thread holds addresses only: a reference to the pool would keep it, and the image, alive
+            # for ever.
             thread = threading.Thread(
                 target=_WORKER_TYPE(self._symbols.worker),
                 args=(self._context, worker),
