@@ -158,7 +158,7 @@ def _mistral_window(fields: Fields, num_layers: int) -> int | None:
 
 
 def _qwen_window(fields: Fields, num_layers: int) -> int | None:
-    """With ``use_sliding_window``, layers in ``layer_types`` slide, or those from ``max_window_layers`` on."""
+    """With ``use_sliding_window``: the layers of ``layer_types``, or those from ``max_window_layers`` on."""
     if not fields.boolean("use_sliding_window", False):
         return None
     types = fields.strings("layer_types")

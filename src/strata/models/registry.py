@@ -20,7 +20,7 @@ CONFIG_NAME = "config.json"
 
 
 class LanguageModel(Protocol):
-    """What every architecture's module offers: from ids i32 ``[n]`` and a cache to logits f32 and the cache."""
+    """What every architecture's module offers: ids i32 ``[n]`` and a cache to f32 logits and the cache."""
 
     def prefill(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> Any:
         """Logits ``[num_seqs, vocab]`` after the last token of each sequence."""
