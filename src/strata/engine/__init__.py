@@ -1,1 +1,4 @@
-"""Paged KV cache, batching, sampling, tokenizer, chat: from prompts to text. Never imports the compiler side."""
+"""Paged KV cache, batching, sampling, tokenizer, chat: from prompts to text.
+
+Never imports the compiler side.
+"""
