@@ -18,8 +18,8 @@ from strata.core.errors import ShapeError, UserError
 from .cache_value import CacheValue
 from .nodes import Function, Module, Node
 from .ops.common import np_dtype
-from .ops.fused import bind_layer
 from .ops.formula import bind_dims
+from .ops.fused import bind_layer
 from .types import CacheType, TensorType, Type
 
 Value = np.ndarray[Any, Any] | CacheValue
@@ -142,7 +142,7 @@ def _concrete(value: Any, env: Mapping[str, int]) -> Any:
 
 
 def bind(node: Node, given: Any, env: dict[str, int]) -> Value:
-    """``given`` as the value of an ``input`` or ``param`` node; adds the dims that its shape tells to ``env``.
+    """``given`` as the value of an ``input`` or ``param`` node; adds the dims of its shape to ``env``.
 
     Raises:
         UserError: ``given`` is no array or cache.

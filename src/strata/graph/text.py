@@ -12,7 +12,7 @@
     attrs    ::= "{" NAME "=" attr ("," NAME "=" attr)* "}"          those equal to their default are left out
     attr     ::= INT | HEXFLOAT | "inf" | "-inf" | "nan" | "true" | "false" | "none" | STRING | DTYPE | dim
                | "(" [dim ("," dim)*] ")" | type | array | func
-    array    ::= DTYPE "[" INT,* "]" ":" ("[" number,* "]" | STRING)  the string: base64 of little-endian bytes
+    array    ::= DTYPE "[" INT,* "]" ":" ("[" number,* "]" | STRING)       STRING: base64, little-endian
     type     ::= DTYPE "[" dim,* "]" | "cache" "<" key "=" value,* ">"
     dim      ::= polynomial of INT and declared names: 2*n + 1
 

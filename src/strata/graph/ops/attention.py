@@ -139,7 +139,8 @@ def _append_infer(types: Types, attrs: Attrs) -> Type:
     k, v = (_heads("kv_append", name, x, cache) for name, x in zip("kv", types[1:], strict=True))
     if k.shape[1] != cache.num_kv_heads or v.shape != k.shape or v.dtype != k.dtype:
         raise ShapeError(
-            f"kv_append: k is {k}, v is {v}; expected both [n, {cache.num_kv_heads}, {cache.head_dim}], one dtype"
+            f"kv_append: k is {k}, v is {v}; "
+            f"expected both [n, {cache.num_kv_heads}, {cache.head_dim}] of one dtype"
         )
     return cache
 

@@ -1,7 +1,7 @@
 """``fused``: a group of nodes that becomes one launch. Made by the fuse pass, never by front ends.
 
-The attention layers of a model have the same body: ``layer`` of the fused node is added to the ``layer`` of the cache
-ops in it (:func:`bind_layer`), so that one kernel serves all layers.
+The attention layers of a model have the same body: ``layer`` of the fused node is added to the ``layer`` of
+the cache ops in it (:func:`bind_layer`), so that one kernel serves all layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def bind_layer(body: Function, layer: int) -> Function:
     """``body`` with ``layer`` added to the ``layer`` attribute of every node that has one."""
 
     def shift(node: Node) -> Node:
-        return rebuild(node, node.inputs, layer=node.attrs["layer"] + layer) if "layer" in node.attrs else node
+        return (
+            rebuild(node, node.inputs, layer=node.attrs["layer"] + layer) if "layer" in node.attrs else node
+        )
 
     return rewrite(body, shift) if layer else body
 

@@ -192,8 +192,8 @@ def _concat_infer(types: Types, attrs: Attrs) -> Type:
         ranks_fit = type_.rank == first.rank
         if not ranks_fit or type_.dtype != first.dtype or _without(type_, axis) != _without(first, axis):
             raise ShapeError(
-                f"concat: x0 {first} and {name} {type_} differ outside axis {axis}; dtypes, ranks and all other "
-                "dims must be equal"
+                f"concat: x0 {first} and {name} {type_} differ outside axis {axis}; "
+                "dtypes, ranks and all other dims must be equal"
             )
         total = total + type_.shape[axis]
     return TensorType((*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype)
@@ -238,8 +238,8 @@ def _broadcast_infer(types: Types, attrs: Attrs) -> Type:
     aligned = shape[len(shape) - x.rank :] if x.rank else ()
     if x.rank > len(shape) or any(a not in (1, b) for a, b in zip(x.shape, aligned, strict=True)):
         raise ShapeError(
-            f"broadcast_to: x {x} does not broadcast to ({_dims(shape)}); dims aligned from the right must be "
-            "equal, or 1 in x"
+            f"broadcast_to: x {x} does not broadcast to ({_dims(shape)}); "
+            "dims aligned from the right must be equal, or 1 in x"
         )
     return TensorType(shape, x.dtype)
 
