@@ -51,6 +51,7 @@ NUM_SEQUENCES = SymDim("num_seqs", 1, 1 << 16)  # sequences in this pass
 TABLE_WIDTH = SymDim("table_width", 1, 1 << 20)  # pages of the longest sequence in this pass
 NUM_PAGES = SymDim("num_pages", 1, 1 << 24)  # pages in the pool
 MAX_CONTEXT = SymDim("max_context", 1, 1 << 24)  # rows of the rotary tables
+CACHE_SYMBOLS = (NUM_SEQUENCES, TABLE_WIDTH, NUM_PAGES, MAX_CONTEXT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,7 +344,7 @@ define_op(
     OpDef(
         "logical_not",
         _unary_infer("logical_not"),
-        lambda operands, attrs: np.logical_not(operands[0]),
+        lambda operands, attrs: np.asarray(np.logical_not(operands[0])),
         Pattern.ELEMENTWISE,
         samples=_not_samples,
         doc="not x on bools.",

@@ -287,7 +287,7 @@ def _take_reference(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
     wrong = indices[(indices < 0) | (indices >= extent)]
     if wrong.size:
         raise ShapeError(f"take: index {wrong.flat[0]} is out of range; expected 0..{extent - 1}")
-    return np.take(table, indices, axis=attrs["axis"])
+    return np.asarray(np.take(table, indices, axis=attrs["axis"]))
 
 
 def _take_samples() -> Iterator[Sample]:
