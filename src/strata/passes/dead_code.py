@@ -1,0 +1,57 @@
+"""``dead_code``: what no result needs goes away.
+
+Nodes that no output reaches are not part of a function in this IR. What can be dead is an operand that a
+fused group does not read, and a function that nobody wants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from strata.core.errors import UserError
+from strata.graph.nodes import Function, Module, Node, rebuild, rewrite, topological
+from strata.ir.passes import Pass, register_pass
+
+
+@register_pass
+@dataclass(frozen=True)
+class DeadCode(Pass[Module]):
+    """Drops unread operands of fused groups, and functions not asked for.
+
+    Stage: any graph -> the same.
+    Preserves: values and signatures of the functions that stay.
+
+    Attributes:
+        functions: Names of the functions to keep; none given keeps all.
+    """
+
+    name: ClassVar[str] = "dead_code"
+    functions: tuple[str, ...] = ()
+
+    def run(self, module: Module) -> Module:
+        """Drop functions, then operands.
+
+        Raises:
+            UserError: a function to keep does not exist.
+        """
+        known = [f.name for f in module.functions]
+        for name in self.functions:
+            if name not in known:
+                raise UserError(
+                    f"dead_code: no function {name!r} to keep; the module has: {', '.join(known)}"
+                )
+        kept = [f for f in module.functions if not self.functions or f.name in self.functions]
+        return Module(tuple(rewrite(f, _drop_operands) for f in kept))
+
+
+def _drop_operands(node: Node) -> Node:
+    if node.op != "fused":
+        return node
+    body: Function = node.attrs["body"]
+    reached = {id(n) for n in topological(body.outputs)}
+    live = [k for k, n in enumerate(body.inputs) if id(n) in reached]
+    if len(live) == len(body.inputs):
+        return node
+    smaller = body.with_outputs(body.outputs, [body.inputs[k] for k in live])
+    return rebuild(node, [node.inputs[k] for k in live], body=smaller)
