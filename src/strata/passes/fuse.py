@@ -1,8 +1,9 @@
 """``fuse``: groups of nodes become ``fused`` nodes, one launch each.
 
-Afterwards every node is a leaf, a ``fused`` node, a bare ``reshape`` (another view of the same memory: no launch)
-or ``create_kv_cache``. What a group reads, weights included, are operands of its ``fused`` node, and the body
-computes with layer 0; so the layers of a model share one body, the same object, and with it one kernel::
+Afterwards every node is a leaf, a ``fused`` node, a bare ``reshape`` (another view of the same memory: no
+launch) or ``create_kv_cache``. What a group reads, weights included, are operands of its ``fused`` node, and
+the body computes with layer 0; so the layers of a model share one body, the same object, and with it one
+kernel::
 
     %3: f32[n,256] = rms_norm(%1, %2) {eps=..}        %3: bf16[n,256] = fused(%1, %2) {body=func @rms_norm(
     %4: bf16[n,256] = cast(%3) {dtype=bf16}       ->      %a0: f32[n,256], %a1: f32[256]) -> (..) { .. }}
@@ -114,7 +115,7 @@ class _Assembler:
 
     def _launch(self, group: Group) -> Node:
         order = _members_in_order(group)
-        caches = _cache_of(group)
+        cache = _cache_of(group)
         operands: dict[int, tuple[Node, Node]] = {}  # by id of the operand: it, and its input in the body
         inner: dict[int, Node] = {}  # by id of an old node: its node in the body
         layer = 0
@@ -122,20 +123,18 @@ class _Assembler:
         def inside(old: Node) -> Node:
             if id(old) in inner:
                 return inner[id(old)]
-            if old.op == "const" and old.attrs["value"].size == 1:
+            if _is_immediate(old):
                 inner[id(old)] = make_node("const", value=old.attrs["value"])
                 return inner[id(old)]
-            if (
-                caches is not None
-                and isinstance(old.type, CacheType)
-                and root_cache(old) is root_cache(caches)
-            ):
-                old = caches
+            if cache is not None and isinstance(old.type, CacheType) and root_cache(old) is root_cache(cache):
+                old = cache
             stored = self._stored(old)
             if id(stored) not in operands:
                 operands[id(stored)] = stored, _body_input(stored, operands)
             return operands[id(stored)][1]
 
+        for operand in _operands_in_order(group):
+            inside(operand)
         for member in order:
             attrs: dict[str, Any] = dict(member.attrs)
             if "layer" in attrs:
@@ -169,6 +168,27 @@ class _Assembler:
 def _body_input(operand: Node, before: Collection[object]) -> Node:
     """The input of a body for ``operand``, where ``before`` are the inputs so far."""
     return g.input(f"{'cache' if isinstance(operand.type, CacheType) else 'a'}{len(before)}", operand.type)
+
+
+def _is_immediate(node: Node) -> bool:
+    """Whether ``node`` is a number that goes into the body, not an operand."""
+    return node.op == "const" and node.attrs["value"].size == 1
+
+
+def _operands_in_order(group: Group) -> list[Node]:
+    """What the group reads: first what its anchor reads, left to right."""
+    found: dict[int, Node] = {}
+    seen: set[int] = set()
+    stack = [group.root] if group.anchor is None else [group.root, group.anchor]
+    while stack:
+        node = stack.pop()
+        if id(node) in group.members:
+            if id(node) not in seen:
+                stack.extend(reversed(node.inputs))
+            seen.add(id(node))
+        elif not _is_immediate(node):
+            found[id(node)] = node
+    return list(found.values())
 
 
 def _members_in_order(group: Group) -> list[Node]:

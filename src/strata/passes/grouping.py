@@ -1,17 +1,17 @@
 """Which nodes become one launch: the decisions of the ``fuse`` pass.
 
 A group is a set of nodes with one result, the *root*: every other member is read by members only. So a group
-needs no check for convexity: a path that leaves it starts at the root, and what follows the root precedes nothing
-in the group.
+needs no check for convexity: a path that leaves it starts at the root, and what follows the root precedes
+nothing in the group.
 
 Three rounds over a function:
 
-1. every *anchor* (matmul, reduction, tensor_expr, paged_attention) starts a group and takes its consumers, one
-   after the other, while the last member has exactly one consumer and that is elementwise on the same elements;
+1. every *anchor* (matmul, reduction, tensor_expr, paged_attention) starts a group and takes its consumers,
+   one after the other, while the last member has one consumer and that is elementwise on the same elements;
 2. every append to the cache starts a group;
 3. all other nodes, consumers before producers, join the group of their consumers where that group can compute
-   them in place; slices, reshapes, casts and broadcasts rather join several groups (and are computed in each) than
-   be stored; what can join none starts a group of its own. A reshape that cannot join is a *view*: no launch.
+   them in place; slices, reshapes, casts and broadcasts rather join several groups (and are computed in each)
+   than be stored; what can join none starts a group of its own. A reshape that cannot join is a *view*.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _can_compute_for(node: Node, consumer: Node, group: Group, reads: int) -> bo
 
 
 def _drop_entry_reshapes(group: Group) -> None:
-    """Take out reshapes of stored values: as views they are free, and the group sees the shape it works on."""
+    """Take out reshapes of stored values: views are free, and the group sees the shape that it works on."""
     again = True
     while again:
         again = False
