@@ -1,1 +1,39 @@
-"""Strata: an LLM compiler in Python."""
+"""Strata: an LLM compiler in Python.
+
+::
+
+    import strata
+
+    model = strata.load("path/to/model", format="bf16")
+    print(model.generate("def read_lines(path):").text)
+
+Names are imported on first use: running a compiled artifact needs ``runtime`` and ``engine`` only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strata.compiler.api import compile, compile_model, load
+    from strata.engine.load import load_artifact
+    from strata.engine.sampling import SamplingParams
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "compile": "strata.compiler.api",
+    "compile_model": "strata.compiler.api",
+    "load": "strata.compiler.api",
+    "load_artifact": "strata.engine.load",
+    "SamplingParams": "strata.engine.sampling",
+}
+
+__all__ = ["SamplingParams", "compile", "compile_model", "load", "load_artifact"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'strata' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -45,8 +45,8 @@ MAX_LANES = 16
 
 
 def lanes_for(extent: int) -> int:
-    """The largest vector length up to ``MAX_LANES`` that divides ``extent``."""
-    return max(k for k in range(1, MAX_LANES + 1) if extent % k == 0)
+    """The largest power of two up to ``MAX_LANES`` that divides ``extent``."""
+    return min(extent & -extent, MAX_LANES)
 
 
 def head_tile(group: int) -> int:

@@ -33,7 +33,8 @@ def _divide(x: Expr, y: Expr) -> Expr:
     return b.div(x, y) if x.dtype.is_float else b.floordiv(x, y)
 
 
-def _power(x: Expr, y: Expr) -> Expr:
+def power(x: Expr, y: Expr) -> Expr:
+    """``x ** y`` of floats."""
     # exp(y log|x|) with the sign of x for odd integer y, and x**0 == 1.
     one, zero = b.const(1.0, x.dtype), b.const(0.0, x.dtype)
     magnitude = b.exp(b.mul(y, b.log(b.abs_(x))))
@@ -44,7 +45,7 @@ def _power(x: Expr, y: Expr) -> Expr:
 
 
 _BINARY["div"] = _divide
-_BINARY["power"] = _power
+_BINARY["power"] = power
 
 
 def silu(x: Expr) -> Expr:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import inf
 
 from strata.core.dims import product
-from strata.core.dtypes import DType, f32
+from strata.core.dtypes import DType
 from strata.graph.nodes import Node
 from strata.loop import build as b
 from strata.loop.nodes import Expr, size
@@ -74,21 +74,21 @@ def lower_softmax(ctx: Context, node: Node) -> Access:
 
 @LOWERINGS.register("rms_norm")
 def lower_rms_norm(ctx: Context, node: Node) -> Access:
-    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang & Sennrich 2019), statistics in f32."""
+    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang & Sennrich 2019), statistics in f32 (f64 for f64)."""
     x, weight = node.inputs
     shape = x.tensor.shape
-    last = len(shape) - 1
+    last, dtype = len(shape) - 1, compute_type(x.tensor.dtype)
     value, scale = widened(ctx.access(x)), widened(ctx.access(weight))
 
     def square(i: Index) -> Expr:
         element = value(i)
         return b.mul(element, element)
 
-    squares = _row_reduce(ctx, "squares", shape, (last,), f32, 0.0, b.add, square)
+    squares = _row_reduce(ctx, "squares", shape, (last,), dtype, 0.0, b.add, square)
 
     def element(i: Index) -> Expr:
-        mean = b.div(squares(i[:-1]), _mean_count(shape, (last,), f32))
-        root = b.rsqrt(b.add(mean, b.const(node.attrs["eps"], f32)))
+        mean = b.div(squares(i[:-1]), _mean_count(shape, (last,), dtype))
+        root = b.rsqrt(b.add(mean, b.const(node.attrs["eps"], dtype)))
         return b.cast(node.tensor.dtype, b.mul(b.mul(value(i), root), scale(i[-1:])))
 
     return element
@@ -96,13 +96,13 @@ def lower_rms_norm(ctx: Context, node: Node) -> Access:
 
 @LOWERINGS.register("layer_norm")
 def lower_layer_norm(ctx: Context, node: Node) -> Access:
-    """``(x - mean) * rsqrt(var + eps) * weight + bias`` over the last axis (Ba et al. 2016), two passes in f32."""
+    """``(x - mean) * rsqrt(var + eps) * weight + bias`` over the last axis (Ba et al. 2016), two passes."""
     x, weight, bias = node.inputs
     shape = x.tensor.shape
-    last = len(shape) - 1
+    last, dtype = len(shape) - 1, compute_type(x.tensor.dtype)
     value, scale, shift = (widened(ctx.access(v)) for v in (x, weight, bias))
-    count = _mean_count(shape, (last,), f32)
-    total = _row_reduce(ctx, "row_sum", shape, (last,), f32, 0.0, b.add, value)
+    count = _mean_count(shape, (last,), dtype)
+    total = _row_reduce(ctx, "row_sum", shape, (last,), dtype, 0.0, b.add, value)
 
     def centred(i: Index) -> Expr:
         return b.sub(value(i), b.div(total(i[:-1]), count))
@@ -111,10 +111,10 @@ def lower_layer_norm(ctx: Context, node: Node) -> Access:
         element = centred(i)
         return b.mul(element, element)
 
-    squares = _row_reduce(ctx, "squares", shape, (last,), f32, 0.0, b.add, square)
+    squares = _row_reduce(ctx, "squares", shape, (last,), dtype, 0.0, b.add, square)
 
     def element(i: Index) -> Expr:
-        root = b.rsqrt(b.add(b.div(squares(i[:-1]), count), b.const(node.attrs["eps"], f32)))
+        root = b.rsqrt(b.add(b.div(squares(i[:-1]), count), b.const(node.attrs["eps"], dtype)))
         normal = b.mul(b.mul(centred(i), root), scale(i[-1:]))
         return b.cast(node.tensor.dtype, b.add(normal, shift(i[-1:])))
 

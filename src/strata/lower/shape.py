@@ -6,7 +6,7 @@ from strata.core.dims import Dim, Shape, product
 from strata.core.dtypes import i64
 from strata.graph.nodes import Node
 from strata.loop import build as b
-from strata.loop.nodes import Expr, size
+from strata.loop.nodes import Buffer, Expr, Load, size
 
 from .context import LOWERINGS, Access, Context, Index, broadcast_index
 
@@ -83,7 +83,7 @@ def lower_reshape(ctx: Context, node: Node) -> Access:
 def lower_permute_dims(ctx: Context, node: Node) -> Access:
     """``out[i0, i1, ...] = x[...]`` with dim ``axes[k]`` of x at position k."""
     source = ctx.access(node.inputs[0])
-    axes = node.attrs["axes"]
+    axes = [k % node.tensor.rank for k in node.attrs["axes"]]
 
     def element(i: Index) -> Expr:
         position = dict(zip(axes, i, strict=True))
@@ -114,8 +114,6 @@ def lower_concat(ctx: Context, node: Node) -> Access:
     """Staged operand by operand, so that each element is computed once and no access runs out of bounds."""
     axis = node.attrs["axis"] % node.tensor.rank
     shape = node.tensor.shape
-    from strata.loop.nodes import Buffer, Load
-
     joined = Buffer(ctx.unique("concat_buf"), shape, node.tensor.dtype)
     ctx.allocs.append(joined)
     offset: Dim = 0

@@ -21,7 +21,7 @@ ROW_TILES = (1, 4, 6)
 def column_tile(target: Target) -> int:
     """Outputs that one register tile computes side by side: four vectors (two where there are 16 registers)."""
     lanes = target.vector_bytes // 4
-    return lanes * (4 if target.vector_registers >= 32 else 2)
+    return lanes * (4 if target.num_vector_registers >= 32 else 2)
 
 
 @RULES.register("matmul")

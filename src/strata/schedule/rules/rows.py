@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import Func
+from strata.loop.nodes import Alloc, Func, MemSpace
+from strata.loop.rewrite import walk_stmts
 from strata.target import Target
 
 from ..step import loops_around
-from ..steps.placement import ComputeAt
+from ..steps.placement import ComputeAt, DecomposeReduction
 from .base import RULES, Draft, Proposal, innermost_loop, spatial_loops, stage_names
 
 
@@ -26,12 +27,11 @@ def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     row = _row_loop(draft, stages[-1], has_producers=len(stages) > 1) if stages else None
     if row is not None:
         for stage in reversed(stages[:-1]):
-            try:
-                draft.do(ComputeAt(stage, row))
-                placed.add(stage)
-            except LegalityError:
+            if not _place(draft, stage, row):
                 break  # an earlier stage would have to move past this one
+            placed.add(stage)
     for stage in stages:
+        _split_off_init(draft, stage)
         inner = innermost_loop(draft.func, stage)
         if inner is not None and inner != row:
             draft.vectorize(inner, lanes)
@@ -43,6 +43,28 @@ def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
             if outer:
                 draft.parallel(outer[0].var.name)
     return [Proposal("cpu.rows", tuple(draft.steps))]
+
+
+def _place(draft: Draft, stage: str, row: str) -> bool:
+    """Move a stage next to its use: a single value into a register, a row into a local buffer."""
+    before = draft.func, len(draft.steps)
+    try:
+        draft.do(ComputeAt(stage, row, "register"))
+    except LegalityError:
+        return False
+    kept = [s.buffer for s in walk_stmts(draft.func) if isinstance(s, Alloc) and s.buffer.space is MemSpace.REGISTER]
+    if any(dim != 1 for buffer in kept for dim in buffer.shape):
+        draft.func = before[0]
+        del draft.steps[before[1] :]
+        draft.do(ComputeAt(stage, row, "local"))
+    return True
+
+
+def _split_off_init(draft: Draft, stage: str) -> None:
+    """Initialise a reduction before its outermost reduction loop, so that the loop itself has no branch."""
+    reduction = [x.var.name for x in loops_around(draft.func, stage) if x.var.name.startswith(f"{stage}_k")]
+    if reduction:
+        draft.attempt(DecomposeReduction(stage, reduction[0]))
 
 
 def _row_loop(draft: Draft, stage: str, has_producers: bool) -> str | None:

@@ -1,0 +1,204 @@
+"""What people call: compile a graph, compile a model folder, load a model ready to generate."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.codegen.compile import CODEGEN_VERSION
+from strata.codegen.object_cache import Progress, cache_folder
+from strata.core.dtypes import bf16, f16, f32
+from strata.core.errors import UserError
+from strata.core.knobs import code_key
+from strata.engine.generate import LanguageModel
+from strata.engine.load import load_artifact
+from strata.frontend.nn import Exported
+from strata.graph.nodes import Module
+from strata.ir.passes import Pipeline
+from strata.models import Checkpoint, ModelConfig, ModelDefinition, build, locate, read_config
+from strata.runtime.artifact import is_artifact
+from strata.runtime.program import Program
+from strata.target import Target, detect_host
+
+from .driver import Compiled, Params, trace
+
+FORMATS = ("f32", "f16", "bf16")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "config.json",
+)
+
+
+def compile(  # noqa: A001  (the field's word)
+    source: Module | Exported,
+    params: Params | Mapping[str, np.ndarray] = (),
+    target: Target | None = None,
+    *,
+    pipeline: Pipeline | str = "default",
+    num_threads: int | None = None,
+) -> Program:
+    """Compile a graph module and load it into this process.
+
+    Args:
+        source: A graph module, or what ``nn.Module.export`` gives.
+        params: Arrays by name, or (name, array) pairs.
+        target: Machine to compile for; default: this one.
+        pipeline: Graph passes: a pipeline, or the name of one.
+        num_threads: Threads to run on; default: all cores.
+
+    Returns:
+        The program: ``program["decode"](...)``.
+
+    Raises:
+        UserError: params do not fit the module.
+        UnsupportedError: an op cannot be compiled.
+    """
+    module, cache = (source.module, source.cache) if isinstance(source, Exported) else (source, None)
+    return trace(module, target, cache).lower(pipeline).plan().compile().program(params, num_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is compiled.
+
+    Attributes:
+        format: Dtype of weights and KV cache: ``f32``, ``f16`` or ``bf16``; ``None`` = as stored.
+        max_context: Longest sequence in tokens; ``None`` = the model's own.
+        max_batch: Sequences decoded at once.
+        prefill_chunk: Tokens per prefill call.
+        page_size: Tokens per KV page.
+        pipeline: Text or name of the graph pipeline.
+    """
+
+    format: str | None = None
+    max_context: int | None = None
+    max_batch: int = 8
+    prefill_chunk: int = 512
+    page_size: int = 16
+    pipeline: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in FORMATS:
+            raise UserError(f"--format: got {self.format!r}; expected one of {', '.join(FORMATS)}")
+        for name in ("max_batch", "prefill_chunk", "page_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')}: got {getattr(self, name)}; expected at least 1")
+        if self.max_context is not None and self.max_context < 1:
+            raise UserError(f"--max-context: got {self.max_context}; expected at least 1 token")
+
+
+def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefinition:
+    """The graph of a model under these options."""
+    stored = config.dtype if config.checkpoint_dtype in (f32, f16, bf16) else f32
+    return build(
+        config,
+        options.format or stored,
+        max_tokens=max(options.prefill_chunk, options.max_batch),
+        max_batch=options.max_batch,
+        page_size=options.page_size,
+        model_name=name,
+    )
+
+
+def compile_definition(
+    definition: ModelDefinition, options: Options, target: Target | None = None, progress: Progress | None = None
+) -> Compiled:
+    """Compile a model's graph (no weights are touched)."""
+    traced = trace(definition.module, target, definition.cache_record, definition.config)
+    return traced.lower(options.pipeline).plan().compile(progress)
+
+
+def compile_model(
+    model: str | Path,
+    output: str | Path,
+    options: Options | None = None,
+    target: Target | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile a model folder or hub id to an artifact folder.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UserError: the model cannot be read, or ``output`` cannot be written.
+    """
+    options = options or Options()
+    folder = locate(model)
+    definition = define(read_config(folder, options.max_context), options, folder.name)
+    checkpoint = Checkpoint(folder)
+    compiled = compile_definition(definition, options, target, progress)
+    files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    compiled.save(output, definition.load(checkpoint), files)
+    return Path(output)
+
+
+def cached_artifact(
+    model: str | Path,
+    options: Options,
+    target: Target | None = None,
+    progress: Progress | None = None,
+    fresh: bool = False,
+) -> tuple[Path, bool]:
+    """The artifact of a model in the cache directory, compiled if it is not there yet (or ``fresh``).
+
+    Returns:
+        Folder, and whether it had to be compiled.
+    """
+    target = target or detect_host()
+    folder = locate(model)
+    path = cache_folder() / "artifacts" / _artifact_key(folder, options, target)
+    if is_artifact(path) and not fresh:
+        return path, False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return compile_model(folder, path, options, target, progress), True
+
+
+def _artifact_key(folder: Path, options: Options, target: Target) -> str:
+    digest = hashlib.sha256(f"{CODEGEN_VERSION}\n{options}\n{target}\n{code_key()}".encode())
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def load(
+    path: str | Path,
+    format: str | None = None,  # noqa: A002  (the field's word)
+    threads: int | None = None,
+    *,
+    progress: Progress | None = None,
+    fresh: bool = False,
+    **options: Any,
+) -> LanguageModel:
+    """Load a model ready to generate: a Hugging Face folder, a hub id, or a compiled artifact.
+
+    Args:
+        path: Where the model is. Folders and hub ids are compiled on first use and cached.
+        format: Dtype of weights and KV cache; default: as stored.
+        threads: Threads to run on; default: all cores.
+        progress: Called while compiling.
+        fresh: Compile even if the cache has it.
+        options: Other fields of :class:`Options` by name.
+
+    Raises:
+        UserError: the model cannot be read or does not fit this machine.
+    """
+    if is_artifact(path):
+        return load_artifact(path, threads)
+    start = time.perf_counter()
+    chosen = replace(Options(format), **options)
+    artifact, compiled = cached_artifact(path, chosen, None, progress, fresh)
+    model = load_artifact(artifact, threads)
+    model.load_s, model.was_compiled = time.perf_counter() - start, compiled
+    return model

@@ -1,0 +1,253 @@
+"""The staged driver: ``Traced -> Lowered -> Compiled``, each with a text, each a place to stop and look.
+
+::
+
+    Traced    the graph as the front end made it             .lower()    runs the pass pipeline
+    Lowered   the fused graph                                .plan()     lowers groups, proposes and chooses kernels
+    Planned   loop functions, stacks, plan, memory plan      .compile()  machine code
+    Compiled  record + image                                 .program(params) loads it, .save(...) writes an artifact
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.codegen.build import build_image
+from strata.codegen.object_cache import Progress
+from strata.core.errors import UserError
+from strata.graph.nodes import Function, Module
+from strata.graph.types import TensorType
+from strata.ir.passes import Pipeline
+from strata.loop.layout import Layout, stored_shape
+from strata.passes import named_pipeline, run_passes
+from strata.plan.assemble import PlannedFunction, plan_function
+from strata.plan.layouts import choose_layouts
+from strata.plan.report import plan_json
+from strata.plan.stacks import StackBuilder
+from strata.runtime.artifact import save_artifact
+from strata.runtime.image import load_image
+from strata.runtime.program import Program
+from strata.runtime.records import CacheRecord, ParamRecord, ProgramRecord
+from strata.target import Target, detect_host
+
+Params = Iterable[tuple[str, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A graph module on its way to ``target``.
+
+    Attributes:
+        module: As the front end made it.
+        target: The machine to compile for.
+        cache: The KV cache that its functions take, if any.
+        config: Data for the engine, copied into the program.
+    """
+
+    module: Module
+    target: Target
+    cache: CacheRecord | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """Graph IR."""
+        from strata.graph.text import print_module
+
+        return print_module(self.module)
+
+    def lower(self, pipeline: Pipeline | str = "default") -> Lowered:
+        """Run the graph passes."""
+        chosen = named_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
+        return Lowered(self, run_passes(chosen, self.module))
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """The module after the pass pipeline: every launch is one ``fused`` node."""
+
+    source: Traced
+    module: Module
+
+    @property
+    def text(self) -> str:
+        """Graph IR."""
+        from strata.graph.text import print_module
+
+        return print_module(self.module)
+
+    def plan(self) -> Planned:
+        """Lower every group, propose schedules, choose kernels and lay out memory."""
+        target = self.source.target
+        layouts = choose_layouts(self.module, target)
+        constants = _array_constants(self.module)
+        shapes: dict[str, TensorType] = dict(self.module.params)
+        shapes.update(constants.types)
+        positions = {name: k for k, name in enumerate(shapes)}
+        functions = []
+        for function in compiled_functions(self.module):
+            builder = StackBuilder(function.name, layouts, target)
+            functions.append(plan_function(function, builder, positions, constants.names))
+        params = tuple(_param_record(name, t, layouts.get(name)) for name, t in shapes.items())
+        return Planned(self, tuple(functions), params, layouts, constants.values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Constants:
+    """Array constants of a module as extra params."""
+
+    names: dict[int, str]
+    types: dict[str, TensorType]
+    values: dict[str, np.ndarray]
+
+
+def _array_constants(module: Module) -> _Constants:
+    names: dict[int, str] = {}
+    types: dict[str, TensorType] = {}
+    values: dict[str, np.ndarray] = {}
+    for function in module.functions:
+        for node in function.nodes:
+            if node.op == "const" and id(node) not in names:
+                name = f"const.{len(values)}"
+                names[id(node)] = name
+                types[name] = node.tensor
+                values[name] = np.ascontiguousarray(node.attrs["value"])
+    return _Constants(names, types, values)
+
+
+def _param_record(name: str, tensor: TensorType, layout: Layout | None) -> ParamRecord:
+    shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+    stored = tuple(int(d) for d in stored_shape(shape, layout))  # type: ignore[arg-type]
+    return ParamRecord(name, tensor.dtype.name, stored, shape, str(layout) if layout is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Loop functions and choices of every function.
+
+    Attributes:
+        functions: One per compiled model function.
+        params: Stored params; position = index in the param table.
+        layouts: Stored layout by param name (row-major ones are absent).
+        constants: Values of the params that come from the graph itself.
+    """
+
+    source: Lowered
+    functions: tuple[PlannedFunction, ...]
+    params: tuple[ParamRecord, ...]
+    layouts: Mapping[str, Layout]
+    constants: Mapping[str, np.ndarray]
+
+    @property
+    def text(self) -> str:
+        """Loop IR of every kernel."""
+        from strata.loop.text import print_func
+
+        return "\n\n".join(print_func(f) for p in self.functions for f in p.funcs.values())
+
+    def compile(self, progress: Progress | None = None) -> Compiled:
+        """Generate machine code."""
+        traced = self.source.source
+        funcs = [f for p in self.functions for f in p.funcs.values()]
+        records = [p.record for p in self.functions]
+        image = build_image(funcs, records, traced.target, len(self.params), progress=progress)
+        record = ProgramRecord(
+            tuple(records),
+            self.params,
+            traced.cache,
+            str(traced.target),
+            traced.target.features,
+            dict(traced.config),
+            tuple(k for p in self.functions for k in p.kernels),
+        )
+        return Compiled(self, record, image.blob)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compiled model without its weights.
+
+    Attributes:
+        record: What the runtime reads.
+        image: Machine code.
+    """
+
+    planned: Planned
+    record: ProgramRecord
+    image: bytes
+
+    def stored_params(self, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+        """Params in their stored layouts, one at a time, in the order of the record.
+
+        Raises:
+            UserError: a param is missing, unknown, twice there, or has another shape or dtype than the graph's.
+        """
+        yield from store_params(self.record.params, params, self.planned.constants)
+
+    def program(self, params: Params | Mapping[str, np.ndarray], num_threads: int | None = None) -> Program:
+        """Load into this process with these params."""
+        pairs = params.items() if isinstance(params, Mapping) else params
+        stored = dict(self.stored_params(pairs))
+        threads = num_threads or self.planned.source.source.target.num_cores
+        return Program(self.record, load_image(self.image, threads), stored)
+
+    def save(self, folder: Path | str, params: Params, extra_files: Mapping[str, Any] | None = None) -> None:
+        """Write an artifact folder; see ``runtime.artifact``."""
+        plan = json.dumps(plan_json(self.planned.functions))
+        save_artifact(Path(folder), self.record, self.image, self.stored_params(params), plan, extra_files or {})
+
+
+def store_params(
+    records: tuple[ParamRecord, ...], params: Params, constants: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Check params against the record and bring them into their stored layouts, one at a time."""
+    from strata.loop.layout import parse_layout
+
+    known = {r.name: r for r in records}
+    left = dict.fromkeys(known)
+
+    def chained() -> Iterator[tuple[str, np.ndarray]]:
+        yield from params
+        yield from constants.items()
+
+    for name, array in chained():
+        if name not in left:
+            why = "comes twice" if name in known else f"is unknown; the graph has: {', '.join(list(known)[:5])}, ..."
+            raise UserError(f"params: {name!r} {why}")
+        record = known[name]
+        if array.shape != record.logical_shape or array.dtype != np.dtype(_numpy_name(record.dtype)):
+            raise UserError(
+                f"params: {name}: got {array.dtype}{list(array.shape)}; expected {record.dtype}{list(record.logical_shape)}"
+            )
+        del left[name]
+        layout = parse_layout(record.layout)
+        yield name, array if layout is None else layout.pack(array)
+    if left:
+        raise UserError(f"params: {len(left)} missing, e.g. {next(iter(left))!r}")
+
+
+def _numpy_name(name: str) -> str:
+    from strata.core.dtypes import dtype
+
+    return dtype(name).numpy_name
+
+
+def trace(
+    module: Module,
+    target: Target | None = None,
+    cache: CacheRecord | None = None,
+    config: Mapping[str, object] | None = None,
+) -> Traced:
+    """Start compiling ``module`` for ``target`` (default: this machine)."""
+    return Traced(module, target or detect_host(), cache, dict(config or {}))
+
+
+def compiled_functions(module: Module) -> tuple[Function, ...]:
+    """Functions that are compiled: all but constructors of caches."""
+    return tuple(f for f in module.functions if not any(n.op == "create_kv_cache" for n in f.nodes))

@@ -1,0 +1,191 @@
+"""From a fused graph function to its record: launches, where every buffer lives, and the kernels to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from strata.core.errors import UnsupportedError
+from strata.graph.nodes import Function, Node
+from strata.graph.types import CACHE_SYMBOLS, CacheType, TensorType
+from strata.loop.nodes import Func
+from strata.passes.memory_plan import MemoryPlan, plan_memory
+from strata.runtime.records import (
+    CACHE_DIMS,
+    ArgKind,
+    ArgRef,
+    DimRange,
+    FunctionRecord,
+    KernelChoice,
+    KernelRecord,
+    Launch,
+    TensorSpec,
+)
+
+from .choose import choose
+from .stacks import WORKSPACE, Kernels, StackBuilder, anchor_op, group_body
+from .types import Choice, Stack
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLaunch:
+    """One launch with its stack and choices, for reports and ``plan.json``."""
+
+    node: str
+    op: str
+    stack: Stack
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFunction:
+    """Everything about one compiled function.
+
+    Attributes:
+        record: What the runtime reads.
+        funcs: Loop functions to compile, by kernel name.
+        kernels: Their signatures.
+        launches: The plan.
+        memory: The memory plan of the graph values.
+    """
+
+    record: FunctionRecord
+    funcs: dict[str, Func]
+    kernels: tuple[KernelRecord, ...]
+    launches: tuple[PlannedLaunch, ...]
+    memory: MemoryPlan
+
+
+@dataclass
+class _Assembler:
+    function: Function
+    params: Mapping[str, int]
+    constants: Mapping[int, str]
+    memory: MemoryPlan
+    places: dict[int, ArgRef] = field(default_factory=dict)
+    workspace_bytes: int = 0
+
+    def locate(self, node: Node) -> ArgRef:
+        """Where the value of a node lives."""
+        while node.op == "reshape":
+            node = node.inputs[0]
+        known = self.places.get(id(node))
+        if known is not None:
+            return known
+        if node.op == "param":
+            return ArgRef(ArgKind.PARAM, self.params[node.attrs["name"]])
+        if node.op == "const":
+            return ArgRef(ArgKind.PARAM, self.params[self.constants[id(node)]])
+        if isinstance(node.type, CacheType):
+            return self.locate(next(x for x in node.inputs if isinstance(x.type, CacheType)))
+        return ArgRef(ArgKind.ARENA, self.memory.offsets[id(node)])
+
+    def place_boundary(self) -> None:
+        """Inputs and outputs; a reshaped output is written by the producer of what it views."""
+        for number, node in enumerate(self.function.inputs):
+            kind = ArgKind.CACHE if isinstance(node.type, CacheType) else ArgKind.INPUT
+            self.places[id(node)] = ArgRef(kind, number)
+        number = 0
+        for output in self.function.outputs:
+            if isinstance(output.type, CacheType):
+                continue
+            producer = output
+            while producer.op == "reshape":
+                producer = producer.inputs[0]
+            if id(producer) in self.places or producer.op in ("param", "const"):
+                raise UnsupportedError(
+                    f"{self.function.name}: output {number} is an input, a param or another output; "
+                    "return a computed value (multiply by 1 to copy)"
+                )
+            self.places[id(producer)] = ArgRef(ArgKind.OUTPUT, number)
+            number += 1
+
+    def args(self, node: Node, kernels: Kernels) -> tuple[ArgRef, ...]:
+        """Buffer arguments of a launch."""
+        refs: list[ArgRef] = []
+        offset = self.memory.arena_bytes
+        sizes = iter(kernels.workspace_bytes)
+        for binding in kernels.bindings:
+            if binding.operand == WORKSPACE:
+                refs.append(ArgRef(ArgKind.ARENA, offset))
+                offset += -(-next(sizes) // ALIGNMENT) * ALIGNMENT
+            elif binding.operand < 0:
+                refs.append(self.locate(node))
+            elif binding.field:
+                cache = self.locate(node.inputs[binding.operand])
+                layer = int(node.attrs.get("layer", 0)) if binding.field in ("k_pages", "v_pages") else 0
+                refs.append(ArgRef(ArgKind.CACHE, cache.index, binding.field, layer))
+            else:
+                refs.append(self.locate(node.inputs[binding.operand]))
+        self.workspace_bytes = max(self.workspace_bytes, offset - self.memory.arena_bytes)
+        return tuple(refs)
+
+
+def plan_function(
+    function: Function, builder: StackBuilder, params: Mapping[str, int], constants: Mapping[int, str]
+) -> PlannedFunction:
+    """Choose kernels for every launch of a fused function and lay out its memory.
+
+    Args:
+        function: After the ``fuse`` pass.
+        builder: Lowers and schedules.
+        params: Position of every param in the param table.
+        constants: Param name of every array constant, by node id.
+    """
+    asm = _Assembler(function, params, constants, plan_memory(function))
+    asm.place_boundary()
+    launches: list[Launch] = []
+    planned: list[PlannedLaunch] = []
+    funcs: dict[str, Func] = {}
+    for node in function.nodes:
+        if node.op in ("input", "param", "const", "reshape"):
+            continue
+        kernels = builder.kernels_of(node)
+        candidates = kernels.stack.candidates
+        choices = choose(candidates, kernels.rows)
+        for choice in choices:
+            func = candidates[choice.candidate].func
+            funcs[func.name] = func
+        picked = tuple(KernelChoice(candidates[c.candidate].func.name, c.when) for c in choices)
+        name = node.name or f"{anchor_op(group_body(node)).op}_{len(launches)}"
+        launches.append(Launch(name, picked, asm.args(node, kernels)))
+        planned.append(PlannedLaunch(name, anchor_op(group_body(node)).op, kernels.stack, choices))
+    record = FunctionRecord(
+        function.name,
+        tuple(_spec(n.attrs["name"], n) for n in function.inputs),
+        tuple(_spec(f"out{k}", n) for k, n in enumerate(function.outputs) if isinstance(n.type, TensorType)),
+        _dims(function, funcs),
+        tuple(launches),
+        asm.memory.arena_bytes + asm.workspace_bytes,
+    )
+    kernel_records = tuple(kernel_record(f) for f in funcs.values())
+    return PlannedFunction(record, funcs, kernel_records, tuple(planned), asm.memory)
+
+
+def _spec(name: str, node: Node) -> TensorSpec:
+    if isinstance(node.type, CacheType):
+        return TensorSpec(name, "cache", ())
+    shape = tuple(d if isinstance(d, int) else str(d) for d in node.type.shape)
+    return TensorSpec(name, node.type.dtype.name, shape)
+
+
+def _dims(function: Function, funcs: Mapping[str, Func]) -> tuple[DimRange, ...]:
+    """Every symbolic dim that the function's inputs or kernels need; cache dims come from the cache table."""
+    found = {d.name: d for func in funcs.values() for d in func.dims}
+    found.update({d.name: d for d in function.dims})
+    if any(isinstance(n.type, CacheType) for n in function.inputs):
+        for dim in CACHE_SYMBOLS:
+            found.setdefault(dim.name, dim)
+    order = sorted(found, key=lambda name: (name in CACHE_DIMS, name))
+    return tuple(DimRange(name, found[name].lo, found[name].hi) for name in order)
+
+
+def kernel_record(func: Func) -> KernelRecord:
+    """Signature of a kernel for the runtime."""
+    specs = tuple(
+        TensorSpec(p.name, p.dtype.name, tuple(d if isinstance(d, int) else str(d) for d in p.shape))
+        for p in func.params
+    )
+    return KernelRecord(func.name, specs, func.num_outputs, tuple(d.name for d in func.dims))
