@@ -1,7 +1,7 @@
 """Graph to graph: canonicalise, fold, fuse, clean up, plan memory.
 
 Importing the package registers the passes and two pipelines: ``default``, and ``zero`` (nothing rewritten,
-every op its own launch: what to compare with). :func:`run_passes` runs a pipeline with the hooks that knobs
+every op its own launch: what to compare with). :func:`transform` runs a pipeline with the hooks that knobs
 ask for.
 """
 
@@ -22,6 +22,7 @@ from .dead_code import DeadCode
 from .fold_constants import FoldConstants
 from .fold_transpose import FoldTranspose
 from .fuse import Fuse
+from .memory_plan import MemoryPlan, plan_memory
 
 __all__ = [
     "GRAPH",
@@ -31,7 +32,11 @@ __all__ = [
     "FoldConstants",
     "FoldTranspose",
     "Fuse",
+    "MemoryPlan",
+    "named_pipeline",
+    "plan_memory",
     "run_passes",
+    "transform",
 ]
 
 
@@ -53,25 +58,44 @@ register_pipeline(
 register_pipeline("zero", Fuse(max_ops=1))
 
 
-def run_passes(
+def named_pipeline(text: str | None = None) -> Pipeline[Module]:
+    """The graph pipeline of a name (``"default"``) or text (``"canonicalize,fuse{max_ops=8}"``).
+
+    Args:
+        text: Name or text; default: the ``pipeline`` knob.
+
+    Raises:
+        ParseError: the text is bad; shows the place, and what exists.
+    """
+    return parse_pipeline(current().pipeline if text is None else text)
+
+
+def transform(
+    pipeline: Pipeline[Module] | str | None,
     module: Module,
-    pipeline: Pipeline[Module] | str | None = None,
     *,
     dumper: Dumper | None = None,
     trace: Trace | None = None,
 ) -> Result[Module]:
-    """Run graph passes on ``module``.
+    """Run graph passes on ``module`` with the hooks that the knobs ask for.
 
     Args:
+        pipeline: A pipeline, its name or its text; ``None``: the ``pipeline`` knob.
         module: What to transform; unchanged.
-        pipeline: A pipeline or its text; default: the ``pipeline`` knob.
         dumper: Where dumps go; see :func:`strata.ir.runner.run_pipeline`.
         trace: Where times go.
 
+    Returns:
+        The module, and what every pass did.
+
     Raises:
-        UserError: the pipeline text is bad.
+        ParseError: the pipeline text is bad.
         VerifyError: a pass failed or broke the IR.
     """
-    chosen = current().pipeline if pipeline is None else pipeline
-    parsed = parse_pipeline(chosen) if isinstance(chosen, str) else chosen
+    parsed = pipeline if isinstance(pipeline, Pipeline) else named_pipeline(pipeline)
     return run_pipeline(parsed, module, GRAPH, dumper=dumper, trace=trace)
+
+
+def run_passes(pipeline: Pipeline[Module] | str | None, module: Module) -> Module:
+    """The module after ``pipeline``; see :func:`transform`."""
+    return transform(pipeline, module).module

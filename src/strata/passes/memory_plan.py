@@ -1,0 +1,218 @@
+"""The static memory plan: where in one arena every intermediate value of a fused function lives.
+
+An analysis, not a rewrite. Launches run in the order of ``Function.nodes``; a value is *live* from the launch
+that makes it to the last launch that reads it, itself or through a view. Values that are never live together
+may share bytes. Sizes are upper bounds over the ranges of the symbolic dims: one plan holds for every call::
+
+    bytes                       a: 0..3   b: 1..2   c: 3..4   (first and last launch)
+    4096 ┌───────┐
+         │   b   │┌───────┐     placed by falling size, each into the smallest gap that is free
+       0 │   a   ││   c   │     for its whole life (best fit), else on top
+         └───────┘└───────┘→ launches
+
+Not in the arena: inputs, params, constants, results of the function (they have memory of their own, through
+views too), and KV caches (appends are in place; ``graph.check`` makes sure that nobody reads an old page).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from strata.core.dims import Dim, DimExpr, SymDim, bounds, product
+from strata.core.errors import UserError, VerifyError
+from strata.graph.nodes import Function, Node
+from strata.graph.types import NUM_SEQUENCES, TensorType
+
+ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
+MAX_ARENA_BYTES = 1 << 46
+_LEAVES = frozenset({"input", "param", "const"})
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """One value in the arena.
+
+    Attributes:
+        node: The launch that makes it.
+        size_bytes: Upper bound, rounded up to the alignment.
+        first, last: Launches (numbers) between which it is live, both included.
+    """
+
+    node: Node
+    size_bytes: int
+    first: int
+    last: int
+
+    def overlaps(self, other: Buffer) -> bool:
+        """Whether both are live at some launch."""
+        return self.first <= other.last and other.first <= self.last
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where values live.
+
+    Attributes:
+        offsets: By ``id`` of a launch node: byte offset of its value in the arena.
+        arena_bytes: Size of the arena.
+        views: By ``id`` of a bare ``reshape``: the node whose memory it shows (a launch or a leaf).
+        outputs: By ``id`` of a node that makes a tensor result of the function: the number of that result.
+        order: Launches in execution order.
+        buffers: What ``offsets`` places, in execution order.
+        max_live_bytes: No plan for this order can have a smaller arena.
+    """
+
+    offsets: dict[int, int]
+    arena_bytes: int
+    views: dict[int, Node]
+    outputs: dict[int, int]
+    order: tuple[Node, ...]
+    buffers: tuple[Buffer, ...] = field(repr=False)
+    max_live_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """What the arena would need without reuse."""
+        return sum(b.size_bytes for b in self.buffers)
+
+    @property
+    def reuse_ratio(self) -> float:
+        """``total_bytes / arena_bytes``: 1.0 is no reuse."""
+        return self.total_bytes / self.arena_bytes if self.arena_bytes else 1.0
+
+    def report(self) -> str:
+        """One line: sizes and how good the plan is."""
+        return (
+            f"arena {self.arena_bytes} bytes for {len(self.buffers)} values of {self.total_bytes} bytes "
+            f"(reuse {self.reuse_ratio:.2f}x); at least {self.max_live_bytes} bytes are live at once"
+        )
+
+
+def storage(node: Node) -> Node:
+    """The node whose memory holds the value of ``node``: itself, or what a chain of reshapes shows."""
+    while node.op == "reshape":
+        node = node.inputs[0]
+    return node
+
+
+def upper_bound(dim: Dim, limits: Mapping[str, int]) -> int:
+    """Largest value of ``dim`` where symbol ``s`` is at most ``limits[s]`` (or its own upper bound)."""
+    if isinstance(dim, SymDim):
+        return min(dim.hi, limits.get(dim.name, dim.hi))
+    if isinstance(dim, DimExpr):
+        dim = DimExpr(tuple((c, tuple(_limited(s, limits) for s in syms)) for c, syms in dim.terms))
+    return bounds(dim)[1]
+
+
+def _limited(sym: SymDim, limits: Mapping[str, int]) -> SymDim:
+    hi = min(sym.hi, limits.get(sym.name, sym.hi))
+    return SymDim(sym.name, min(sym.lo, hi), hi, sym.multiple_of)
+
+
+def plan_memory(function: Function, limits: Mapping[str, int] | None = None) -> MemoryPlan:
+    """Place every intermediate value of a fused function in one arena.
+
+    Args:
+        function: After the ``fuse`` pass.
+        limits: Upper bounds of symbolic dims by name, where they are tighter than the dims' own. A pass has
+            no more sequences than tokens, so the rows of ``last_tokens`` bound ``num_seqs`` in any case.
+
+    Raises:
+        UserError: a dim has no usable upper bound, so that the arena would be larger than 64 TiB.
+        VerifyError: two results of the function share memory (``fuse`` copies one of them).
+    """
+    known = {**_sequence_limit(function, limits or {}), **(limits or {})}
+    order = tuple(n for n in function.nodes if n.op not in _LEAVES and n.op != "reshape")
+    outputs = _outputs(function)
+    buffers = _buffers(function, order, outputs, known)
+    offsets = _place(buffers)
+    arena_bytes = max((offsets[id(b.node)] + b.size_bytes for b in buffers), default=0)
+    if arena_bytes > MAX_ARENA_BYTES:
+        big = max(buffers, key=lambda b: b.size_bytes).node
+        what = f"{big.name or big.op} is {big.type}"
+        raise UserError(
+            f"@{function.name}: the arena would have {arena_bytes} bytes; {what}; "
+            "give its symbolic dims smaller upper bounds"
+        )
+    return MemoryPlan(
+        offsets,
+        arena_bytes,
+        {id(n): storage(n) for n in function.nodes if n.op == "reshape"},
+        outputs,
+        order,
+        buffers,
+        max((sum(b.size_bytes for b in live) for live in _live_sets(buffers, len(order))), default=0),
+    )
+
+
+def _sequence_limit(function: Function, limits: Mapping[str, int]) -> dict[str, int]:
+    rows: list[int] = []
+    for node in function.nodes:
+        inner = node.attrs["body"].nodes if node.op == "fused" else (node,)
+        rows += [upper_bound(n.inputs[0].tensor.shape[0], limits) for n in inner if n.op == "last_tokens"]
+    return {NUM_SEQUENCES.name: min(max(rows), NUM_SEQUENCES.hi)} if rows else {}
+
+
+def _outputs(function: Function) -> dict[int, int]:
+    outputs: dict[int, int] = {}
+    tensors = [n for n in function.outputs if isinstance(n.type, TensorType)]
+    for number, node in enumerate(tensors):
+        if id(storage(node)) in outputs:
+            raise VerifyError(
+                f"@{function.name}: results {outputs[id(storage(node))]} and {number} share memory"
+            )
+        outputs[id(storage(node))] = number
+    return outputs
+
+
+def _buffers(
+    function: Function, order: tuple[Node, ...], outputs: Mapping[int, int], limits: Mapping[str, int]
+) -> tuple[Buffer, ...]:
+    number = {id(n): k for k, n in enumerate(order)}
+    last: dict[int, int] = dict(number)
+    for node in order:
+        for operand in node.inputs:
+            source = storage(operand)
+            if id(source) in last:
+                last[id(source)] = max(last[id(source)], number[id(node)])
+    return tuple(
+        Buffer(n, _size_bytes(n.type, limits), number[id(n)], last[id(n)])
+        for n in order
+        if isinstance(n.type, TensorType) and id(n) not in outputs
+    )
+
+
+def _size_bytes(type_: TensorType, limits: Mapping[str, int]) -> int:
+    elements = upper_bound(product(type_.shape), limits)
+    return -(-elements * type_.dtype.itemsize_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _place(buffers: tuple[Buffer, ...]) -> dict[int, int]:
+    """Offsets by id of the node: largest first, each into the tightest gap among those live with it."""
+    offsets: dict[int, int] = {}
+    placed: list[Buffer] = []
+    for buffer in sorted(buffers, key=lambda b: (-b.size_bytes, b.first)):
+        taken = sorted(
+            (offsets[id(b.node)], offsets[id(b.node)] + b.size_bytes) for b in placed if b.overlaps(buffer)
+        )
+        offsets[id(buffer.node)] = _best_fit(taken, buffer.size_bytes)
+        placed.append(buffer)
+    return offsets
+
+
+def _best_fit(taken: list[tuple[int, int]], size: int) -> int:
+    """Start of the smallest gap of at least ``size`` between the sorted ranges ``taken``, else their end."""
+    best: tuple[int, int] | None = None  # (width, start)
+    end = 0
+    for start, stop in taken:
+        if start - end >= size and (best is None or start - end < best[0]):
+            best = start - end, end
+        end = max(end, stop)
+    return best[1] if best is not None else end
+
+
+def _live_sets(buffers: tuple[Buffer, ...], launches: int) -> Iterator[list[Buffer]]:
+    """For every launch the buffers that are live during it."""
+    for k in range(launches):
+        yield [b for b in buffers if b.first <= k <= b.last]
