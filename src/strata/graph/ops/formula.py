@@ -327,7 +327,7 @@ _BINARY: dict[type[ast.AST], FormulaOp] = {
     ast.And: FormulaOp.AND,
     ast.Or: FormulaOp.OR,
 }
-_MAX_DEPTH = 200
+_MAX_DEPTH = 100  # Python's own recursion limit is 1000, and ast.unparse takes several frames a level
 
 
 class _Parser:
@@ -343,6 +343,11 @@ class _Parser:
         line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1
         lines = self.text.splitlines() or [""]
         raise ParseError(f"formula: {message}", Span("<formula>", line, column), lines[line - 1])
+
+    def words(self, node: ast.AST) -> str:
+        """Source text of ``node``, shortened; ``ast.unparse`` would recurse."""
+        found = ast.get_source_segment(self.text, node) or ""
+        return found if len(found) <= 60 else f"{found[:57]}..."
 
     def parse(self, node: ast.expr) -> Formula:
         self.depth += 1
@@ -379,20 +384,20 @@ class _Parser:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
                 return self.call(node, name, args)
         self.fail(
-            node, f"got {ast.unparse(node)!r}; expected axes, a0[...], numbers, arithmetic or a function call"
+            node, f"got {self.words(node)!r}; expected axes, a0[...], numbers, arithmetic or a function call"
         )
 
     def of_kind(self, node: ast.expr, kind: FormulaKind, words: str) -> Formula:
         out = self.parse(node)
         if out.kind is not kind:
-            self.fail(node, f"{ast.unparse(node)!r} is {out.kind.value}; expected {words} ({kind.value})")
+            self.fail(node, f"{self.words(node)!r} is {out.kind.value}; expected {words} ({kind.value})")
         return out
 
     def value(self, node: ast.expr) -> Formula:
         out = self.parse(node)
         if out.kind is FormulaKind.BOOL:
             self.fail(
-                node, f"{ast.unparse(node)!r} is a condition; expected a number; use select(condition, a, b)"
+                node, f"{self.words(node)!r} is a condition; expected a number; use select(condition, a, b)"
             )
         return out
 
@@ -456,7 +461,7 @@ class _Parser:
             case _:
                 self.fail(
                     head,
-                    f"got {ast.unparse(head)!r}; expected 'axis < extent', as in {kind.value}(k < 16, ...)",
+                    f"got {self.words(head)!r}; expected 'axis < extent', as in {kind.value}(k < 16, ...)",
                 )
         if axis in self.bound or re.fullmatch(r"[ai]\d+", axis):
             self.fail(
@@ -485,6 +490,6 @@ class _Parser:
                     return dim
                 case Binary(op=op, a=a, b=b) if op in arithmetic:
                     return arithmetic[op](convert(a), convert(b))
-            self.fail(node, f"extent {ast.unparse(node)!r}; expected integers and dims with + - *")
+            self.fail(node, f"extent {self.words(node)!r}; expected integers and dims with + - *")
 
         return convert(self.parse(node))
