@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from strata.core.errors import UnsupportedError, UserError
+from strata.runtime.safetensors_file import Entry
 
 from .fields import Fields, read_object
-from .safetensors import SafetensorsFile, TensorEntry
+from .safetensors import CheckpointFile
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -29,11 +30,11 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file_of: dict[str, SafetensorsFile] = {}
+        self._file_of: dict[str, CheckpointFile] = {}
         if (folder / INDEX_NAME).is_file():
             self._open_shards(folder / INDEX_NAME)
         elif (folder / SINGLE_NAME).is_file():
-            self._add(SafetensorsFile(folder / SINGLE_NAME))
+            self._add(CheckpointFile(folder / SINGLE_NAME))
         else:
             self._fail_without_weights()
 
@@ -46,7 +47,7 @@ class Checkpoint:
                 )
         raise UserError(f"{self.folder}: no weights; expected {SINGLE_NAME} or {INDEX_NAME}")
 
-    def _add(self, file: SafetensorsFile) -> None:
+    def _add(self, file: CheckpointFile) -> None:
         for name in file.entries:
             if name in self._file_of:
                 raise UserError(
@@ -60,7 +61,7 @@ class Checkpoint:
             raise UserError(
                 f"{index_path}: weight_map is missing; expected an object from tensor names to file names"
             )
-        shards: dict[str, SafetensorsFile] = {}
+        shards: dict[str, CheckpointFile] = {}
         for tensor in index.data:
             name = index.string(tensor)
             # A shard lies beside its index; anything else would read outside the folder.
@@ -72,7 +73,7 @@ class Checkpoint:
                     raise UserError(
                         f"{path}: missing; {index_path.name} says that it holds {tensor!r}: fetch it again"
                     )
-                shards[name] = SafetensorsFile(path)
+                shards[name] = CheckpointFile(path)
             if tensor not in shards[name].entries:
                 raise UserError(
                     f"{shards[name].path}: has no tensor {tensor!r}, which {index_path.name} expects there"
@@ -97,7 +98,7 @@ class Checkpoint:
         """
         return self.file(name)[name]
 
-    def file(self, name: str) -> SafetensorsFile:
+    def file(self, name: str) -> CheckpointFile:
         """The file that holds the tensor ``name``.
 
         Raises:
@@ -109,7 +110,7 @@ class Checkpoint:
             )
         return self._file_of[name]
 
-    def entry(self, name: str) -> TensorEntry:
+    def entry(self, name: str) -> Entry:
         """Dtype, shape and place of the tensor ``name``.
 
         Raises:

@@ -84,7 +84,7 @@ class ModelConfig:
         scale_scores_by_layer: Scores of layer l are also divided by ``l + 1`` (a GPT-2 variant).
         eos_token_ids: Tokens that end a text.
         bos_token_id: Token that begins one, if any.
-        checkpoint_dtype: Dtype that the config declares for the weights, if any.
+        dtype: Dtype that the config declares for the weights, if any.
     """
 
     architecture: str
@@ -111,7 +111,7 @@ class ModelConfig:
     scale_scores_by_layer: bool = False
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
-    checkpoint_dtype: DType | None = None
+    dtype: DType | None = None
 
     def scores_scale(self, layer: int) -> float:
         """Factor on ``q . k`` in layer ``layer``."""
@@ -162,7 +162,7 @@ def read_activation(fields: Fields, key: str, default: str) -> Activation:
     return known[name]
 
 
-def read_checkpoint_dtype(fields: Fields) -> DType | None:
+def read_dtype(fields: Fields) -> DType | None:
     """Dtype that the config declares for its weights (``dtype``, or ``torch_dtype`` before transformers 5).
 
     Raises:

@@ -141,7 +141,7 @@ def _read(fields: Fields, options: ReadOptions) -> ModelConfig:
         scale_scores_by_layer=fields.boolean("scale_attn_by_inverse_layer_idx", False),
         eos_token_ids=configs.read_end_tokens(fields, options.folder, vocab_size),
         bos_token_id=fields.integer("bos_token_id", 0, vocab_size - 1, None),
-        checkpoint_dtype=configs.read_checkpoint_dtype(fields),
+        dtype=configs.read_dtype(fields),
     )
 
 

@@ -206,7 +206,7 @@ def _reader(architecture: str, variant: _Variant) -> Callable[[Fields, ReadOptio
             qk_norm=variant.qk_norm,
             eos_token_ids=configs.read_end_tokens(fields, options.folder, vocab_size),
             bos_token_id=fields.integer("bos_token_id", 0, vocab_size - 1, None),
-            checkpoint_dtype=configs.read_checkpoint_dtype(fields),
+            dtype=configs.read_dtype(fields),
         )
 
     return read

@@ -115,10 +115,15 @@ def load_params(
         UserError: as in :func:`resolve_names`, or a value does not fit the param's dtype.
     """
     names = resolve_names(sources, rules, checkpoint)
-    for param, source in sources.items():
-        yield param, _make(param, source, [checkpoint[names[name]] for name, _ in source.tensors], checkpoint)
-        for name, _ in source.tensors:
-            checkpoint.release(names[name])
+
+    def make() -> Iterator[tuple[str, np.ndarray]]:
+        for param, source in sources.items():
+            used = [names[name] for name, _ in source.tensors]
+            yield param, _make(param, source, [checkpoint[name] for name in used], checkpoint)
+            for name in used:
+                checkpoint.release(name)
+
+    return make()
 
 
 def _make(param: str, source: ParamSource, tensors: list[np.ndarray], checkpoint: Checkpoint) -> np.ndarray:
