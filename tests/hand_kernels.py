@@ -1,4 +1,4 @@
-"""Kernels written as LLVM text, for tests of what surrounds the emitter: wrappers, entries, linker, image, pool."""
+"""Kernels written as LLVM text, for tests of what surrounds the emitter: from wrappers to thread pool."""
 
 from functools import cache
 
@@ -57,7 +57,7 @@ define hidden void @double.impl(ptr %x, ptr %y, i64 %n) {
 }
 """
 
-# y[i, :] = x[i, :] + bias + shift, where shift is a constant of the kernel; the table gives it relocations and a GOT
+# y[i, :] = x[i, :] + bias + shift; the table of shifts and the counter need relocations and the GOT
 BIAS = declared("bias", Buffer("x", (N, 4), f32), Buffer("b", (4,), f32), Buffer("y", (N, 4), f32))
 BIAS_SMALL = declared("bias_small", *BIAS.params)
 BIAS_TEXT = """
@@ -92,7 +92,7 @@ done:
 }}
 """
 
-# counts[i] += 1 and who[i] = an address on the stack of the thread that did it, for i < n, in chunks of grain[0]
+# counts[i] += 1, who[i] = an address on the stack of the thread that did it, in chunks of grain[0]
 MARK = declared("mark", Buffer("counts", (N,), i32), Buffer("who", (N,), i64), Buffer("grain", (1,), i64))
 MARK_TEXT = """
 declare void @strata_parallel_for(ptr, ptr, i64, i64)
@@ -127,7 +127,7 @@ define hidden void @mark.impl(ptr %counts, ptr %who, ptr %grain, i64 %n) {
 }
 """
 
-# total[0] += 1 per iteration of a loop over n[0] inside a loop of 8, without touching the iterations one by one
+# total[0] += 9 * n[0]: the sizes of all chunks of a loop, once by itself and in each round of a loop of 8
 SPAN = declared("span", Buffer("total", (1,), i64), Buffer("n", (1,), i64))
 SPAN_TEXT = """
 declare void @strata_parallel_for(ptr, ptr, i64, i64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from strata.core.errors import CodegenError
 from strata.loop.nodes import Func
 from strata.runtime.image import Image
 from strata.runtime.records import FunctionRecord
@@ -43,11 +44,14 @@ def build_image(
         UnsupportedError: no run-time support for the target's architecture.
     """
     store = cache if cache is not None else ObjectCache()
+    names = [f.name for f in (*funcs, *functions)]
+    if len(set(names)) < len(names):
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        raise CodegenError(f"build: got several functions called {', '.join(repeated)}; names must be unique")
     kernels = {f.name: f for f in funcs}
     support = emit_support(target.triple) + emit_bind()
     glue = emit_wrappers(funcs, target.triple)
     entries = emit_entries(functions, kernels, target.triple)
     objects = compile_functions(funcs, target, threads, progress, store)
     objects += [compile_text(text, target, store)[0] for text in (support, glue, entries)]
-    exports = [*SUPPORT_EXPORTS, *(f.name for f in funcs), *(f.name for f in functions)]
-    return link(objects, exports)
+    return link(objects, [*SUPPORT_EXPORTS, *names])

@@ -116,9 +116,10 @@ class _Entry:
         inputs, outputs = len(self.record.inputs), len(self.record.outputs)
         counts = {ArgKind.INPUT: inputs, ArgKind.CACHE: inputs, ArgKind.OUTPUT: outputs}
         counts[ArgKind.ARENA] = max(self.record.arena_bytes, 1)
-        count = counts.get(ref.kind, ref.index + 1)
-        if not 0 <= ref.index < count:
-            raise CodegenError(f"{where}: got {ref.kind.value} {ref.index}; expected 0..{count - 1}")
+        count = counts.get(ref.kind)
+        if ref.index < 0 or (count is not None and ref.index >= count):
+            expected = "0 or more" if count is None else f"0..{count - 1}"
+            raise CodegenError(f"{where}: got {ref.kind.value} {ref.index}; expected {expected}")
         match ref.kind:
             case ArgKind.INPUT:
                 return f"%p{ref.index}"
