@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.core.dims import Dim, DimExpr, Shape, SymDim, evaluate, exact_div
+from strata.core.dims import Dim, DimExpr, Shape, SymDim, evaluate
 from strata.core.errors import ShapeError, UserError
 
 from .cache_value import CacheValue
@@ -178,10 +178,13 @@ def _bind_cache(what: str, type_: Type, given: Any, env: dict[str, int]) -> Cach
 def _bind_dim(what: str, dim: Dim, extent: int, env: dict[str, int]) -> None:
     """Give the one symbol of ``dim`` its value, or compare; other polynomials are checked later."""
     if isinstance(dim, DimExpr):
-        solved = _solve(dim, extent)
-        if solved is None:
+        linear = _linear(dim)
+        if linear is None:
             return
-        sym, value = solved
+        coefficient, sym, constant = linear
+        value, rest = divmod(extent - constant, coefficient)
+        if rest:
+            raise ShapeError(f"{what}: got extent {extent}; expected {dim} for some {sym}")
     elif isinstance(dim, SymDim):
         sym, value = dim, extent
     else:
@@ -195,15 +198,14 @@ def _bind_dim(what: str, dim: Dim, extent: int, env: dict[str, int]) -> None:
         raise ShapeError(f"{what}: {sym} = {value}, but another operand says {sym} = {env[sym.name]}")
 
 
-def _solve(dim: DimExpr, extent: int) -> tuple[SymDim, int] | None:
-    """The symbol and its value where ``dim`` is ``c*s + d`` and the division is exact, else ``None``."""
+def _linear(dim: DimExpr) -> tuple[int, SymDim, int] | None:
+    """``(c, s, d)`` where ``dim`` is ``c*s + d``, else ``None``."""
     constant = sum(c for c, syms in dim.terms if not syms)
-    linear = [(c, syms) for c, syms in dim.terms if syms]
-    if len(linear) != 1 or len(linear[0][1]) != 1:
+    terms = [(c, syms) for c, syms in dim.terms if syms]
+    if len(terms) != 1 or len(terms[0][1]) != 1:
         return None
-    ((coefficient, (sym,)),) = linear
-    value = exact_div(extent - constant, coefficient)
-    return (sym, value) if isinstance(value, int) else None
+    ((coefficient, (sym,)),) = terms
+    return coefficient, sym, constant
 
 
 def _check_sums(what: str, type_: TensorType, shape: Shape, env: Mapping[str, int]) -> None:
