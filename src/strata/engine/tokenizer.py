@@ -149,13 +149,17 @@ class Tokenizer:
         """``add_bos_token`` of the configuration wins over the post-processor where it is given."""
         if self._add_bos is None or self.bos_id is None:
             return ids
-        has_bos = ids[:1] == [self.bos_id]
-        written = has_bos and self._backend.encode(text, add_special_tokens=False).ids[:1] == [self.bos_id]
-        if self._add_bos and (not has_bos or (written and ids[:2] != [self.bos_id] * 2)):
+        written = self._backend.encode(text, add_special_tokens=False).ids
+        added = ids[:1] == [self.bos_id] and self._num_bos(ids) > self._num_bos(written)
+        if self._add_bos and not added:
             return [self.bos_id, *ids]
-        if not self._add_bos and has_bos and not written:
+        if not self._add_bos and added:
             return ids[1:]
         return ids
+
+    def _num_bos(self, ids: list[int]) -> int:
+        """BOS tokens at the start."""
+        return next((i for i, token in enumerate(ids) if token != self.bos_id), len(ids))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of token ids, as the tokenizers library decodes them."""

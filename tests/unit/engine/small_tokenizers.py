@@ -53,7 +53,7 @@ def llama(strip: bool = True) -> Backend:
 
 def metaspace() -> Backend:
     """Unigram with a Metaspace decoder."""
-    pieces = ["<unk>", "▁", "▁he", "llo", "▁wor", "ld", "é", "你", *"abcdefghijklmnopqrstuvwxyz,. "]
+    pieces = ["<unk>", "▁", "▁he", "llo", "▁wor", "ld", "é", "你", *"abcdefghijklmnopqrstuvwxyz,."]
     backend = Backend(models.Unigram([(p, -float(i)) for i, p in enumerate(pieces)], unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()

@@ -13,7 +13,8 @@ EXTRAS = """{%- for m in messages %}
     {%- if m.content == 'halt' %}{% break %}{% endif %}
     {%- generation %}{{ m.content | trim }};{% endgeneration %}
 {%- endfor %}
-{{ {'b': '<é>', 'a': [1, none]} | tojson }} {{ strftime_now('%Y') | length }} {{ enable_thinking | default('off') }}"""
+{{ {'b': '<é>', 'a': [1, none]} | tojson }} {{ strftime_now('%Y') | length }}
+{{- ' ' ~ enable_thinking | default('off') }}"""
 
 
 def test_chatml():
@@ -25,7 +26,7 @@ def test_chatml():
 def test_extras():
     messages = [{"role": "system", "content": "s"}, USER, {"role": "user", "content": "halt"}, USER]
     text = ChatTemplate(EXTRAS, {}).render(messages)
-    assert text == 'hi;\n{"b": "<é>", "a": [1, null]} 4 off'
+    assert text == 'hi;{"b": "<é>", "a": [1, null]} 4 off'
     assert ChatTemplate(EXTRAS, {}).render([USER], enable_thinking=True).endswith("True")
 
 

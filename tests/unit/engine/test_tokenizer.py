@@ -214,7 +214,12 @@ def test_errors(tmp_path):
 def test_like_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     folder = folder_with(
-        tmp_path, tokenizer_config_json={**BOS, "tokenizer_class": "PreTrainedTokenizerFast"}
+        tmp_path,
+        tokenizer_config_json={
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
     )
     reference = transformers.AutoTokenizer.from_pretrained(folder)
     ours = Tokenizer.from_folder(folder)
