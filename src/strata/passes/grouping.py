@@ -72,9 +72,14 @@ class Grouping:
     views: frozenset[int]
 
 
+def pattern(node: Node) -> Pattern:
+    """How ``node`` fuses; positions of tokens are opaque to the op table, but one load here."""
+    return Pattern.INJECTIVE if node.op == "cache_positions" else node.opdef.pattern
+
+
 def is_anchor(node: Node) -> bool:
     """Whether ``node`` has loops of its own that consumers can join but producers hardly."""
-    return node.op in _ANCHORS or node.opdef.pattern is Pattern.REDUCTION
+    return node.op in _ANCHORS or pattern(node) is Pattern.REDUCTION
 
 
 def group_nodes(function: Function, max_ops: int) -> Grouping:
@@ -92,7 +97,7 @@ def group_nodes(function: Function, max_ops: int) -> Grouping:
         elif node.op == "kv_append":
             work.start(node, None)
     for node in reversed(function.nodes):
-        if id(node) not in work.member_of and node.op not in ALONE and node.opdef.pattern is not Pattern.LEAF:
+        if id(node) not in work.member_of and node.op not in ALONE and pattern(node) is not Pattern.LEAF:
             work.place(node)
     for group in work.groups.values():
         _drop_entry_reshapes(group)
@@ -171,11 +176,11 @@ class _Grouper:
             return False
         for operand in node.inputs:
             lone = len({id(c) for c in self.consumers[id(operand)]}) == 1
-            stored = operand.opdef.pattern is Pattern.LEAF or id(operand) in self.member_of
+            stored = pattern(operand) is Pattern.LEAF or id(operand) in self.member_of
             if (
                 lone
                 and not stored
-                and operand.opdef.pattern <= Pattern.INJECTIVE
+                and pattern(operand) <= Pattern.INJECTIVE
                 and not self._may_copy(operand)
             ):
                 return False
@@ -203,7 +208,7 @@ def _is_epilogue(group: Group, consumer: Node) -> bool:
     """Whether ``consumer`` can be computed on the results of the group's anchor as they come."""
     anchor = group.anchor
     assert anchor is not None
-    if consumer.opdef.pattern > Pattern.BROADCAST or consumer.op == "broadcast_to":
+    if pattern(consumer) > Pattern.BROADCAST or consumer.op == "broadcast_to":
         return False
     if anchor.op == "paged_attention":
         return consumer.op == "cast"
@@ -217,15 +222,15 @@ def _is_epilogue(group: Group, consumer: Node) -> bool:
 
 def _can_compute_for(node: Node, consumer: Node, group: Group, reads: int) -> bool:
     """Whether ``group`` can compute ``node`` in place of loading it for its member ``consumer``."""
-    if node.opdef.pattern > Pattern.INJECTIVE or consumer.op in _ANCHORS:
+    if pattern(node) > Pattern.INJECTIVE or consumer.op in _ANCHORS:
         return False
     if consumer.op == "kv_append":
         return isinstance(node.type, TensorType)
     if consumer.op in ("sum", "mean", "max"):
-        return node.opdef.pattern <= Pattern.BROADCAST or node.op in _CHEAP
-    if consumer.opdef.pattern is Pattern.REDUCTION or consumer.op in ("rope", "take", "last_tokens"):
+        return pattern(node) <= Pattern.BROADCAST or node.op in _CHEAP
+    if pattern(consumer) is Pattern.REDUCTION or consumer.op in ("rope", "take", "last_tokens"):
         return node.op in _CHEAP
-    if group.anchor is not None and group.anchor.op == "matmul" and node.opdef.pattern > Pattern.BROADCAST:
+    if group.anchor is not None and group.anchor.op == "matmul" and pattern(node) > Pattern.BROADCAST:
         return node.op in _COPIED  # a gather in the epilogue of a register tile costs more than a launch
     once = consumer.op in _MOVES or _elements(node) == _elements(consumer)
     return node.op in _CHEAP or (once and reads == 1)
