@@ -1,7 +1,7 @@
 """Every graph op once more, written independently of the references: torch in float64, or plain Python loops.
 
-``RESULTS[op](operands, attrs)`` takes float64/int64/bool torch tensors (caches stay ``CacheValue``) and gives a
-tensor or array before rounding to the result dtype.
+``RESULTS[op](operands, attrs)`` takes float64, int64 or bool tensors (caches stay ``CacheValue``) and gives
+a tensor or array before rounding to the result dtype.
 """
 
 import math

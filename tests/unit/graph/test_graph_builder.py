@@ -7,10 +7,11 @@ import pytest
 
 from strata.core.dims import SymDim
 from strata.core.dtypes import bf16, f32, i64
-from strata.core.errors import ShapeError, UserError
+from strata.core.errors import ShapeError, UserError, VerifyError
 from strata.graph import builder as b
 from strata.graph.interp import run
 from strata.graph.nodes import Function, Module, make_node, rewrite
+from strata.graph.types import CacheType
 
 n = SymDim("n", 1, 512)
 x = b.input("x", b.tensor_type((n, 12), "f32"))
@@ -109,3 +110,11 @@ def test_repr_of_a_shared_graph_is_short() -> None:
     for _ in range(100):
         y = b.add(y, y)  # as a tree: 2**100 nodes
     assert len(repr(Function("f", (x,), (y,)))) < 1000
+
+
+def test_a_cache_is_no_tensor() -> None:
+    cache = b.input("cache", CacheType(1, 1, 4, f32))
+    with pytest.raises(VerifyError, match="input cache: got cache<layers=1,.*; expected a tensor"):
+        _ = cache.tensor
+    with pytest.raises(ShapeError, match="layers, kv_heads, head_dim and page_size must be at least 1"):
+        CacheType(1, 0, 4, f32)
