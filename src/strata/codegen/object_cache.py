@@ -19,11 +19,14 @@ from pathlib import Path
 
 import llvmlite
 
+from strata.core.errors import CodegenError
 from strata.core.knobs import current
 from strata.loop.nodes import Func
 from strata.target import Target
 
-from .compile import CODEGEN_VERSION, compile_object, emit_module
+from . import optimize
+from .compile import CODEGEN_VERSION, compile_object
+from .emit import emit_func
 
 DEFAULT_MAX_BYTES = 1 << 30
 _KEPT_FRACTION = 0.75  # of the cap, after cleaning: so that not every write has to clean
@@ -182,8 +185,15 @@ def compile_functions(
     """
     store = cache if cache is not None else ObjectCache()
 
+    layout = optimize.data_layout(target)
+
     def one(func: Func) -> tuple[bytes, bool]:
-        return compile_text(emit_module(func, target), target, store)
+        # Not emit_module: it verifies the text, which compile_object does too and a cached object needs not.
+        text = emit_func(func, target, layout)
+        try:
+            return compile_text(text, target, store)
+        except CodegenError as error:
+            raise CodegenError(f"{func.name}: {error}") from error
 
     objects: list[bytes] = []
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as executor:

@@ -122,6 +122,12 @@ def test_functions_are_compiled_once_and_in_order(tmp_path, monkeypatch):
     assert [hit for *_, hit in seen] == [True] * 4
 
 
+def test_what_llvm_rejects_names_the_function(tmp_path, monkeypatch):
+    monkeypatch.setattr(object_cache, "emit_func", lambda *args: "define nonsense")
+    with pytest.raises(CodegenError, match=r"good: host: LLVM rejects the text(.|\n)*    1 define nonsense"):
+        compile_functions([scale("good", 1.0)], TARGET, 1, None, ObjectCache(tmp_path))
+
+
 def test_the_error_of_a_function_comes_out(tmp_path):
     good = scale("good", 1.0)
     i = Var("i")
