@@ -2,15 +2,16 @@
 
 ``emit_func(func, target)`` gives a module that defines::
 
-    void @<name>.impl(ptr %p0, ..., ptr %pN, i64 %dim0, ..., i64 %dimM)      data pointers, then dims sorted by name
-    void @<name>.par<k>(ptr %env, i64 %begin, i64 %end)                      the k-th PARALLEL loop, internal
+    void @<name>.impl(ptr %p0, ..., ptr %pN, i64 %dim0, ..., i64 %dimM)    data pointers, then dims by name
+    void @<name>.par<k>(ptr %env, i64 %begin, i64 %end)                    the k-th PARALLEL loop, internal
 
-and calls ``void @strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain)``. A PARALLEL loop becomes a function of the
-values that it uses from outside (found while its body is emitted); ``.par<k>`` loads them from the environment and calls
-it, so that inside they are ``noalias`` parameters like any other. PARALLEL loops within PARALLEL loops run serially.
+and calls ``void @strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain)``. A PARALLEL loop becomes a
+function of the values that it uses from outside (found while its body is emitted); ``.par<k>`` loads them
+from the environment and calls it, so that inside they are ``noalias`` parameters like any other. PARALLEL
+loops within PARALLEL loops run serially.
 
-UNROLL loops are expanded here, with the variable as a constant. REGISTER buffers are stack slots with constant
-offsets, which LLVM's SROA pass turns into values.
+UNROLL loops are expanded here, with the variable as a constant. REGISTER buffers are stack slots with
+constant offsets, which LLVM's SROA pass turns into values.
 """
 
 from __future__ import annotations
@@ -100,9 +101,8 @@ class FuncEmitter(MemoryEmitter):
         found = self._dims.get(sym.name)
         if found is None:
             if self.parent is None:
-                raise CodegenError(
-                    f"{self.where}: dim {sym.name} is in no parameter's shape; got {', '.join(self._dims) or 'none'}"
-                )
+                known = ", ".join(self._dims) or "none"
+                raise CodegenError(f"{self.where}: dim {sym.name} is in no parameter's shape; known: {known}")
             found = self._dims[sym.name] = self._capture(self.parent.dim(sym))
         return found
 
@@ -175,7 +175,7 @@ class FuncEmitter(MemoryEmitter):
         for dim in buffer.shape:
             if not isinstance(dim, int):
                 raise CodegenError(
-                    f"{self.where}: {buffer.space.value} buffer {buffer.name} has dim {dim}; expected constants"
+                    f"{self.where}: {buffer.space.value} {buffer.name}: got dim {dim}; expected constants"
                 )
             elements *= dim
         if buffer.space is MemSpace.GLOBAL:
@@ -224,7 +224,7 @@ class FuncEmitter(MemoryEmitter):
             case ForKind.UNROLL:
                 if not isinstance(extent.const, int):
                     raise CodegenError(
-                        f"{self.where}: unrolled loop {loop.var.name} has no constant extent; use a serial loop"
+                        f"{self.where}: unrolled loop {loop.var.name} has no constant extent; use serial"
                     )
                 for k in range(extent.const):
                     self._vars[loop.var.uid] = constant(k, i64)
@@ -313,8 +313,8 @@ def _outlined_text(name: str, inner: FuncEmitter) -> list[str]:
 def attributes(target: Target) -> str:
     """Attributes of every emitted function.
 
-    Instructions come from the feature list alone ("x86-64" has only SSE2 itself); the CPU name is for scheduling.
-    ``no-builtins`` keeps LLVM from turning loops into calls of memset and memcpy.
+    Instructions come from the feature list alone ("x86-64" has only SSE2 itself); the CPU name is for
+    scheduling. ``no-builtins`` keeps LLVM from turning loops into calls of memset and memcpy.
     """
     width = target.vector_bytes * 8
     cpu = "x86-64" if target.arch == "x86_64" else "generic"

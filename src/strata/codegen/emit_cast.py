@@ -1,8 +1,8 @@
 """Conversions between dtypes.
 
-Floats round to nearest even; float to int truncates, saturates and maps NaN to 0 (``loop.values.convert``). No
-conversion ends in a library call: bf16 is integer arithmetic where the CPU has no instruction for it, and so is f16
-without F16C.
+Floats round to nearest even; float to int truncates, saturates and maps NaN to 0 (``loop.values.convert``).
+No conversion ends in a library call: bf16 is integer arithmetic where the CPU has no instruction for it,
+and so is f16 without F16C.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _bf16_to_f32(b: Builder, x: Value) -> Value:
 
 
 def bf16_splat_as_f32(b: Builder, x: Value, lanes: int) -> Value:
-    """A bf16 scalar as f32 in every lane: broadcast both halves of each lane, shift one out (two instructions)."""
+    """A bf16 scalar as f32 in every lane: broadcast it to both halves of a lane, shift one out."""
     double, whole = f"<{2 * lanes} x i16>", f"<{lanes} x i32>"
     one = b.pure(bf16, 2 * lanes, f"insertelement {double} poison, i16 {{}}, i64 0", x)
     zeros = f"<{2 * lanes} x i32> zeroinitializer"

@@ -1,7 +1,8 @@
 """Emission of scalar and vector expressions.
 
-:class:`ExprEmitter` turns a loop-IR expression into a :class:`~strata.codegen.emit_values.Value`. Within one statement
-shared sub-expressions are emitted once; across statements the builder merges equal pure instructions.
+:class:`ExprEmitter` turns a loop-IR expression into a :class:`~strata.codegen.emit_values.Value`. Within
+one statement shared sub-expressions are emitted once; across statements the builder merges equal pure
+instructions.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class ExprEmitter:
         return self.b.pure(x.dtype, x.lanes, f"{_FLOAT_OPS[op]} contract {kind} {{}}, {{}}", x, y)
 
     def _float_minmax(self, op: BinaryOp, x: Value, y: Value) -> Value:
-        """NaN if one operand is NaN. ``x > y ? x : y`` is one instruction, which gives y where x or y is NaN."""
+        """NaN if one operand is. ``x > y ? x : y`` is one instruction, which gives y where x or y is NaN."""
         if self._number(y) and not self._number(x):
             x, y = y, x
         kind, lanes = ssa_type(x.dtype, x.lanes), x.lanes
@@ -232,7 +233,7 @@ class ExprEmitter:
         return self.b.pure(bool_, x.lanes, f"icmp {sign}{_INT_COMPARE[op]} {kind} {{}}, {{}}", x, y)
 
     def _lane_mask(self, op: BinaryOp, x: Value, y: Value) -> Value | None:
-        """``base + lane < bound`` as ``lane < clamp(bound - base)`` on narrow lanes: one compare for a whole mask."""
+        """``base + lane < bound`` as ``lane < clamp(bound - base)`` on narrow lanes: one compare per mask."""
         flipped = {
             BinaryOp.LT: BinaryOp.GT,
             BinaryOp.LE: BinaryOp.GE,

@@ -1,7 +1,7 @@
 """Index arithmetic: linear forms of scalar i64 values, ranges, and vectors ``base + stride * lane``.
 
-i64 is index arithmetic and does not overflow (``loop.values``). Ranges let divisions become unsigned or vanish,
-and comparisons become constants.
+i64 is index arithmetic and does not overflow (``loop.values``). Ranges let divisions become unsigned or
+vanish, and comparisons become constants.
 """
 
 from __future__ import annotations

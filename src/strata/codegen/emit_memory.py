@@ -1,8 +1,8 @@
 """Loads and stores: addresses, masks, gathers.
 
-Addresses are linear forms over the row-major strides. They are added level by level, outermost first, so that every
-``getelementptr`` sits in the outermost loop in which its operand is known, and the constant part comes last, where it
-becomes a displacement of the access.
+Addresses are linear forms over the row-major strides. They are added level by level, outermost first, so
+that every ``getelementptr`` sits in the outermost loop in which its operand is known, and the constant part
+comes last, where it becomes a displacement of the access.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class MemoryEmitter(ExprEmitter):
             if at.lanes > 1:
                 if position != len(indices) - 1:
                     raise CodegenError(
-                        f"{self.where}: {buffer.name}: index {position} has {at.lanes} lanes; expected a scalar; "
-                        "only the last index may be a vector"
+                        f"{self.where}: {buffer.name}: index {position} has {at.lanes} lanes; "
+                        "expected a scalar: only the last index may be a vector"
                     )
                 lanes = at.lanes
                 at, vector, same = self._vector_index(at)
@@ -80,7 +80,7 @@ class MemoryEmitter(ExprEmitter):
 
     @staticmethod
     def _vector_index(at: Value) -> tuple[Value | None, Value | None, bool]:
-        """Scalar part, vector of offsets (``None`` for contiguous lanes), and whether all lanes are the same."""
+        """Scalar part, vector of offsets (``None``: contiguous lanes), and whether all lanes are the same."""
         if isinstance(at, Lanes) and at.base is not None and at.stride in (0, 1):
             return at.base, None, at.stride == 0
         return None, at, False

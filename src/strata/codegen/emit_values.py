@@ -1,13 +1,15 @@
 """Values and the text builder of one LLVM function.
 
-A :class:`Value` is an SSA operand with the *level* at which it becomes available: level 0 is the function's entry,
-every loop or branch adds one. Pure operations are written at the deepest level of their operands, once: that moves
-everything that does not change in a loop in front of it (index arithmetic, splats, scalar functions) without an
-analysis, and makes equal operations one. Loads, stores and control flow stay where they are.
+A :class:`Value` is an SSA operand with the *level* at which it becomes available: level 0 is the function's
+entry, every loop or branch adds one. Pure operations are written at the deepest level of their operands,
+once: that moves everything that does not change in a loop in front of it (index arithmetic, splats, scalar
+functions) without an analysis, and makes equal operations one. Loads, stores and control flow stay where
+they are.
 
-Scalar i64 values are kept as linear forms ``sum(coefficient * atom) + offset`` with a range, so that offsets of
-unrolled copies become constants and address terms are added from the outermost level inwards
-(:mod:`strata.codegen.emit_index`). ``base + lane`` vectors and splats stay symbolic until someone needs the vector.
+Scalar i64 values are kept as linear forms ``sum(coefficient * atom) + offset`` with a range, so that
+offsets of unrolled copies become constants and address terms are added from the outermost level inwards
+(:mod:`strata.codegen.emit_index`). ``base + lane`` vectors and splats stay symbolic until someone needs the
+vector.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Linear(Value):
 
 @dataclass(slots=True)
 class Lanes(Value):
-    """``base + stride * lane``; stride 0 is a splat (of any dtype), others are i64. ``text`` is filled in lazily."""
+    """``base + stride * lane``; stride 0 is a splat of any dtype, others are i64. ``text`` comes lazily."""
 
     base: Value | None = None
     stride: int = 0

@@ -7,8 +7,8 @@ name           arguments                                       result, lane ``l`
 ``dot2_bf16``  ``acc: f32 [L]``, ``a, b: bf16 [2L]``           ``acc[l] + a[2l]*b[2l] + a[2l+1]*b[2l+1]``
 ============== =============================================== ==========================================
 
-``dot2_bf16`` is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32 multiply-adds, the odd
-elements first, as the instruction does.
+``dot2_bf16`` is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32
+multiply-adds, the odd elements first, as the instruction does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Float arithmetic on lanes, for the elementary functions: operations, bit patterns, polynomials.
 
-Products and sums here have no ``contract`` flag: what is fused is written as ``fma`` (a fused operation where the CPU
-has one, else a product and a sum), so that argument reductions do what they say.
+Products and sums here have no ``contract`` flag: what is fused is written as ``fma`` (a fused operation
+where the CPU has one, else a product and a sum), so that argument reductions do what they say.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class FloatOps:
     # ------------------------------------------------------------------ comparison
 
     def test(self, predicate: str, x: Value | float, y: Value | float) -> Value:
-        """A float comparison: ``olt``, ``oeq``, ``uno``, …"""
+        """A float comparison: ``olt``, ``oeq``, ``uno``."""
         template = f"fcmp {predicate} {self.kind} {{}}, {{}}"
         return self.b.pure(bool_, self.lanes, template, self._operand(x), self._operand(y))
 
@@ -157,7 +157,7 @@ class FloatOps:
     # ------------------------------------------------------------------ helpers of the functions
 
     def round_to_int(self, x: Value, factor: float) -> tuple[Value, Value]:
-        """``n = x * factor`` rounded to nearest, as float and as integer, for ``|n| < 2**(mantissa_bits - 2)``.
+        """``n = x * factor`` rounded, as float and as integer, for ``|n| < 2**(mantissa_bits - 2)``.
 
         Adding ``1.5 * 2**mantissa_bits`` leaves ``n`` in the low bits of the pattern.
         """

@@ -1,22 +1,24 @@
 """Elementary functions of f32 and f64 lanes, branch-free, without library calls.
 
-Largest errors against NumPy float64, over all magnitudes (tests/unit/codegen/test_math.py), in units of the last place:
+Largest error over dense grids of all magnitudes, in units of the last place (measured against long double;
+the tests hold these functions to it):
 
-======== ===== ===== =========================================================================
-function  f32   f64   method
-======== ===== ===== =========================================================================
-exp        1     2    Cody-Waite by ln 2, minimax polynomial; subnormal results are exact to 1 ulp
-log        2     2    minimax polynomial on [sqrt(1/2), sqrt(2)]; f64: fdlibm e_log.c
-tanh       3     4    expm1(2|x|) / (expm1(2|x|) + 2)
-sigmoid    3     4    e = exp(-|x|): 1 / (1 + e) or e / (1 + e)
-erf        3     4    odd minimax polynomial below, 1 - erfc above
-sin, cos   2     2    |x| <= 1e5; Cody-Waite by pi/2 in f64, Cephes polynomials
-rsqrt      1     1    1 / sqrt(x), both correctly rounded
-======== ===== ===== =========================================================================
+========  ===  ===========================================================================
+function  ulp  method, the same for f32 and f64
+========  ===  ===========================================================================
+exp       1.0  Cody-Waite by ln 2, minimax polynomial; subnormal results are exact to 1 ulp
+log       0.8  minimax polynomial on [sqrt(1/2), sqrt(2)]; f64 as fdlibm e_log.c
+tanh      2.2  expm1(2|x|) / (expm1(2|x|) + 2)
+sigmoid   2.2  e = exp(-|x|): 1 / (1 + e) or e / (1 + e)
+erf       2.0  odd minimax polynomial below, 1 - erfc above
+sin, cos  1.5  for |x| <= 1e5: Cody-Waite by pi/2 in f64, Cephes polynomials
+rsqrt     1.5  1 / sqrt(x), both correctly rounded
+========  ===  ===========================================================================
 
-Limits: exp(-inf) = 0, exp(large) = inf, log(0) = -inf, log(negative) = NaN, tanh and erf saturate at +-1, sin and cos of
-an infinity are NaN; NaN gives NaN. Coefficients without another source are minimax (Remez exchange in 50 digits, of the
-relative error of the function), rounded to the dtype.
+Limits: exp(-inf) = 0, exp(large) = inf, log(0) = -inf, log(negative) = NaN, tanh and erf saturate at +-1,
+sin and cos are NaN beyond 1e9 (their error grows from 1e6 on); NaN gives NaN. Coefficients without another
+source are minimax (Remez exchange in 50 digits, of the relative error of the function), rounded to the
+dtype.
 """
 
 from __future__ import annotations
@@ -41,57 +43,66 @@ EXP_F32 = (
     0.4999999403953552,
 )
 EXP_F64 = (
-    2.4999981133462938e-08, 2.763038349618233e-07, 2.755758754725543e-06, 2.480149275210704e-05, 0.00019841269504159426,
-    0.001388888894392859, 0.00833333333349614, 0.0416666666665292, 0.16666666666666408, 0.5000000000000011,
+    2.4999981133462938e-08, 2.763038349618233e-07, 2.755758754725543e-06, 2.480149275210704e-05,
+    0.00019841269504159426, 0.001388888894392859, 0.00833333333349614, 0.0416666666665292,
+    0.16666666666666408, 0.5000000000000011,
 )  # fmt: skip
-# ln 2 in two parts, the first with enough trailing zeros that n * LN2_HI is exact (Cephes expf.c; fdlibm e_exp.c).
+# ln 2 in two parts, the first with enough trailing zeros that n times it is exact (Cephes expf.c; fdlibm
+# e_exp.c).
 LN2_F32 = (0.693359375, -2.12194440e-4)
 LN2_F64 = (6.93147180369123816490e-01, 1.90821492927058770002e-10)
 
 # log(1 + f) = f - f*f/2 + f*f*f*P(f) for sqrt(1/2) <= 1 + f <= sqrt(2); relative error 7.5e-10.
 LOG_F32 = (
-    0.06746921688318253, -0.11675745993852615, 0.11888084560632706, -0.12405567616224289, 0.14219559729099274,
-    -0.1666799783706665, 0.2000211775302887, -0.25000008940696716, 0.3333331346511841,
+    0.06746921688318253, -0.11675745993852615, 0.11888084560632706, -0.12405567616224289,
+    0.14219559729099274, -0.1666799783706665, 0.2000211775302887, -0.25000008940696716,
+    0.3333331346511841,
 )  # fmt: skip
 # fdlibm e_log.c, Lg7 .. Lg1: log(1 + f) = 2s + s*z*R(z), s = f / (2 + f), z = s*s.
 LOG_F64 = (
-    1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01, 2.222219843214978396e-01,
-    2.857142874366239149e-01, 3.999999999940941908e-01, 6.666666666666735130e-01,
+    1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01,
+    2.222219843214978396e-01, 2.857142874366239149e-01, 3.999999999940941908e-01,
+    6.666666666666735130e-01,
 )  # fmt: skip
 
-# erf(x) = x + x*P(x*x) for |x| <= 0.921875 (relative error 4.1e-10); log(erfc(t)) = Q(t) above, up to 4 (1.5e-9 in erf).
+# erf(x) = x + x*P(x*x) for |x| <= 0.921875 (relative error 4.1e-10);
+# log(erfc(t)) = Q(t) above, up to 4 (error 1.5e-9 of erf).
 ERF_F32_SMALL = (
-    8.370102295884863e-05, -0.0008142704609781504, 0.005201032385230064, -0.026859398931264877, 0.11283695697784424,
-    -0.37612634897232056, 0.12837916612625122,
+    8.370102295884863e-05, -0.0008142704609781504, 0.005201032385230064, -0.026859398931264877,
+    0.11283695697784424, -0.37612634897232056, 0.12837916612625122,
 )  # fmt: skip
 ERF_F32_TAIL = (
-    0.0001947297714650631, -0.0030315571930259466, 0.022181237116456032, -0.10383859276771545, -0.6372860670089722,
-    -1.1276153326034546, -0.00020995523664169014,
+    0.0001947297714650631, -0.0030315571930259466, 0.022181237116456032, -0.10383859276771545,
+    -0.6372860670089722, -1.1276153326034546, -0.00020995523664169014,
 )  # fmt: skip
-# erf(x) = x*P(x*x) for |x| <= 1 (1.3e-19); erfc(t) = exp(-t*t) / (1 + 2t) * Q((t - 2) / (t + 2)) for 1 <= t <= 6 (1.4e-19).
+# erf(x) = x*P(x*x) for |x| <= 1 (1.3e-19);
+# erfc(t) = exp(-t*t) / (1 + 2t) * Q((t - 2) / (t + 2)) for 1 <= t <= 6 (1.4e-19).
 ERF_F64_SMALL = (
     5.945262897141199e-11, -1.1365666702331508e-09, 1.4657880052504528e-08, -1.6350025257252502e-07,
     1.6460972820674074e-06, -1.4925593507147635e-05, 0.00012055331036911902, -0.0008548326978742597,
-    0.005223977624780875, -0.026866170645072896, 0.11283791670954857, -0.3761263890318375, 1.1283791670955126,
+    0.005223977624780875, -0.026866170645072896, 0.11283791670954857, -0.3761263890318375,
+    1.1283791670955126,
 )  # fmt: skip
 ERF_F64_TAIL = (
     -1.8513526873946903e-05, 5.149545392076312e-06, 0.00015055677974896048, 0.000205490881207526,
-    -0.00045449098454379506, -0.001456792417625953, 0.0012713474391655504, 0.00872265421185486, -0.008034015205204963,
-    -0.05422000100402007, 0.16405128003374772, -0.16603039761522917, -0.09276382658574525, 1.2769783815525286,
+    -0.00045449098454379506, -0.001456792417625953, 0.0012713474391655504, 0.00872265421185486,
+    -0.008034015205204963, -0.05422000100402007, 0.16405128003374772, -0.16603039761522917,
+    -0.09276382658574525, 1.2769783815525286,
 )  # fmt: skip
 
 # pi/2 in three parts with 33 bits each (fdlibm e_rem_pio2.c): n times the first two is exact for n < 2**20.
 PIO2 = (1.57079632673412561417e00, 6.07710050630396597660e-11, 2.02226624879595063154e-21)
+SIN_COS_LIMIT = 1e9  # the reduction has no correct bit left soon after
 # Cephes sinf.c, sin.c: sin(r) = r + r*z*S(z), cos(r) = 1 - z/2 + z*z*C(z), z = r*r, |r| <= pi/4.
 SIN_F32 = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COS_F32 = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 SIN_F64 = (
-    1.58962301576546568060e-10, -2.50507477628578072866e-8, 2.75573136213857245213e-6, -1.98412698295895385996e-4,
-    8.33333333332211858878e-3, -1.66666666666666307295e-1,
+    1.58962301576546568060e-10, -2.50507477628578072866e-8, 2.75573136213857245213e-6,
+    -1.98412698295895385996e-4, 8.33333333332211858878e-3, -1.66666666666666307295e-1,
 )  # fmt: skip
 COS_F64 = (
-    -1.13585365213876817300e-11, 2.08757008419747316778e-9, -2.75573141792967388112e-7, 2.48015872888517045348e-5,
-    -1.38888888888730564116e-3, 4.16666666666665929218e-2,
+    -1.13585365213876817300e-11, 2.08757008419747316778e-9, -2.75573141792967388112e-7,
+    2.48015872888517045348e-5, -1.38888888888730564116e-3, 4.16666666666665929218e-2,
 )  # fmt: skip
 
 
@@ -180,7 +191,8 @@ def _log(m: FloatOps, x: Value) -> Value:
     least_normal = 2.0**-126 if m.single else 2.0**-1022
     tiny = m.test("olt", x, least_normal)
     normal = m.select(tiny, m.mul(x, 2.0**m.mantissa_bits), x)
-    # Subtract the pattern of sqrt(1/2): its exponent field is k, and the mantissa goes back on top of sqrt(1/2).
+    # Subtract the pattern of sqrt(1/2): its exponent field is k, and the mantissa goes back on top of
+    # sqrt(1/2).
     base = 0x3F3504F3 if m.single else 0x3FE6A09E667F3BCD
     moved = m.int_op("sub", m.bits(normal), base)
     k = m.from_int(m.int_op("ashr", moved, m.mantissa_bits))
@@ -253,6 +265,6 @@ def _sin_cos(m: FloatOps, x: Value, is_cos: bool) -> Value:
     if is_cos:
         n = m.int_op("add", n, 1)
     odd = m.int_test("ne", m.int_op("and", n, 1), 0)
-    out = m.select(odd, cosine, sine)
+    out = m.select(m.test("ole", m.abs(x), SIN_COS_LIMIT), m.select(odd, cosine, sine), float("nan"))
     sign = m.int_op("shl", m.int_op("and", n, 2), 30 if m.single else 62)
     return m.from_bits(m.int_op("xor", m.bits(out), sign))

@@ -1,12 +1,12 @@
 """LLVM machinery: parsing, verification, the pass pipeline, object code and assembly.
 
-The pipeline is LLVM's function simplification at -O2 (SROA, EarlyCSE, InstCombine, SimplifyCFG, LICM, GVN, DSE, …)
-without unrolling and vectorising: loops come as they shall be. ``no-builtins`` on every function keeps LoopIdiom and
-MemCpyOpt from making library calls.
+The pipeline is LLVM's function simplification at -O2 (SROA, EarlyCSE, InstCombine, SimplifyCFG, LICM, GVN,
+DSE, …) without unrolling and vectorising: loops come as they shall be. ``no-builtins`` on every function
+keeps LoopIdiom and MemCpyOpt from making library calls.
 
-llvmlite guards every call into LLVM with one lock and drops the GIL meanwhile. Modules live in contexts of their
-own and target machines in their thread, so the two long calls (passes, code emission) may run on several threads at
-once; they are made through the same C functions without that lock.
+llvmlite guards every call into LLVM with one lock and drops the GIL meanwhile. Modules live in contexts of
+their own and target machines in their thread, so the two long calls (passes, code emission) may run on
+several threads at once; they are made through the same C functions without that lock.
 """
 
 from __future__ import annotations

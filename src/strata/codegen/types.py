@@ -1,7 +1,8 @@
 """How loop-IR dtypes and constants are written in LLVM.
 
-Two types per dtype: the SSA type that values have (bool is ``i1``, bf16 is ``i16`` with the bf16 bit pattern, since
-LLVM's ``bfloat`` has libcalls on most CPUs) and the memory type that buffers have (bool is ``i8``).
+Two types per dtype: the SSA type that values have (bool is ``i1``, bf16 is ``i16`` with the bf16 bit
+pattern, since LLVM's ``bfloat`` has libcalls on most CPUs) and the memory type that buffers have (bool is
+``i8``).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def mangled(type_text: str) -> str:
 
 
 def float_text(value: float, dtype: DType) -> str:
-    """An LLVM constant of a float dtype; the value is rounded to nearest even first (bf16 gives an integer)."""
+    """An LLVM constant of a float dtype; rounds to nearest even first (bf16 gives an integer)."""
     if dtype == f64:
         return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
     if dtype == f16:

@@ -29,13 +29,13 @@ def detect_host() -> Target:
     """
     if platform.machine() not in ("x86_64", "AMD64") or not _CPUINFO.exists():
         raise UnsupportedError(
-            f"host: got {platform.system()} on {platform.machine()}; expected Linux on x86-64; name a target instead"
+            f"host: got {platform.system()} on {platform.machine()}; expected Linux on x86-64; name a target"
         )
     return host_from(_CPUINFO.read_text(), read_caches(_CACHES), len(os.sched_getaffinity(0)))
 
 
 def host_features() -> tuple[str, ...]:
-    """LLVM names of the instruction sets of this machine that generated code may use; empty off x86-64 Linux."""
+    """LLVM names of the usable instruction sets of this machine; empty off x86-64 Linux."""
     if platform.machine() not in ("x86_64", "AMD64") or not _CPUINFO.exists():
         return ()
     return features.usable(features.from_linux_flags(_cpuinfo_fields(_CPUINFO.read_text())["flags"].split()))
@@ -74,7 +74,7 @@ def host_from(cpuinfo: str, caches: Mapping[int, int], num_cores: int) -> Target
 
 
 def read_caches(root: Path) -> dict[int, int]:
-    """Bytes of the data or unified cache of every level under ``/sys/.../cache``; empty where there is none."""
+    """Bytes of the data or unified cache of every level under ``/sys/.../cache``; empty if none."""
     found: dict[int, int] = {}
     for entry in sorted(root.glob("index*")):
         try:

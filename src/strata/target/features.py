@@ -1,7 +1,7 @@
 """CPU feature names: those that Linux prints in ``/proc/cpuinfo``, and LLVM's.
 
-Only features that change generated code are kept. A *level* is a set of features that exist together on real CPUs
-(the x86-64 micro-architecture levels of the System V ABI, plus bf16 dot products).
+Only features that change generated code are kept. A *level* is a set of features that exist together on
+real CPUs (the x86-64 micro-architecture levels of the System V ABI, plus bf16 dot products).
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def from_linux_flags(flags: Iterable[str]) -> tuple[str, ...]:
 def usable(features: Iterable[str]) -> tuple[str, ...]:
     """``features`` without those that the code generator must not mix in.
 
-    AVX-512 comes with 512-bit registers only where F, VL, BW, DQ and CD exist together (all CPUs but the first, Knights
-    Landing): without them every AVX-512 feature is dropped. AMX needs a permission from the kernel and is dropped.
+    AVX-512 comes with 512-bit registers only where F, VL, BW, DQ and CD exist together (all CPUs but the
+    first, Knights Landing): without them every AVX-512 feature is dropped. AMX needs a permission from the
+    kernel and is dropped.
     """
     found = {f for f in features if not f.startswith("amx")}
     if not found.issuperset(V4):

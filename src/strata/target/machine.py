@@ -3,7 +3,7 @@
 Text form, one line; it parses back to the same target::
 
     Target ::= name "{" key "=" value ("," key "=" value)* "}"     keys: the fields of Target
-    value  ::= integer | float.hex() | word | word ("+" word)*     lists (features) are joined by "+"; "-" is empty
+    value  ::= integer | float.hex() | word | word ("+" word)*     lists are joined by "+"; "-" is empty
 
 A target says what the code generator may use (``features``) and what the cost estimates assume (the rest).
 """
@@ -36,7 +36,7 @@ class Target:
         peak_f32_flop_per_s: f32 multiply-adds of all cores, two flop each; nominal.
         peak_bf16_flop_per_s: The same for bf16 inputs with f32 sums.
         bandwidth_bytes_per_s: Main memory read bandwidth of all cores; nominal.
-        source: Where the speeds come from: ``"nominal"``, ``"measured"`` or ``"assumed"``; words joined by ``_``.
+        source: Where the speeds come from: ``"nominal"``, ``"measured"`` or ``"assumed"``.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The registry of named machines.
 
-Speeds of the generic levels are *assumed* (a 3 GHz core with two vector pipes, 25 GB/s): they rank candidates, they
-claim nothing. Speeds of ``zen4`` and ``zen5`` are measured on two-core virtual machines.
+Speeds of the generic levels are *assumed* (a 3 GHz core with two vector pipes, 25 GB/s): they rank
+candidates, they claim nothing. Speeds of ``zen4`` and ``zen5`` are measured on two-core virtual machines.
 """
 
 from __future__ import annotations

@@ -1,0 +1,310 @@
+"""Scalar and vector operations of every dtype against NumPy, on every level of instruction sets."""
+
+import mcjit
+import ml_dtypes
+import numpy as np
+import pytest
+
+from strata.core.dtypes import ALL_DTYPES, bf16, bool_, dtype, f16, f32, f64, i8, i16, i32, i64, u8, u16, u32
+from strata.loop import build as b
+from strata.loop.nodes import Binary, BinaryOp, Cast, Intrinsic, Reduce, ReduceOp, Unary, UnaryOp
+
+COUNT = 192
+LANES = (1, 4, 16, 64)
+TARGET_PARAMS = [pytest.param(t, id=name) for name, t in mcjit.TARGETS.items()]
+FLOAT_OPS = {
+    BinaryOp.ADD: np.add,
+    BinaryOp.SUB: np.subtract,
+    BinaryOp.MUL: np.multiply,
+    BinaryOp.DIV: np.divide,
+    BinaryOp.MIN: np.minimum,
+    BinaryOp.MAX: np.maximum,
+}
+INT_OPS = {
+    BinaryOp.ADD: np.add,
+    BinaryOp.SUB: np.subtract,
+    BinaryOp.MUL: np.multiply,
+    BinaryOp.FLOORDIV: np.floor_divide,
+    BinaryOp.FLOORMOD: np.mod,
+    BinaryOp.MIN: np.minimum,
+    BinaryOp.MAX: np.maximum,
+}
+COMPARE = {
+    BinaryOp.LT: np.less,
+    BinaryOp.LE: np.less_equal,
+    BinaryOp.GT: np.greater,
+    BinaryOp.GE: np.greater_equal,
+    BinaryOp.EQ: np.equal,
+    BinaryOp.NE: np.not_equal,
+}
+LOGICAL = {BinaryOp.AND: np.logical_and, BinaryOp.OR: np.logical_or}
+SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, 3e38, 1.5]
+
+
+def float_pairs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    kind = np.dtype(name)
+    x, y = (rng.standard_normal(COUNT).astype(kind) for _ in range(2))
+    grid = np.array([(p, q) for p in SPECIAL for q in SPECIAL]).astype(kind)
+    x[: len(grid)], y[: len(grid)] = grid[:, 0], grid[:, 1]
+    return x, y
+
+
+def int_pairs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    kind = np.dtype(name)
+    info = np.iinfo(kind)
+    # i64 is index arithmetic: it does not overflow.
+    low, high = (-(2**31), 2**31) if kind == np.int64 else (info.min, int(info.max) + 1)
+    x, y = (rng.integers(low, high, COUNT, dtype=kind) for _ in range(2))
+    y[::3] = rng.integers(1, 9, len(y[::3]), dtype=kind)
+    y[1::6] = (np.zeros(len(y[1::6]), kind) - y[::6][: len(y[1::6])]).astype(kind)
+    y[y == 0] = 1
+    if info.min < 0:
+        y[(y == -1) & (x == info.min)] = 1
+    return x, y
+
+
+def assert_same(got: np.ndarray, want: np.ndarray, what: str) -> None:
+    same = (got == want) | ((got != got) & (want != want))
+    assert same.all(), f"{what}: {got[~same][:4]} != {want[~same][:4]} at {np.flatnonzero(~same)[:4]}"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("kind", [f32, f64], ids=str)
+def test_float_binary(target, kind, lanes):
+    x, y = float_pairs(kind.numpy_name)
+    table = {**FLOAT_OPS, **COMPARE}
+    exprs = [lambda p, q, op=op: Binary(op, p, q) for op in table]
+    outs = [bool_ if op in COMPARE else kind for op in table]
+    got = mcjit.run(mcjit.elementwise(exprs, [kind] * 2, outs, COUNT, lanes), target, x, y)
+    for op, result in zip(table, got, strict=True):
+        assert_same(result, table[op](x, y), f"{op.value} {kind}")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("kind", [i64, i32, i16, i8, u8, u16, u32], ids=str)
+def test_int_binary(target, kind, lanes):
+    if kind not in (i32, i64) and target.name != "host":
+        return  # arithmetic is on i32 and i64; the narrow ones come for free
+    x, y = int_pairs(kind.numpy_name)
+    table = {**INT_OPS, **COMPARE}
+    exprs = [lambda p, q, op=op: Binary(op, p, q) for op in table]
+    outs = [bool_ if op in COMPARE else kind for op in table]
+    got = mcjit.run(mcjit.elementwise(exprs, [kind] * 2, outs, COUNT, lanes), target, x, y)
+    for op, result in zip(table, got, strict=True):
+        assert_same(result, table[op](x, y), f"{op.value} {kind}")
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 8, 10, 64, -3])
+@pytest.mark.parametrize("kind", [i64, i32], ids=str)
+def test_division_by_constant(kind, divisor):
+    x = np.arange(-96, 96, dtype=kind.numpy_name)
+    d = b.const(divisor, kind)
+    exprs = [lambda p: Binary(BinaryOp.FLOORDIV, p, d), lambda p: Binary(BinaryOp.FLOORMOD, p, d)]
+    q, r = mcjit.run(mcjit.elementwise(exprs, [kind], [kind] * 2, COUNT, 1), mcjit.TARGETS["host"], x)
+    assert_same(q, x // divisor, "//")
+    assert_same(r, x % divisor, "%")
+
+
+def test_division_by_zero_does_not_trap():
+    x, y = np.arange(COUNT, dtype=np.int32), np.zeros(COUNT, np.int32)
+    func = mcjit.elementwise([lambda p, q: Binary(BinaryOp.FLOORDIV, p, q)], [i32] * 2, [i32], COUNT, 16)
+    mcjit.run(func, mcjit.TARGETS["host"], x, y)
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_bool(target, lanes):
+    rng = np.random.default_rng(3)
+    x, y = (rng.integers(0, 2, COUNT).astype(bool) for _ in range(2))
+    exprs = [lambda p, q, op=op: Binary(op, p, q) for op in LOGICAL]
+    exprs += [lambda p, q: Unary(UnaryOp.NOT, p), lambda p, q: b.select(p, q, Unary(UnaryOp.NOT, q))]
+    got = mcjit.run(mcjit.elementwise(exprs, [bool_] * 2, [bool_] * 4, COUNT, lanes), target, x, y)
+    for result, want in zip(got, [x & y, x | y, ~x, np.where(x, y, ~y)], strict=True):
+        assert_same(result, want, "bool")
+        assert result.view(np.uint8).max() <= 1
+
+
+def test_bool_memory_may_hold_any_byte():
+    x = np.full(COUNT, 2, np.uint8).view(bool)
+    func = mcjit.elementwise([lambda p: Cast(i32, p)], [bool_], [i32], COUNT, 16)
+    assert (mcjit.run(func, mcjit.TARGETS["host"], x)[0] == 1).all()
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_unary_and_select(target, lanes):
+    x, _ = float_pairs("float32")
+    k, _ = int_pairs("int32")
+    zero = b.const(0.0, f32)
+    exprs = [
+        lambda p, q: b.neg(p),
+        lambda p, q: b.abs_(p),
+        lambda p, q: b.neg(q),
+        lambda p, q: b.abs_(q),
+        lambda p, q: b.select(b.gt(p, zero), p, zero),
+        lambda p, q: b.maximum(p, zero),
+    ]
+    got = mcjit.run(
+        mcjit.elementwise(exprs, [f32, i32], [f32, f32, i32, i32, f32, f32], COUNT, lanes), target, x, k
+    )
+    with np.errstate(invalid="ignore"):
+        wants = [-x, np.abs(x), -k, np.abs(k), np.where(x > 0, x, 0), np.maximum(x, 0)]
+    for result, want in zip(got, wants, strict=True):
+        assert_same(result, want, "unary")
+    assert (np.signbit(got[0]) == ~np.signbit(x)).all()
+
+
+def cast_values(name: str) -> np.ndarray:
+    rng = np.random.default_rng(4)
+    kind = dtype(name)
+    if kind == bool_:
+        return rng.integers(0, 2, COUNT).astype(bool)
+    if kind.is_int:
+        return rng.integers(0 if name.startswith("u") else -100, 101, COUNT).astype(kind.numpy_name)
+    x = rng.uniform(-100, 100, COUNT)
+    x[:8] = [0.0, -0.0, 0.5, 1.0, -1.0, 2.5, -2.5, 100.0]
+    return x.astype(kind.numpy_name)
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("lanes", [1, 16])
+@pytest.mark.parametrize("source", list(ALL_DTYPES))
+def test_cast(target, source, lanes):
+    x = cast_values(source)
+    kinds = [d for d in ALL_DTYPES.values() if d.name != source]
+    kinds = [d for d in kinds if d.name[0] != "u" or x.astype(np.float64).min() >= 0]
+    exprs = [lambda p, to=to: Cast(to, p) for to in kinds]
+    got = mcjit.run(mcjit.elementwise(exprs, [dtype(source)], kinds, COUNT, lanes), target, x)
+    for kind, result in zip(kinds, got, strict=True):
+        middle = x.astype(np.float32) if x.dtype == ml_dtypes.bfloat16 else x
+        assert_same(result, middle.astype(kind.numpy_name), f"{source} -> {kind}")
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_half_rounding(target, lanes):
+    rng = np.random.default_rng(5)
+    count = 1 << 14
+    bits = rng.integers(0, 1 << 32, count, dtype=np.uint32)
+    x = bits.view(np.float32).copy()
+    x[::2] = rng.uniform(-1, 1, count // 2) * 2.0 ** rng.integers(-26, 17, count // 2)
+    ties = np.arange(2048, dtype=np.uint16).view(np.float16).astype(np.float32)
+    x[:2047] = (ties[:-1] + ties[1:]) / 2
+    x[np.abs(x) < 1e-37] = 0  # vcvtneps2bf16 takes subnormals as 0
+    x[:6] = [np.nan, np.inf, -np.inf, 65519.9, 65520, 3.4e38]
+    with np.errstate(over="ignore", invalid="ignore"):
+        wants = [x.astype(np.float16), x.astype(ml_dtypes.bfloat16)]
+    func = mcjit.elementwise(
+        [lambda p, to=to: Cast(to, p) for to in (f16, bf16)], [f32], [f16, bf16], count, lanes
+    )
+    for got, want in zip(mcjit.run(func, target, x), wants, strict=True):
+        assert_same(got, want, str(want.dtype))
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_half_to_f32_is_exact(target, lanes):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    for kind, array in ((f16, bits.view(np.float16)), (bf16, bits.view(ml_dtypes.bfloat16))):
+        func = mcjit.elementwise([lambda p: Cast(f32, p)], [kind], [f32], len(bits), lanes)
+        assert_same(mcjit.run(func, target, array)[0], array.astype(np.float32), str(kind))
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_f64_to_f16_rounds_once(target):
+    x = np.array([1 + 2**-11 + 2**-40, 1 + 2**-11, 1 + 2**-11 - 2**-40, -(1 + 2**-11 + 2**-40)] * 48)
+    func = mcjit.elementwise([lambda p: Cast(f16, p)], [f64], [f16], COUNT, 4)
+    assert_same(mcjit.run(func, target, x)[0], x.astype(np.float16), "f64 -> f16")
+
+
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_float_to_int_saturates(lanes):
+    x = np.array([np.nan, np.inf, -np.inf, 3e9, -3e9, 1.9, -1.9, 2.0**31] * 24, np.float32)
+    func = mcjit.elementwise([lambda p: Cast(i32, p)], [f32], [i32], COUNT, lanes)
+    top, low = 2**31 - 1, -(2**31)
+    want = np.array([0, top, low, top, low, 1, -1, top] * 24, np.int32)
+    assert_same(mcjit.run(func, mcjit.TARGETS["host"], x)[0], want, "f32 -> i32")
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("lanes", [2, 8, 64])
+@pytest.mark.parametrize("kind", [f32, f64, i32, i64], ids=str)
+def test_reduce(target, kind, lanes):
+    from strata.loop.nodes import Buffer, Func
+
+    rng = np.random.default_rng(6)
+    rows = 5
+    x = (rng.standard_normal((rows, lanes)) * 100).astype(kind.numpy_name)
+    if kind.is_float and lanes > 2:
+        x[1, 3] = np.nan
+    source = Buffer("x", (rows, lanes), kind)
+    outs = [Buffer(op.name, (rows,), kind) for op in ReduceOp]
+    body = b.loop(
+        "r",
+        rows,
+        lambda r: b.seq(
+            *(
+                b.store(y, (r,), Reduce(op, b.load(source, r, b.ramp(0, lanes))))
+                for op, y in zip(ReduceOp, outs, strict=True)
+            )
+        ),
+    )
+    got = dict(zip(ReduceOp, mcjit.run(Func("f", (source, *outs), body, 3), target, x), strict=True))
+    assert_same(got[ReduceOp.MAX], x.max(axis=1), "max")
+    assert_same(got[ReduceOp.MIN], x.min(axis=1), "min")
+    # Pairwise: at most log2(lanes) roundings of partial sums below 100 * lanes.
+    bound = 6 * 100 * lanes * float(np.finfo(np.float32).eps) if kind.is_float else 0
+    np.testing.assert_allclose(got[ReduceOp.ADD], x.astype(np.float64).sum(axis=1), rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_products_and_sums_are_fused(target):
+    """Where there is FMA, ``a*b + c`` has one rounding."""
+    x = np.full(COUNT, 1 + 2**-12, np.float32)
+    c = np.full(COUNT, -(1 + 2**-11), np.float32)
+    func = mcjit.elementwise([lambda p, q: b.add(b.mul(p, p), q)], [f32] * 2, [f32], COUNT, 16)
+    fused = np.float32(2.0**-24)
+    assert (mcjit.run(func, target, x, c)[0] == (fused if target.has("fma") else 0)).all()
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("lanes", [4, 12, 16, 64])
+def test_dot2_bf16(target, lanes):
+    from strata.loop.nodes import Buffer, Func
+
+    rng = np.random.default_rng(7)
+    acc = rng.standard_normal((3, lanes)).astype(np.float32)
+    x, y = (rng.standard_normal((3, 2 * lanes)).astype(ml_dtypes.bfloat16) for _ in range(2))
+    bufs = [
+        Buffer("acc", (3, lanes), f32),
+        *(Buffer(n, (3, 2 * lanes), bf16) for n in "xy"),
+        Buffer("o", (3, lanes), f32),
+    ]
+    body = b.loop(
+        "r",
+        3,
+        lambda r: b.store(
+            bufs[3],
+            (r, b.ramp(0, lanes)),
+            Intrinsic("dot2_bf16", tuple(b.load(p, r, b.ramp(0, p.shape[1])) for p in bufs[:3]), f32, lanes),
+        ),
+    )
+    func = Func("f", tuple(bufs), body)
+    want = acc + (x.astype(np.float64) * y.astype(np.float64)).reshape(3, lanes, 2).sum(-1)
+    np.testing.assert_allclose(mcjit.run(func, target, acc, x, y)[0], want, rtol=1e-6, atol=1e-6)
+    native = "dpbf16ps" in mcjit.Kernel(func, target).asm
+    assert native == target.has_bf16_dot
+
+
+def test_fma_intrinsic():
+    x = np.full(COUNT, 1 + 2**-12, np.float32)
+    c = np.full(COUNT, -(1 + 2**-11), np.float32)
+    func = mcjit.elementwise([lambda p, q: Intrinsic("fma", (p, p, q), f32, 8)], [f32] * 2, [f32], COUNT, 8)
+    host = mcjit.TARGETS["host"]
+    assert (mcjit.run(func, host, x, c)[0] == (2.0**-24 if host.has("fma") else 0)).all()
