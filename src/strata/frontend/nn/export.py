@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strata.core.dims import Dim, SymDim, shape_symbols
+from strata.core.dims import Dim, SymDim, symbols
 from strata.core.errors import ShapeError, UserError
 from strata.graph import nodes as graph
 from strata.graph import types as graph_types
@@ -201,7 +201,7 @@ def _symbols(spec: FunctionSpec, dims: Mapping[str, tuple[int, int]]) -> dict[st
         found[name] = SymDim(name, *limits)
     shapes = [a.shape for args in spec.values() for a in args.values() if isinstance(a, specs.Tensor)]
     for shape in shapes:
-        for symbol in shape_symbols(d for d in shape if not isinstance(d, str)):
+        for symbol in (s for d in shape if not isinstance(d, str) for s in symbols(d)):
             known = found.setdefault(symbol.name, symbol)
             if (known.lo, known.hi, known.multiple_of) != (symbol.lo, symbol.hi, symbol.multiple_of):
                 raise ShapeError(
