@@ -31,9 +31,8 @@ from .types import TensorType, Type
 if TYPE_CHECKING:
     from .opdef import OpDef
 
-AttrValue = (
-    Any  # int, float, bool, str, None, DType, Dim, tuple of these, np.ndarray (const), Function (fused)
-)
+# int, float, bool, str, None, DType, Dim, tuple of these, np.ndarray (const), Function (fused)
+AttrValue = Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)

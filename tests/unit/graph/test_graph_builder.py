@@ -114,7 +114,7 @@ def test_repr_of_a_shared_graph_is_short() -> None:
 
 def test_a_cache_is_no_tensor() -> None:
     cache = b.input("cache", CacheType(1, 1, 4, f32))
-    with pytest.raises(VerifyError, match="input cache: got cache<layers=1,.*; expected a tensor"):
+    with pytest.raises(VerifyError, match=r"input cache: got cache<layers=1,.*; expected a tensor"):
         _ = cache.tensor
     with pytest.raises(ShapeError, match="layers, kv_heads, head_dim and page_size must be at least 1"):
         CacheType(1, 0, 4, f32)

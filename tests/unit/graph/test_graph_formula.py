@@ -75,6 +75,15 @@ def test_dims_and_walk() -> None:
     assert isinstance(tree.b, Size)
 
 
+def test_declared_dims_keep_their_range() -> None:
+    wide = SymDim("n", 8, 16)
+    for tree in (parse_formula("n", 0, (wide,)), parse_formula("n", 0, (), [wide])):
+        assert isinstance(tree, Size)
+        assert isinstance(tree.dim, SymDim)
+        assert tree.dim.lo == 8
+    b.tensor_expr([], "reduce_max(k < n - 7, k)", (wide,), f32)  # at least one term
+
+
 def test_bind_dims() -> None:
     assert bind_dims("sum(k < n, a0[k, i0]) / n", {"n": 7, "k": 3}) == "sum(k < 7, a0[k, i0]) / 7"
     assert bind_dims("n", {"n": 2}) == "2"

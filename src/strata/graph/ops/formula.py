@@ -30,12 +30,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
-from strata.core.dims import Dim, Shape, SymDim
+from strata.core.dims import Dim, Shape, SymDim, shape_symbols
 from strata.core.errors import ParseError, Span
 
 
@@ -254,17 +254,18 @@ def walk(node: Formula) -> Iterator[Formula]:
         yield from walk(child)
 
 
-def parse_formula(text: str, num_inputs: int, shape: Shape) -> Formula:
+def parse_formula(text: str, num_inputs: int, shape: Shape, dims: Iterable[SymDim] = ()) -> Formula:
     """Parse and check an index formula.
 
     Args:
         text: See the module docstring.
         num_inputs: Operands ``a0`` ... that it may use.
         shape: Result shape: it has axes ``i0`` ... ``i{len(shape)-1}``.
+        dims: Declared dims that the formula may name besides those of ``shape``.
 
     Returns:
-        The typed tree. Names that are neither axes nor operands are symbolic dims (``SymDim(name)``: dims
-        are equal by name); the type rule of ``tensor_expr`` checks that they exist.
+        The typed tree. Names that are neither axes nor operands are symbolic dims; an undeclared one becomes
+        an unbounded ``SymDim`` (dims are equal by name), which the type rule of ``tensor_expr`` rejects.
 
     Raises:
         ParseError: not an expression of the grammar; points at the place.
@@ -275,13 +276,12 @@ def parse_formula(text: str, num_inputs: int, shape: Shape) -> Formula:
         column = getattr(error, "offset", None) or 1
         message = getattr(error, "msg", None) or type(error).__name__
         raise ParseError(f"formula: {message}", Span("<formula>", 1, column), text) from None
-    return _Parser(text, num_inputs, len(shape)).parse(tree.body)
+    declared = {d.name: d for d in (*dims, *shape_symbols(shape))}
+    return _Parser(text, num_inputs, len(shape), declared).parse(tree.body)
 
 
 def formula_dims(node: Formula) -> tuple[SymDim, ...]:
     """Symbolic dims that the formula names, sorted by name."""
-    from strata.core.dims import shape_symbols
-
     return shape_symbols(
         n.dim if isinstance(n, Size) else n.extent for n in walk(node) if isinstance(n, Size | Reduce)
     )
@@ -333,8 +333,8 @@ _MAX_DEPTH = 100  # Python's own recursion limit is 1000, and ast.unparse takes 
 class _Parser:
     """Turns a Python expression tree into a Formula; ``bound`` holds the axes of enclosing reductions."""
 
-    def __init__(self, text: str, num_inputs: int, rank: int) -> None:
-        self.text, self.num_inputs, self.rank = text, num_inputs, rank
+    def __init__(self, text: str, num_inputs: int, rank: int, dims: Mapping[str, SymDim]) -> None:
+        self.text, self.num_inputs, self.rank, self.dims = text, num_inputs, rank, dims
         self.bound: list[str] = []
         self.in_index = False
         self.depth = 0
@@ -410,7 +410,7 @@ class _Parser:
             self.fail(
                 node, f"operand {name} without an index; write {name}[i0, ...] ({name}[()] if it is 0-d)"
             )
-        return Size(SymDim(name))
+        return Size(self.dims.get(name) or SymDim(name))
 
     def element(self, node: ast.AST, name: str, index: ast.expr) -> Formula:
         match = re.fullmatch(r"a(\d+)", name)

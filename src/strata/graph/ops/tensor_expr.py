@@ -53,8 +53,8 @@ from .formula import (
 def _infer(types: Types, attrs: Attrs) -> Type:
     operands = [as_tensor("tensor_expr", type_, f"a{i}") for i, type_ in enumerate(types)]
     shape = check_shape("tensor_expr", attrs["shape"])
-    tree = parse_formula(attrs["formula"], len(operands), shape)
     known = shape_symbols(d for s in (shape, *(o.shape for o in operands)) for d in s)
+    tree = parse_formula(attrs["formula"], len(operands), shape, known)
     unknown = [d.name for d in formula_dims(tree) if d not in known]
     if unknown:
         names = ", ".join(d.name for d in known) or "none"
