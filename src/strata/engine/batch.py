@@ -78,7 +78,7 @@ class Request:
         finish_reason: ``None`` while it runs.
         stopped_by: The stop string or token that ended it.
         submitted_s, first_token_s: Moments (``time.perf_counter``).
-        prefill_s, decode_s: Time in passes that read its prompt, and in its decode passes, sampling included.
+        prefill_s, decode_s: Time in passes that read its prompt, and in its decode passes.
     """
 
     seq_id: int
@@ -153,7 +153,7 @@ class BatchRunner:
         return pieces
 
     def _admit(self) -> None:
-        """Let waiting requests in, in order, while the pool can hold all that the running ones may come to."""
+        """Let waiting requests in, in order, while the pool can hold all that they may come to."""
         while self._waiting and len(self._running) < self._cache.max_batch:
             promised = sum(self._most_pages(r) - self._pages(r) for r in self._running)
             free = self._cache.num_free_pages - promised
