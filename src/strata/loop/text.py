@@ -78,8 +78,8 @@ LOOP_WORDS = {
 }
 REDUCE_WORDS = {ReduceOp.ADD: "reduce_sum", ReduceOp.MAX: "reduce_max", ReduceOp.MIN: "reduce_min"}
 _WORDS = """
-    func dims block where init if else alloc let pass in and or not min max select ramp splat size inf nan True False
-    spatial reduce local register global multiple of
+    func dims block where init if else alloc let pass in and or not min max select ramp splat size inf nan
+    True False spatial reduce local register global multiple of
 """
 RESERVED = frozenset(
     {
