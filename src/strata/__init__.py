@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load
-    from strata.engine.load import load_artifact
+    from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
 
 __version__ = "0.1.0"
@@ -26,11 +26,11 @@ _WHERE = {
     "compile": "strata.compiler.api",
     "compile_model": "strata.compiler.api",
     "load": "strata.compiler.api",
-    "load_artifact": "strata.engine.load",
+    "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
 }
 
-__all__ = ["SamplingParams", "compile", "compile_model", "load", "load_artifact"]
+__all__ = ["LanguageModel", "SamplingParams", "compile", "compile_model", "load"]
 
 
 def __getattr__(name: str) -> Any:

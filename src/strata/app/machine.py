@@ -25,6 +25,7 @@ from strata.loop.nodes import (
     ForKind,
     Func,
     Intrinsic,
+    Let,
     Load,
     MemSpace,
     Stmt,
@@ -34,8 +35,8 @@ from strata.loop.nodes import (
     seq,
     size,
 )
-from strata.runtime.ffi import call_kernel
 from strata.runtime.image import LoadedImage, load_image
+from strata.runtime.tensors import as_tensor
 from strata.schedule import finalize
 from strata.target import Target, detect_host
 
@@ -106,8 +107,6 @@ def peak_func(lanes: int, with_bf16: bool) -> Func:
         operands = [Load(x, (index(k), b.ramp(index(0), wide))) for k in range(2)]
         names = [Var(f"x{k}", o.dtype, wide) for k, o in enumerate(operands)]
         work = _loop("i", size(rounds), ForKind.SERIAL, lambda i: chains(lambda c: step(c, names[0], names[1])))
-        from strata.loop.nodes import Let
-
         for name, operand in zip(names, operands, strict=True):
             work = Let(name, operand, work)
         clear = chains(lambda c: Store(acc, (c, b.ramp(index(0), lanes)), b.splat(b.const(0.0, f32), lanes)))
@@ -148,7 +147,8 @@ def measure_bandwidth(num_threads: int, num_bytes: int = READ_BYTES, repeats: in
     target = detect_host()
     image, x = _image(target, num_threads), _read_buffer(num_bytes)
     y = np.empty((x.shape[0], 4 * target.lanes_f32), np.float32)
-    return _median_rate(x.nbytes, lambda: call_kernel(image.function("bandwidth"), x, y), repeats)
+    kernel, args = image.function("bandwidth"), [as_tensor(a) for a in (x, y)]
+    return _median_rate(x.nbytes, lambda: kernel(*args), repeats)
 
 
 def measure_peak(num_threads: int, dtype: str = "f32", repeats: int = 5) -> float | None:
@@ -166,7 +166,8 @@ def measure_peak(num_threads: int, dtype: str = "f32", repeats: int = 5) -> floa
         x = x.astype(ml_dtypes.bfloat16)
     r, y = np.zeros(rounds, np.float32), np.empty((tasks, CHAINS * lanes), np.float32)
     flop = 2.0 * wide * CHAINS * rounds * tasks
-    return _median_rate(flop, lambda: call_kernel(image.function(f"peak_{dtype}"), x, r, y), repeats)
+    kernel, args = image.function(f"peak_{dtype}"), [as_tensor(a) for a in (x, r, y)]
+    return _median_rate(flop, lambda: kernel(*args), repeats)
 
 
 def measure_ceilings(num_threads: int) -> Ceilings:

@@ -68,9 +68,10 @@ def open_model(
     if artifact is not None:
         if model is not None:
             raise UserError("--artifact and --model: got both; expected one of them")
-        from strata.engine.load import load_artifact
-
-        return load_artifact(artifact, threads)
+        start = time.perf_counter()
+        loaded = LanguageModel.load(artifact, threads)
+        loaded.load_s = time.perf_counter() - start
+        return loaded
     from strata.compiler.api import load
 
     with compile_progress() as progress, debugging(print_after, dump):
@@ -122,7 +123,7 @@ def stats_line(model: LanguageModel, result: Generation) -> str:
     return (
         f"[{load_text(model)} · prefill {s.prompt_tokens} tokens {s.prefill_tokens_per_s:.0f} tok/s · "
         f"decode {s.generated_tokens} tokens {s.decode_tokens_per_s:.1f} tok/s · "
-        f"memory {s.peak_rss_bytes / 2**20:.0f} MiB · {result.finish_reason}]"
+        f"memory {s.peak_rss_bytes / 2**20:.0f} MiB · {result.finish_reason.value}]"
     )
 
 
@@ -139,7 +140,7 @@ def generate(model: LanguageModel, prompt: str, params: SamplingParams, as_json:
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
-    sys.stderr.write(stats_line(model, stream.result) + "\n")
+    sys.stderr.write(stats_line(model, stream.generation) + "\n")
 
 
 def figures(model: LanguageModel, prompt: str, result: Generation) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def figures(model: LanguageModel, prompt: str, result: Generation) -> dict[str, 
         "prompt": prompt,
         "text": result.text,
         "token_ids": list(result.token_ids),
-        "finish_reason": str(result.finish_reason),
+        "finish_reason": result.finish_reason.value,
         "load_s": model.load_s,
         "was_compiled": model.was_compiled,
         "prompt_tokens": s.prompt_tokens,
@@ -191,7 +192,7 @@ def _answer(model: LanguageModel, params: SamplingParams, messages: list[dict[st
     """Stream one answer and remember it; a mistake (a full context) is shown and forgotten."""
     messages.append({"role": "user", "content": text})
     try:
-        stream = model.chat(messages, params, stream=True)
+        stream = model.stream_chat(messages, params)
         for piece in stream:
             sys.stdout.write(piece)
             sys.stdout.flush()
@@ -204,5 +205,5 @@ def _answer(model: LanguageModel, params: SamplingParams, messages: list[dict[st
         sys.stdout.write("\n")
         return None
     sys.stdout.write("\n")
-    messages.append({"role": "assistant", "content": stream.result.text})
-    return stats_line(model, stream.result)
+    messages.append({"role": "assistant", "content": stream.generation.text})
+    return stats_line(model, stream.generation)

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from strata.codegen.compile import CODEGEN_VERSION
 from strata.codegen.object_cache import Progress, cache_folder
 from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import UserError
 from strata.core.knobs import code_key
 from strata.engine.generate import LanguageModel
-from strata.engine.load import load_artifact
 from strata.frontend.nn import Exported
 from strata.graph.nodes import Module
 from strata.ir.passes import Pipeline
@@ -27,6 +25,7 @@ from strata.runtime.program import Program
 from strata.target import Target, detect_host
 
 from .driver import Compiled, Params, trace
+from .program_cache import load_program, program_key, source_fingerprint, store_program
 
 FORMATS = ("f32", "f16", "bf16")
 TOKENIZER_FILES = (
@@ -99,7 +98,7 @@ class Options:
 
 def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefinition:
     """The graph of a model under these options."""
-    stored = config.dtype if config.checkpoint_dtype in (f32, f16, bf16) else f32
+    stored = config.dtype if config.dtype in (f32, f16, bf16) else f32
     return build(
         config,
         options.format or stored,
@@ -111,11 +110,21 @@ def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefini
 
 
 def compile_definition(
-    definition: ModelDefinition, options: Options, target: Target | None = None, progress: Progress | None = None
+    definition: ModelDefinition,
+    options: Options,
+    target: Target | None = None,
+    progress: Progress | None = None,
+    fresh: bool = False,
 ) -> Compiled:
-    """Compile a model's graph (no weights are touched)."""
+    """Compile a model's graph (no weights are touched), or take it from the cache unless ``fresh``."""
     traced = trace(definition.module, target, definition.cache_record, definition.config)
-    return traced.lower(options.pipeline).plan().compile(progress)
+    key = program_key(traced, options.pipeline)
+    found = None if fresh else load_program(key)
+    if found is not None:
+        return found
+    compiled = traced.lower(options.pipeline).plan().compile(progress)
+    store_program(key, compiled)
+    return compiled
 
 
 def compile_model(
@@ -124,6 +133,7 @@ def compile_model(
     options: Options | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
+    fresh: bool = False,
 ) -> Path:
     """Compile a model folder or hub id to an artifact folder.
 
@@ -137,7 +147,7 @@ def compile_model(
     folder = locate(model)
     definition = define(read_config(folder, options.max_context), options, folder.name)
     checkpoint = Checkpoint(folder)
-    compiled = compile_definition(definition, options, target, progress)
+    compiled = compile_definition(definition, options, target, progress, fresh)
     files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     compiled.save(output, definition.load(checkpoint), files)
     return Path(output)
@@ -161,11 +171,11 @@ def cached_artifact(
     if is_artifact(path) and not fresh:
         return path, False
     path.parent.mkdir(parents=True, exist_ok=True)
-    return compile_model(folder, path, options, target, progress), True
+    return compile_model(folder, path, options, target, progress, fresh), True
 
 
 def _artifact_key(folder: Path, options: Options, target: Target) -> str:
-    digest = hashlib.sha256(f"{CODEGEN_VERSION}\n{options}\n{target}\n{code_key()}".encode())
+    digest = hashlib.sha256(f"{source_fingerprint()}\n{options}\n{target}\n{code_key()}".encode())
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -195,10 +205,10 @@ def load(
         UserError: the model cannot be read or does not fit this machine.
     """
     if is_artifact(path):
-        return load_artifact(path, threads)
+        return LanguageModel.load(path, threads)
     start = time.perf_counter()
     chosen = replace(Options(format), **options)
     artifact, compiled = cached_artifact(path, chosen, None, progress, fresh)
-    model = load_artifact(artifact, threads)
+    model = LanguageModel.load(artifact, threads)
     model.load_s, model.was_compiled = time.perf_counter() - start, compiled
     return model

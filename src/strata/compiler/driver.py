@@ -25,13 +25,12 @@ from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.ir.passes import Pipeline
 from strata.loop.layout import Layout, stored_shape
-from strata.passes import named_pipeline, run_passes
+from strata.passes import run_passes
 from strata.plan.assemble import PlannedFunction, plan_function
 from strata.plan.layouts import choose_layouts
 from strata.plan.report import plan_json
 from strata.plan.stacks import StackBuilder
 from strata.runtime.artifact import save_artifact
-from strata.runtime.image import load_image
 from strata.runtime.program import Program
 from strata.runtime.records import CacheRecord, ParamRecord, ProgramRecord
 from strata.target import Target, detect_host
@@ -64,8 +63,7 @@ class Traced:
 
     def lower(self, pipeline: Pipeline | str = "default") -> Lowered:
         """Run the graph passes."""
-        chosen = named_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
-        return Lowered(self, run_passes(chosen, self.module))
+        return Lowered(self, run_passes(pipeline, self.module))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +154,7 @@ class Planned:
         traced = self.source.source
         funcs = [f for p in self.functions for f in p.funcs.values()]
         records = [p.record for p in self.functions]
-        image = build_image(funcs, records, traced.target, len(self.params), progress=progress)
+        image = build_image(funcs, records, traced.target, progress=progress)
         record = ProgramRecord(
             tuple(records),
             self.params,
@@ -166,7 +164,8 @@ class Planned:
             dict(traced.config),
             tuple(k for p in self.functions for k in p.kernels),
         )
-        return Compiled(self, record, image.blob)
+        plan = json.dumps(plan_json(self.functions))
+        return Compiled(record, image.blob, plan, self.constants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,31 +175,32 @@ class Compiled:
     Attributes:
         record: What the runtime reads.
         image: Machine code.
+        plan: Text of ``plan.json``: every choice with its estimates.
+        constants: Values of the params that come from the graph itself.
     """
 
-    planned: Planned
     record: ProgramRecord
     image: bytes
+    plan: str
+    constants: Mapping[str, np.ndarray]
 
     def stored_params(self, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-        """Params in their stored layouts, one at a time, in the order of the record.
+        """Params in their stored layouts, one at a time.
 
         Raises:
             UserError: a param is missing, unknown, twice there, or has another shape or dtype than the graph's.
         """
-        yield from store_params(self.record.params, params, self.planned.constants)
+        yield from store_params(self.record.params, params, self.constants)
 
     def program(self, params: Params | Mapping[str, np.ndarray], num_threads: int | None = None) -> Program:
         """Load into this process with these params."""
         pairs = params.items() if isinstance(params, Mapping) else params
         stored = dict(self.stored_params(pairs))
-        threads = num_threads or self.planned.source.source.target.num_cores
-        return Program(self.record, load_image(self.image, threads), stored)
+        return Program(self.record, self.image, stored, num_threads)
 
     def save(self, folder: Path | str, params: Params, extra_files: Mapping[str, Any] | None = None) -> None:
         """Write an artifact folder; see ``runtime.artifact``."""
-        plan = json.dumps(plan_json(self.planned.functions))
-        save_artifact(Path(folder), self.record, self.image, self.stored_params(params), plan, extra_files or {})
+        save_artifact(folder, self.record, self.image, self.stored_params(params), self.plan, extra_files)
 
 
 def store_params(

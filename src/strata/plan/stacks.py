@@ -5,7 +5,7 @@ Groups with the same text (the same layer repeated) share one stack and one set 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from strata.core.dims import Dim
@@ -18,7 +18,8 @@ from strata.loop.nodes import Alloc, Buffer, Func, MemSpace, Stmt, seq
 from strata.loop.rewrite import map_stmt
 
 from strata.lower import Binding, Lowered, lower_group
-from strata.schedule import Proposal, apply_trace, finalize, propose, trace_text
+from strata.passes.base import function_key
+from strata.schedule import Proposal, propose, trace_text
 from strata.target import Target
 
 from .cost import generic_estimate, matmul_estimate, sample_sizes
@@ -58,7 +59,7 @@ class StackBuilder:
     prefix: str
     layouts: Mapping[str, Layout]
     target: Target
-    known: dict[str, Kernels] = field(default_factory=dict)
+    known: dict[Hashable, Kernels] = field(default_factory=dict)
 
     def kernels_of(self, node: Node) -> Kernels:
         """The kernels for one launch site."""
@@ -68,25 +69,21 @@ class StackBuilder:
             for number, operand in enumerate(node.inputs)
             if operand.op == "param" and operand.attrs["name"] in self.layouts
         }
-        lowered = lower_group("naive", body, layouts)
-        from strata.loop.text import canonical_text
-
-        key = f"{canonical_text(lowered.func)}\n{lowered.bindings}"
+        key = (function_key(body), tuple(layouts.items()))
         if key not in self.known:
-            self.known[key] = self._build(node, body, lowered)
+            self.known[key] = self._build(node, body, lower_group("naive", body, layouts))
         return self.known[key]
 
     def _build(self, node: Node, body: Function, lowered: Lowered) -> Kernels:
         anchor = anchor_op(body)
         rows: Dim = anchor.tensor.shape[-2] if anchor.op == "matmul" and anchor.tensor.rank == 2 else 1
         base = f"{self.prefix}_{anchor.op}_{len(self.known)}"
-        proposals = propose(lowered.func, self.target) or [Proposal("cpu.plain", ())]
+        proposals = propose(lowered.func, self.target)
         candidates: list[Candidate] = []
         bindings, workspace = lowered.bindings, ()
         for number, proposal in enumerate(proposals):
             name = base if len(proposals) == 1 else f"{base}_c{number}"
-            scheduled = finalize(apply_trace(_renamed(lowered.func, name), proposal.trace))
-            hoisted = hoist_workspace(scheduled)
+            hoisted = hoist_workspace(_renamed(proposal.func, name))
             if number and len(hoisted.buffers) != len(workspace):
                 raise LegalityError(f"{name}: candidates of one stack need different workspaces")
             bindings = with_workspace(lowered, len(hoisted.buffers))

@@ -14,7 +14,7 @@ from strata.core.errors import UserError
 
 # LLVM name -> kernel name, where dropping "_", "-" and "." does not make them equal.
 _ALIASES = {
-    "lzcnt": "abm", "sse3": "pni", "prfchw": "3dnowprefetch", "sha": "shani", "crc32": "sse42",
+    "lzcnt": "abm", "bmi": "bmi1", "sse3": "pni", "prfchw": "3dnowprefetch", "sha": "shani", "crc32": "sse42",
     "pclmul": "pclmulqdq", "rdrnd": "rdrand", "sahf": "lahflm", "64bit": "lm",
     "neon": "asimd", "dotprod": "asimddp", "fullfp16": "asimdhp", "lse": "atomics",
 }  # fmt: skip

@@ -22,11 +22,13 @@ class Proposal:
 
     Attributes:
         name: Name of the candidate that it makes.
-        trace: Steps.
+        func: The scheduled function, finalised.
+        trace: The steps that make it.
         rows: Rows that one register tile computes (matmul) or 1: cost estimates use it.
     """
 
     name: str
+    func: Func
     trace: Trace
     rows: int = 1
 
@@ -47,6 +49,14 @@ class Draft:
         for step in steps:
             self.func = step.apply(self.func)
             self.steps.append(step)
+
+    def proposal(self, name: str, rows: int = 1) -> Proposal:
+        """The finished schedule.
+
+        Raises:
+            LegalityError: it does not finalise.
+        """
+        return Proposal(name, finalize(self.func), tuple(self.steps), rows)
 
     def attempt(self, *steps: Step) -> bool:
         """Apply steps that must also finalise; undo them if they do not. Returns whether they were applied."""

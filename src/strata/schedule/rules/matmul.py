@@ -8,7 +8,6 @@ from strata.core.errors import LegalityError
 from strata.loop.nodes import Func
 from strata.target import Target
 
-from ..finalize import finalize
 from ..step import loops_around
 from ..steps.loops import Parallel, Reorder, Split, Unroll, Vectorize
 from ..steps.placement import ComputeAt, DecomposeReduction
@@ -36,10 +35,9 @@ def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
         draft = Draft(func)
         try:
             _tile(draft, rows, column_tile(target), target.vector_bytes // 4)
-            finalize(draft.func)
+            proposals.append(draft.proposal(f"cpu.matmul.tile{rows}x{column_tile(target)}", rows))
         except LegalityError:
             continue
-        proposals.append(Proposal(f"cpu.matmul.tile{rows}x{column_tile(target)}", tuple(draft.steps), rows))
     return proposals or None
 
 

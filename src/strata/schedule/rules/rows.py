@@ -42,7 +42,7 @@ def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
             outer = loops_around(draft.func, stage)
             if outer:
                 draft.parallel(outer[0].var.name)
-    return [Proposal("cpu.rows", tuple(draft.steps))]
+    return [draft.proposal("cpu.rows")]
 
 
 def _place(draft: Draft, stage: str, row: str) -> bool:
