@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,18 +94,6 @@ class Fields:
         found, value = self._get(key, default, "a string")
         if found and not isinstance(value, str):
             raise self.error(key, "a string")
-        return value
-
-    def choice(self, key: str, choices: Iterable[str], default: Default = REQUIRED) -> str | Default:
-        """One of the strings ``choices``.
-
-        Raises:
-            UserError: missing without a default, or none of them.
-        """
-        names = sorted(choices)
-        found, value = self._get(key, default, f"one of {', '.join(names)}")
-        if found and (not isinstance(value, str) or value not in names):
-            raise self.error(key, f"one of {', '.join(names)}")
         return value
 
     def object(self, key: str) -> Fields | None:

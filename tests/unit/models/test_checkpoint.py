@@ -3,6 +3,7 @@
 import contextlib
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ def test_transforms(tmp_path: Path) -> None:
     # As it is: no copy.
     assert not params["k"].flags.owndata
     np.testing.assert_array_equal(params["k"], k)
+
+
+def test_params_are_made_one_at_a_time(tmp_path: Path) -> None:
+    """Memory beyond the maps stays below two params, however many there are."""
+    names = [f"t{i}" for i in range(20)]
+    checkpoint = checkpoint_of(tmp_path, **{n: np.ones((128, 128), np.float32) for n in names})
+    sources = {n: ParamSource(((n, (128, 128)),), bf16) for n in names}
+    tracemalloc.start()
+    try:
+        for _, array in load_params(sources, RULES, checkpoint):
+            assert array.nbytes == 2 * 128 * 128
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 3 * 2 * 128 * 128
 
 
 @pytest.mark.parametrize(

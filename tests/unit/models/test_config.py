@@ -191,6 +191,12 @@ def test_json_errors(text: bytes, message: str) -> None:
         parse_object(text, "f.json")
 
 
+def test_infinities_of_python_json_fail_the_range_check() -> None:
+    data = parse_object(b'{"a": Infinity}', "f.json")
+    with pytest.raises(UserError, match=r"f.json: a: got nan \(float\)"):
+        Fields(data, "f.json").number("a", 0, 1)
+
+
 def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_object(tmp_path / "none.json")

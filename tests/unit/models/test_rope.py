@@ -66,7 +66,7 @@ def test_frequencies_equal_transformers(parameters: dict, head_dim: int) -> None
 
 def test_degenerate_ramp() -> None:
     """Equal borders of the ramp do not divide by zero."""
-    scaling = RopeScaling(RopeType.YARN, 4.0, 8, beta_fast=2.0, beta_slow=2.0, truncate=False)
+    scaling = RopeScaling(RopeType.YARN, 4.0, 4096, beta_fast=2.0, beta_slow=2.0, truncate=False)
     assert np.isfinite(inverse_frequencies(1e4, 32, scaling)).all()
 
 

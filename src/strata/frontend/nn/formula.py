@@ -22,9 +22,6 @@ class Element:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def __repr__(self) -> str:
-        return self.text
-
     def __add__(self, other: Value) -> Element:
         return _infix(self, "+", other)
 
@@ -184,12 +181,5 @@ def _infix(a: Value, operator: str, b: Value) -> Element:
 
 
 def _bare(text: str) -> str:
-    """Without the outer parentheses, if they enclose the whole text."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return text
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0 and position < len(text) - 1:
-            return text
-    return text[1:-1]
+    """Without the outer parentheses: every text that begins with one is enclosed as a whole."""
+    return text[1:-1] if text.startswith("(") else text

@@ -357,17 +357,15 @@ def getitem(x: Tensor, index: tuple[Index, ...]) -> Tensor:
     Raises:
         ShapeError: another kind of index, or too many.
     """
-    given = [i for i in index if i is not Ellipsis]
+    given = [i for i in index if not isinstance(i, EllipsisType)]
     if len(index) - len(given) > 1 or len(given) > x.ndim:
         raise trace.fail(
             ShapeError, f"got {len(given)} indices; expected at most {x.ndim} and one ... for {x}"
         )
-    if len(given) < len(index):
-        at = next(k for k, i in enumerate(index) if i is Ellipsis)
-        index = (*index[:at], *[_slice(None)] * (x.ndim - len(given)), *index[at + 1 :])
+    at = index.index(Ellipsis) if len(given) < len(index) else len(given)
+    items = [*given[:at], *[_slice(None)] * (x.ndim - len(given)), *given[at:]]
     shape: list[Dim] = []
-    for axis in range(x.ndim):
-        item = index[axis] if axis < len(index) else _slice(None)
+    for axis, item in enumerate(items):
         extent = x.shape[axis]
         begin, end, keep = _range(item, extent)
         if (begin, end) != (0, extent):
@@ -377,7 +375,7 @@ def getitem(x: Tensor, index: tuple[Index, ...]) -> Tensor:
     return reshape(x, shape)
 
 
-def _range(item: Index, extent: Dim) -> tuple[Dim, Dim, bool]:
+def _range(item: int | _slice, extent: Dim) -> tuple[Dim, Dim, bool]:
     """``(begin, end, whether the axis stays)`` of one index."""
 
     def from_start(position: Dim) -> Dim:
@@ -390,8 +388,6 @@ def _range(item: Index, extent: Dim) -> tuple[Dim, Dim, bool]:
             if isinstance(end, int) and isinstance(extent, int):
                 end = min(end, extent)
             return begin, end, True
-        case EllipsisType():
-            return 0, extent, True
         case _slice():
             raise trace.fail(ShapeError, f"got a slice of step {item.step}; expected step 1")
         case bool():

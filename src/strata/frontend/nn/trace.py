@@ -60,11 +60,6 @@ class Trace:
 _current: ContextVar[Trace | None] = ContextVar("strata_nn_trace", default=None)
 
 
-def current() -> Trace | None:
-    """The trace in progress, if any."""
-    return _current.get()
-
-
 def require(what: str) -> Trace:
     """The trace in progress.
 
@@ -90,10 +85,7 @@ def tracing(trace: Trace) -> Iterator[Trace]:
 @contextmanager
 def scope(path: str) -> Iterator[None]:
     """Everything inside belongs to the module ``path``."""
-    trace = _current.get()
-    if trace is None:
-        yield
-        return
+    trace = require(path)
     trace.where.append(path)
     try:
         yield
