@@ -1,20 +1,22 @@
 """Plain records that describe a compiled program: what the compiler writes and the runtime reads.
 
-They are JSON in ``manifest.json``. A *function* is one compiled model function (``prefill``, ``decode``); it is a
-sequence of *launches*; a launch calls the first *choice* of kernel whose ranges hold for the sizes of this call.
+They are JSON in ``manifest.json``. A *function* is one compiled model function (``prefill``, ``decode``); it
+is a sequence of *launches*; a launch calls the first *choice* of kernel whose ranges hold for the sizes of
+this call.
 
 Native interface. Every exported symbol follows the tvm-ffi calling convention
 ``int f(void* self, const TVMFFIAny* args, int32_t num_args, TVMFFIAny* result)``:
 
-* kernel ``K``: one tensor per parameter of its loop function, inputs first, then outputs, then one int per symbolic
-  dim in sorted order of the names;
+* kernel ``K``: one tensor per parameter of its loop function, inputs first, then outputs, then one int per
+  symbolic dim in sorted order of the names;
 * function ``F``: one tensor per input (a cache input is the i64 *cache table* below), one tensor per output,
-  the i64 *param table* (addresses of the params, in the order of ``ProgramRecord.params``), and the u8 *arena* of
-  ``arena_bytes`` bytes, 64-byte aligned.
+  the i64 *param table* (addresses of the params, in the order of ``ProgramRecord.params``), and the u8
+  *arena* of ``arena_bytes`` bytes, 64-byte aligned.
 
-Cache table of a batch view (int64, ``CACHE_HEADER + 2 * num_layers`` entries): addresses of ``CACHE_POINTERS`` in that
-order, the values of ``CACHE_DIMS``, zeros up to ``CACHE_HEADER``, then for layer l the addresses of its ``k_pages`` and
-``v_pages`` at ``CACHE_HEADER + 2*l`` and ``+ 1``. See ``graph.types.CacheType.fields`` for the meaning of the fields.
+Cache table of a batch view (int64, ``CACHE_HEADER + 2 * num_layers`` entries): addresses of
+``CACHE_POINTERS`` in that order, the values of ``CACHE_DIMS``, zeros up to ``CACHE_HEADER``, then for layer l
+the addresses of its ``k_pages`` and ``v_pages`` at ``CACHE_HEADER + 2*l`` and ``+ 1``. See
+``graph.types.CacheType.fields`` for the meaning of the fields.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class KernelChoice:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel launch of a function: node name, alternatives (tried in order; the last one has no ranges), buffers."""
+    """One kernel launch: node name, alternatives (tried in order; the last one has no ranges), buffers."""
 
     node: str
     choices: tuple[KernelChoice, ...]
@@ -75,8 +77,9 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor at the boundary: dims are ints or text of symbolic dims (``"n"``, ``"2*n"``); ``cache`` inputs have
-    dtype ``"cache"`` and shape ``()``."""
+    """A tensor at the boundary: dims are ints or text of symbolic dims (``"n"``, ``"2*n"``); ``cache`` inputs
+    have dtype ``"cache"`` and shape ``()``.
+    """
 
     name: str
     dtype: str
@@ -108,8 +111,8 @@ class FunctionRecord:
         name: Exported symbol.
         inputs: Arguments.
         outputs: Results; cache outputs alias the cache input and are not listed.
-        dims: Ranges of the symbolic dims; a dim is read off the first input whose shape has it as a whole entry, or
-            off the cache table (``CACHE_DIMS``).
+        dims: Ranges of the symbolic dims; a dim is read off the first input whose shape has it as a whole
+            entry, or off the cache table (``CACHE_DIMS``).
         launches: In execution order.
         arena_bytes: Workspace needed, at the upper bounds of ``dims``.
     """
@@ -146,7 +149,8 @@ class CacheRecord:
     """The KV cache that the program's functions take (mirrors ``graph.types.CacheType`` plus rotary data).
 
     Attributes:
-        num_layers, num_kv_heads, head_dim, dtype, page_size, rope, rotary_dim: As in ``CacheType`` (rope: its value).
+        num_layers, num_kv_heads, head_dim, dtype, page_size, rope, rotary_dim: As in ``CacheType`` (rope: its
+            value).
         rope_inv_freq: ``rotary_dim / 2`` inverse frequencies (radians per position), scaling already applied.
         rope_attention_factor: Factor on cos and sin (YaRN/longrope; 1.0 otherwise).
     """
@@ -172,8 +176,9 @@ class ProgramRecord:
         cache: KV cache description, ``None`` for a model without one.
         target: Text of the target it was compiled for (name and CPU features).
         features: CPU features that the code needs (``("avx512f", ...)``), checked on load.
-        config: Free-form data for the engine: ``max_context`` (tokens), ``max_batch``, ``vocab_size``, ``eos_token_ids``,
-            ``format``, ``architecture``, ``model_name``, ``prefill_chunk`` (tokens per prefill call).
+        config: Free-form data for the engine: ``max_context`` (tokens), ``max_batch``, ``vocab_size``,
+            ``eos_token_ids``, ``format``, ``architecture``, ``model_name``, ``prefill_chunk`` (tokens per
+            prefill call).
         kernels: Signatures of the kernels that the launches name (needed to launch them one by one).
     """
 

@@ -271,27 +271,32 @@ def _check_kernel(kernel: KernelRecord, where: str) -> None:
         raise _wrong(f"{where}.dims", kernel.dims, "distinct names in sorted order")
 
 
+def _known_dims(function: FunctionRecord) -> set[str]:
+    """Dims that the runtime can read off the arguments."""
+    known = {d for spec in function.inputs for d in spec.shape if isinstance(d, str) and d.isidentifier()}
+    return known | set(CACHE_DIMS) if any(s.dtype == "cache" for s in function.inputs) else known
+
+
 def _check_function(
     function: FunctionRecord, record: ProgramRecord, kernels: dict[str, KernelRecord], where: str
 ) -> None:
     if not 0 <= function.arena_bytes < 1 << 48:
         raise _wrong(f"{where}.arena_bytes", function.arena_bytes, "bytes in 0 .. 2^48")
-    dims = {d.dim for d in function.dims}
+    known = _known_dims(function)
     for i, dim in enumerate(function.dims):
         if not dim.dim.isidentifier() or not 0 <= dim.lo <= dim.hi:
             raise _wrong(f"{where}.dims[{i}]", (dim.dim, dim.lo, dim.hi), "a name and 0 <= lo <= hi")
     for i, spec in enumerate(function.inputs):
-        _check_spec(spec, f"{where}.inputs[{i}]", dims)
+        _check_spec(spec, f"{where}.inputs[{i}]", known)
         if spec.dtype == "cache" and record.cache is None:
             raise _wrong(f"{where}.inputs[{i}].dtype", "cache", "no cache input in a program without a cache")
     for i, spec in enumerate(function.outputs):
         if spec.dtype == "cache":
             raise _wrong(f"{where}.outputs[{i}].dtype", "cache", "a tensor: cache outputs are not listed")
-        _check_spec(spec, f"{where}.outputs[{i}]", dims)
-    has_cache = any(spec.dtype == "cache" for spec in function.inputs)
-    whole = {d for spec in function.inputs for d in spec.shape} | (set(CACHE_DIMS) if has_cache else set())
-    if not dims <= whole:
-        raise _wrong(f"{where}.dims", sorted(dims - whole), "dims that are a whole entry of an input's shape")
+        _check_spec(spec, f"{where}.outputs[{i}]", known)
+    lost = sorted({d.dim for d in function.dims} - known)
+    if lost:
+        raise _wrong(f"{where}.dims", lost, "dims that are a whole entry of an input's shape")
     for i, launch in enumerate(function.launches):
         _check_launch(launch, function, record, kernels, f"{where}.launches[{i}]")
 
@@ -309,7 +314,7 @@ def _check_launch(
         raise _wrong(
             f"{where}.choices[{len(launch.choices) - 1}].when", "ranges", "none: the last choice always holds"
         )
-    dims = {d.dim for d in function.dims}
+    dims = _known_dims(function)
     for i, choice in enumerate(launch.choices):
         if kernels and choice.kernel not in kernels:
             raise _wrong(f"{where}.choices[{i}].kernel", choice.kernel, "a kernel listed in program.kernels")
