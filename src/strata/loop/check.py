@@ -263,9 +263,7 @@ class _Checker:
         for dim in buffer.shape:
             self.dim(dim, print_stmt(stmt))
         self.writable.add(id(buffer))
-        buffers = scope.buffers | {buffer}
-        inner = _Scope(scope.variables, scope.hidden, buffers, scope.unrolled, scope.exact, scope.known)
-        self.stmt(stmt.body, inner)
+        self.stmt(stmt.body, replace(scope, buffers=scope.buffers | {buffer}))
 
     def store(self, stmt: Store, scope: _Scope) -> None:
         """Types, a writable buffer, indices inside of it."""
