@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import numpy as np
 
 import strata
+from strata.core.dtypes import DType
 from strata.engine.kv_cache import PagedKVCache as RuntimeKVCache
 from strata.frontend import nn
 from strata.frontend.nn import PagedKVCache, RopeMode, Tensor, op, spec
@@ -122,9 +123,9 @@ class LlamaForCausalLM(nn.Module):
         self.config = config
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, out_dtype="float32")
-        self.dtype = "float32"
+        self.dtype: DType | str = "float32"
 
-    def to(self, dtype: str | None = None) -> LlamaForCausalLM:
+    def to(self, dtype: DType | str | None = None) -> LlamaForCausalLM:
         """Change the dtype of weights, activations and KV cache."""
         super().to(dtype)
         self.dtype = dtype or self.dtype
@@ -287,6 +288,7 @@ def main() -> None:
     program = strata.compile(exported, params=random_weights(params))
     print(f"compiled in {time.perf_counter() - start:.1f} s")
 
+    assert exported.cache is not None  # the spec has a constructor of one
     pages = config.context_window_size // config.page_size
     cache = RuntimeKVCache(
         exported.cache, num_pages=pages, max_context=config.context_window_size, max_batch=1

@@ -123,3 +123,32 @@ def test_random_weights_fit(example: ModuleType, exported: nn.Exported) -> None:
     arrays = dict(example.random_weights(exported.params))
     assert {n: a.shape for n, a in arrays.items()} == {n: p.shape for n, p in exported.params.items()}
     assert example.sample(np.array([[[0.0, 2.0, 1.0]]])) == 1
+
+
+def test_compiled_loop_generates_what_transformers_does(
+    example: ModuleType, exported: nn.Exported, params: dict[str, np.ndarray], folder: Path
+) -> None:
+    import strata
+
+    assert exported.cache is not None
+    program = strata.compile(exported, params=params)
+    cache = example.RuntimeKVCache(exported.cache, num_pages=16, max_context=64, max_batch=1)
+    prompt = [5, 17, 300, 42, 8, 99, 4]
+    tokens = example.generate(program, cache, prompt, 12)
+    model = hf_models.reference_model(folder)
+    for count, token in enumerate(tokens):
+        assert token == hf_models.reference_logits(model, [*prompt, *tokens[:count]])[-1].argmax()
+    cache.check_integrity()
+    assert cache.num_free_pages == 16
+
+
+def test_script(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["build_llama.py", "--layers", "1", "--tokens", "3", "--dtype", "bfloat16"]
+    )
+    example.main()
+    printed = capsys.readouterr().out
+    assert "functions: embed, prefill, decode, batch_prefill, batch_decode, create_kv_cache" in printed
+    assert "tokens/s" in printed
