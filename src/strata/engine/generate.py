@@ -146,6 +146,8 @@ class LanguageModel:
 
     Attributes:
         cache: The KV pool, created once.
+        load_s: How long it took to get the model ready; whoever loads or compiles it says so.
+        was_compiled: Whether that included compiling.
 
     Raises:
         UserError: the program has no KV cache or lacks a function, its configuration is incomplete, or a
@@ -183,6 +185,8 @@ class LanguageModel:
         self.cache = PagedKVCache(record.cache, num_pages, self.max_context, self.max_batch)
         self._lock = threading.RLock()
         self._seq_ids = itertools.count()
+        self.load_s = 0.0
+        self.was_compiled = False
 
     @classmethod
     def load(cls, folder: Path | str, num_threads: int | None = None, **limits: Any) -> LanguageModel:
