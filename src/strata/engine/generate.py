@@ -15,6 +15,7 @@ import itertools
 import resource
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,8 @@ class LanguageModel:
         if num_pages is None:
             num_pages = self.max_batch * -(-self.max_context // record.cache.page_size)
         self.cache = PagedKVCache(record.cache, num_pages, self.max_context, self.max_batch)
+        self.load_s = 0.0
+        self.was_compiled = False
         self._lock = threading.RLock()
         self._seq_ids = itertools.count()
         self.load_s = 0.0
@@ -202,9 +205,12 @@ class LanguageModel:
         """
         from strata.runtime.program import Program
 
+        start = time.perf_counter()
         program = Program.load(folder, num_threads)
         tokenizer = Tokenizer.from_folder(folder) if (Path(folder) / "tokenizer.json").exists() else None
-        return cls(program, tokenizer, **limits)
+        model = cls(program, tokenizer, **limits)
+        model.load_s = time.perf_counter() - start
+        return model
 
     @property
     def config(self) -> dict[str, object]:
