@@ -137,7 +137,7 @@ class BatchRunner:
         finally:
             with self._lock:
                 for request in self._running:
-                    self._cache.remove_sequence(request.seq_id)
+                    self._cache.discard_sequence(request.seq_id)
             self._running.clear()
             self._waiting.clear()
 

@@ -146,6 +146,7 @@ class PagedKVCache:
         self._free = list(range(num_pages - 1, -1, -1))  # the last one is taken first
         self._sequences: dict[Hashable, _Sequence] = {}
         self._open: list[_Reservation] | None = None
+        self._doomed: list[Hashable] = []  # to remove when the open pass ends
         self._scratch = _Scratch()
         width = -(-max_context // page)
         self._page_table = aligned_empty((max_batch * width,), np.dtype(np.int32))
@@ -228,6 +229,25 @@ class PagedKVCache:
         self._drop_pages(sequence, 0)
         del self._sequences[seq_id]
 
+    def discard_sequence(self, seq_id: Hashable) -> None:
+        """Like :meth:`remove_sequence`, but during a forward pass it waits for the end of the pass.
+
+        For finalizers, which run at any time: a dropped stream must not disturb the pass of another one.
+
+        Raises:
+            UserError: no such sequence.
+        """
+        if self._open is None:
+            self.remove_sequence(seq_id)
+        else:
+            self._get(seq_id)
+            self._doomed.append(seq_id)
+
+    def _close(self) -> None:
+        self._open = None
+        while self._doomed:
+            self.remove_sequence(self._doomed.pop())
+
     def fork_sequence(self, parent: Hashable, child: Hashable, position: int | None = None) -> None:
         """Start ``child`` with the first ``position`` tokens of ``parent`` (all by default), sharing their
         pages.
@@ -267,6 +287,7 @@ class PagedKVCache:
     def clear(self) -> None:
         """Forget all sequences, and an open forward pass with them."""
         self._open = None
+        self._doomed.clear()
         self._sequences.clear()
         self._counts[:] = 0
         self._free = list(range(self.num_pages - 1, -1, -1))
@@ -320,7 +341,7 @@ class PagedKVCache:
             raise UserError("kv cache: end_forward without begin_forward")
         for reservation in self._open:
             reservation.sequence.length = reservation.new_length
-        self._open = None
+        self._close()
 
     def abort_forward(self) -> None:
         """Take back the open pass: lengths, pages and sharing are as before ``begin_forward``.
@@ -343,7 +364,7 @@ class PagedKVCache:
                 self._release(own)
                 self._counts[shared] += 1
                 sequence.pages[sequence.length // self.page_size] = shared
-        self._open = None
+        self._close()
 
     def _check_batch(self, ids: Sequence[Hashable], lengths: Sequence[int]) -> list[_Sequence]:
         if not ids or len(ids) != len(lengths):

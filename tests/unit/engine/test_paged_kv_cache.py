@@ -137,6 +137,16 @@ def test_fork_shares_until_written():
     cache.check_integrity()
 
 
+def test_the_last_user_of_a_shared_page_needs_no_copy():
+    cache = make(num_pages=3)
+    cache.add_sequence("a")
+    forward(cache, ["a"], [6])
+    cache.fork_sequence("a", "b")
+    forward(cache, ["a", "b"], [1, 1])
+    assert cache.num_free_pages == 0
+    cache.check_integrity()
+
+
 def test_abort_restores_what_a_lone_fork_wrote_over():
     cache = make()
     cache.add_sequence("a")
@@ -152,6 +162,29 @@ def test_abort_restores_what_a_lone_fork_wrote_over():
     cache.abort_forward()
     assert cache.debug_get_kv("a", 1)[1][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert cache.num_free_pages == 6
+    cache.check_integrity()
+
+
+def test_discard_during_a_pass_waits_for_its_end():
+    for end in ("end_forward", "abort_forward"):
+        cache = make()
+        cache.add_sequence("a")
+        forward(cache, ["a"], [6])
+        cache.fork_sequence("a", "b")
+        cache.begin_forward(["b"], [1])
+        cache.discard_sequence("a")
+        assert "a" in cache
+        getattr(cache, end)()
+        assert cache.sequences == ("b",)
+        cache.check_integrity()
+        cache.discard_sequence("b")
+        assert cache.num_free_pages == 8
+    cache.add_sequence("c")
+    cache.begin_forward(["c"], [1])
+    with pytest.raises(UserError, match="no sequence 'x'"):
+        cache.discard_sequence("x")
+    cache.discard_sequence("c")
+    cache.clear()
     cache.check_integrity()
 
 

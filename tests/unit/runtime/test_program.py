@@ -137,6 +137,13 @@ def test_native_failure_names_the_function(program):
         program["axpy"](rows(1))
 
 
+def test_remembered_sizes_are_bounded(program, monkeypatch):
+    monkeypatch.setattr("strata.runtime.program._MAX_SIZES", 3)
+    for n in (*range(1, 9), *range(1, 9)):
+        np.testing.assert_array_equal(program["axpy"](rows(n)), expected(rows(n)))
+        assert len(program["axpy"]._sizes) <= 3
+
+
 def test_threads_take_turns(program):
     results = []
 

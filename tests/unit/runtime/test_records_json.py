@@ -22,6 +22,15 @@ def test_round_trip():
     assert program_from_json(program_to_json(empty)) == empty
 
 
+def test_whole_numbers_are_numbers():
+    data = json.loads(json.dumps(program_to_json(RECORD)))
+    data["cache"].update(rotary_dim=2, rope_inv_freq=[1])
+    cache = program_from_json(data).cache
+    assert cache is not None
+    assert cache.rope_inv_freq == (1.0,)
+    assert type(cache.rope_inv_freq[0]) is float
+
+
 def test_defaults_are_left_out():
     args = program_to_json(RECORD)["functions"][0]["launches"][0]["args"]
     assert args[0] == {"kind": "input", "index": 0}
