@@ -429,7 +429,7 @@ class LanguageModel:
         if length > most:
             raise UserError(
                 f"prompt has {length} tokens, context is {self.max_context}; "
-                "shorten the prompt or compile the model with a larger --max-len"
+                "shorten the prompt or compile the model with a larger --max-context"
             )
 
 

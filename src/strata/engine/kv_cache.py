@@ -384,7 +384,7 @@ class PagedKVCache:
             if sequence.length + count > self.max_context:
                 raise UserError(
                     f"kv cache: sequence {seq_id!r} would have {sequence.length + count} tokens; "
-                    f"the context is {self.max_context} (--max-len)"
+                    f"the context is {self.max_context} (--max-context)"
                 )
         return sequences
 
@@ -410,7 +410,7 @@ class PagedKVCache:
             size = f"page = {self.page_size} tokens, {self.page_bytes / 2**20:.1f} MiB"
             raise UserError(
                 f"kv cache: need {need} pages, {len(self._free)} free ({size}); "
-                "lower --max-batch or --max-len"
+                "lower --max-batch or --max-context"
             )
 
     def _reserve(self, sequence: _Sequence, count: int) -> _Reservation:

@@ -240,7 +240,7 @@ def test_batch_errors():
         (["a", "a"], [1, 1], r"a sequence occurs twice in \['a', 'a'\]"),
         (["x"], [1], "no sequence 'x'"),
         (["a"], [0], "sequence 'a': got 0 new tokens"),
-        (["a"], [21], r"sequence 'a' would have 21 tokens; the context is 20 \(--max-len\)"),
+        (["a"], [21], r"sequence 'a' would have 21 tokens; the context is 20 \(--max-context\)"),
     ]:
         with pytest.raises(UserError, match=match):
             cache.begin_forward(ids, lengths)
