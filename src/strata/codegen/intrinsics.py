@@ -8,7 +8,7 @@ name           arguments                                       result, lane ``l`
 ============== =============================================== ==========================================
 
 ``dot2_bf16`` is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32
-multiply-adds, the odd elements first, as the instruction does.
+multiply-adds, the odd elements first, as the instruction does. Without FMA both round the product too.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def emit_intrinsic(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> 
     Raises:
         CodegenError: no such intrinsic, or arguments of other dtypes or lanes than it takes.
     """
-    found = _EMITTERS.get(node.name)
+    found = EMITTERS.get(node.name)
     if found is None:
         raise CodegenError(
-            f"{emitter.where}: no intrinsic {node.name!r}; known: {', '.join(sorted(_EMITTERS))}"
+            f"{emitter.where}: no intrinsic {node.name!r}; known: {', '.join(sorted(EMITTERS))}"
         )
     return found(emitter, node, args)
 
@@ -127,7 +127,7 @@ def _dot2_expanded(emitter: ExprEmitter, args: list[Value], lanes: int) -> Value
     return acc
 
 
-_EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
+EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "fma": _fma,
     "dot2_bf16": _dot2_bf16,
 }

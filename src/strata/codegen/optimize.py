@@ -97,7 +97,7 @@ def emit(module: llvm.ModuleRef, machine: llvm.TargetMachine, *, as_object: bool
     with ffi.OutputString() as message:
         buffer = _unlocked("LLVMPY_TargetMachineEmitToMemory")(machine, module, int(as_object), message)
         if not buffer:
-            raise CodegenError(f"code emission: {message}")
+            raise CodegenError(f"code emission: {str(message) if message else 'LLVM says nothing'}")
     try:
         start, size = ffi.lib.LLVMPY_GetBufferStart(buffer), ffi.lib.LLVMPY_GetBufferSize(buffer)
         return ctypes.string_at(start, size)

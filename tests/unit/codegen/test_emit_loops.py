@@ -319,3 +319,21 @@ def test_many_threads_compile_at_once():
         objects = list(pool.map(one, depths))
     assert objects == [one(d) for d in depths]
     assert all(o.startswith(b"\x7fELF") for o in objects)
+
+
+def test_emission_failure_carries_the_message(monkeypatch):
+    from strata.codegen import optimize
+
+    text = mcjit.codegen.emit_module(Func("f", (x, y), Seq(())), HOST)
+    module, machine = optimize.parse(text, "f"), optimize.target_machine(HOST)
+    monkeypatch.setattr(optimize, "_unlocked", lambda name: lambda *args: None)
+    with pytest.raises(CodegenError, match="code emission: "):
+        optimize.emit(module, machine, as_object=True)
+
+
+def test_operation_that_is_no_float_function():
+    from strata.codegen.emit_values import Builder, constant
+    from strata.codegen.math_functions import emit_math
+
+    with pytest.raises(CodegenError, match="not: no float function of that name"):
+        emit_math(Builder({}), HOST, UnaryOp.NOT, constant(1.0, f32))
