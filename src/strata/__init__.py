@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load
     from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
+    from strata.frontend import nn
 
 __version__ = "0.1.0"
 
 _WHERE = {
+    "nn": "strata.frontend",
     "compile": "strata.compiler.api",
     "compile_model": "strata.compiler.api",
     "load": "strata.compiler.api",
@@ -30,7 +32,7 @@ _WHERE = {
     "SamplingParams": "strata.engine.sampling",
 }
 
-__all__ = ["LanguageModel", "SamplingParams", "compile", "compile_model", "load"]
+__all__ = ["LanguageModel", "SamplingParams", "compile", "compile_model", "load", "nn"]
 
 
 def __getattr__(name: str) -> Any:

@@ -146,10 +146,10 @@ def compile_model(
     options = options or Options()
     folder = locate(model)
     definition = define(read_config(folder, options.max_context), options, folder.name)
-    checkpoint = Checkpoint(folder)
+    params = definition.load(Checkpoint(folder))  # names and shapes are checked before any work
     compiled = compile_definition(definition, options, target, progress, fresh)
     files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
-    compiled.save(output, definition.load(checkpoint), files)
+    compiled.save(output, params, files)
     return Path(output)
 
 

@@ -7,6 +7,8 @@ from strata.runtime.records import DimRange
 
 from .types import Candidate, Choice
 
+SWITCH_GAIN = 1.05  # an estimate is not better than this: switching for less would only make the plan long
+
 
 def main_dim(rows: Dim) -> SymDim | None:
     """The symbolic dim that the choice depends on, if the number of rows is just that."""
@@ -27,7 +29,7 @@ def choose(candidates: tuple[Candidate, ...], rows: Dim) -> tuple[Choice, ...]:
     if dim is None or len(candidates) == 1:
         lo, _ = bounds(rows)
         return (Choice(_best_at(candidates, lo)),)
-    best = [(size, _best_at(candidates, size)) for size, _ in candidates[0].estimates]
+    best = _winners(candidates)
     choices: list[Choice] = []
     lo = dim.lo
     for (size, winner), (_, follower) in zip(best, best[1:], strict=False):
@@ -36,6 +38,18 @@ def choose(candidates: tuple[Candidate, ...], rows: Dim) -> tuple[Choice, ...]:
             lo = size + 1
     choices.append(Choice(best[-1][1]))
     return tuple(choices)
+
+
+def _winners(candidates: tuple[Candidate, ...]) -> list[tuple[int, int]]:
+    """(size, winner) at every sample size; a winner stays until another one is clearly cheaper."""
+    winners: list[tuple[int, int]] = []
+    for k, (size, _) in enumerate(candidates[0].estimates):
+        times = [c.estimates[k][1].time_s for c in candidates]
+        best = min(range(len(times)), key=times.__getitem__)
+        if winners and times[winners[-1][1]] <= times[best] * SWITCH_GAIN:
+            best = winners[-1][1]
+        winners.append((size, best))
+    return winners
 
 
 def _best_at(candidates: tuple[Candidate, ...], size: int) -> int:
