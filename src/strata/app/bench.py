@@ -1,12 +1,14 @@
 """``strata bench``: prefill and decode speed, beside the ceilings of the machine measured in the same run.
 
-Prefill is bound by arithmetic: the fraction is flop over the peak of the instruction that the kernels use. Decode is bound
-by memory: the fraction is bytes of weights read per token, times tokens per second, over the bandwidth measured right
-before and after each repetition.
+Prefill is bound by arithmetic: its fraction is the flop of the matmuls per second over the peak of the
+instruction that the chosen kernels use. Decode is bound by memory: its fraction is bytes of weights per
+token, times tokens per second, over the bandwidth measured between the repetitions. (A model that fits into
+the caches can exceed it.)
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
@@ -14,172 +16,265 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from strata.compiler.api import Options, compile_definition, define
+from strata.compiler.api import Options, compile_definition
+from strata.compiler.driver import Compiled
 from strata.core.dtypes import dtype
 from strata.core.errors import UserError
+from strata.engine.generate import peak_rss_bytes
 from strata.engine.kv_cache import PagedKVCache
-from strata.models import Checkpoint, locate, read_config
-from strata.models.shapes import random_params, shape_config
+from strata.graph.nodes import Function
+from strata.graph.stats import node_stats, size_bytes
+from strata.models import Checkpoint, ModelDefinition, locate
+from strata.models.shapes import random_params
 from strata.runtime.program import Program
-from strata.runtime.records import ProgramRecord
 
+from .inspect import define_model
 from .machine import measure_bandwidth, measure_peak
 from .session import DEMO_MODEL, compile_progress
 
+_INSTRUCTIONS = {"f32": "f32 multiply-add", "bf16": "bf16 dot product"}
+
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What one token costs, counted from the program's params.
+class Workload:
+    """What is timed, in tokens.
 
     Attributes:
-        decode_bytes: Weight bytes read per decoded token: every matrix that is multiplied by, once, and the vectors.
-        prefill_flop: Flop of the matmuls per prompt token; the head runs once per prompt and is left out.
-        head_flop: Flop of the head for one position.
+        prompt: Of the prefill.
+        context: In the cache when decode begins.
+        decode: Decoded per repetition.
+        repeats: Repetitions of both.
+
+    Raises:
+        UserError: one of them is below 1.
     """
 
-    decode_bytes: int
-    prefill_flop: int
-    head_flop: int
+    prompt: int = 512
+    context: int = 128
+    decode: int = 64
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "context", "decode", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: got {getattr(self, name)}; expected at least 1")
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence that occurs."""
+        return max(self.prompt, self.context + self.decode)
 
 
-def count_work(record: ProgramRecord) -> Work:
-    """Count bytes and flop from the stored params."""
-    read = flop = head = 0
-    vocab = int(record.config["vocab_size"])  # type: ignore[call-overload]
-    for param in record.params:
-        elems = int(np.prod(param.logical_shape))
-        size = dtype(param.dtype).itemsize_bytes
-        if param.layout:
-            read += elems * size
-            if param.logical_shape[0] == vocab:
-                head += 2 * elems
-            else:
-                flop += 2 * elems
-        elif len(param.shape) == 1:
-            read += elems * size
-    return Work(read, flop, head)
+def weight_bytes_read(function: Function) -> int:
+    """Bytes of the params that one call of ``function`` reads whole: not of tables of which it takes rows."""
+    params = {
+        operand.attrs["name"]: operand
+        for node in function.nodes
+        for number, operand in enumerate(node.inputs)
+        if operand.op == "param" and not (node.op == "take" and number == 0)
+    }
+    return sum(_int(size_bytes(p.tensor)) for p in params.values())
 
 
-def _load(model: str | None, shape: str | None, options: Options, threads: int | None) -> tuple[Program, str, float]:
-    """Program, name and seconds of compilation (code only)."""
-    if model is not None and shape is not None:
-        raise UserError("bench: got a model and --shape; expected one of them")
-    if shape is not None:
-        definition = define(shape_config(shape), options, shape)
-        params, name = random_params(definition), shape
-    else:
-        folder = locate(model or DEMO_MODEL)
-        definition = define(read_config(folder), options, folder.name)
-        params, name = definition.load(Checkpoint(folder)), folder.name
-    start = time.perf_counter()
-    with compile_progress() as progress:
-        compiled = compile_definition(definition, options, None, progress)
-    compile_s = time.perf_counter() - start
-    return compiled.program(params, threads), name, compile_s
+def matmul_flop(function: Function, num_tokens: int) -> int:
+    """Flop of the matmuls in one call of ``function`` for one sequence of ``num_tokens`` tokens."""
+    env = {"n": num_tokens, "num_seqs": 1}
+    return sum(node_stats(node).at(env).flop for node in function.nodes if node.op == "matmul")  # type: ignore[misc]
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)  # shapes of params have no symbols
+    return value
+
+
+def peak_dtype(plan: str, num_tokens: int) -> str:
+    """``"bf16"`` if the plan's matmul kernels for ``num_tokens`` use dot products of bf16, else ``"f32"``.
+
+    Args:
+        plan: Text of ``plan.json``.
+        num_tokens: Tokens of a prefill call.
+    """
+    for launch in json.loads(plan)["prefill"]["launches"]:
+        if launch["op"] == "matmul":
+            chosen = next(
+                c for c in launch["choices"] if all(r["lo"] <= num_tokens <= r["hi"] for r in c["when"])
+            )
+            return "bf16" if "dot2_bf16" in launch["candidates"][chosen["candidate"]]["trace"] else "f32"
+    return "f32"
 
 
 class Runner:
-    """Runs prefill and decode on one sequence of random tokens."""
+    """Runs prefill and decode of one sequence of random tokens.
+
+    Args:
+        program: A language model.
+        max_tokens: Longest sequence that will occur.
+    """
 
     def __init__(self, program: Program, max_tokens: int) -> None:
         assert program.record.cache is not None
-        self.program = program
         self.chunk = program["prefill"].dim_range("n")[1]
+        self._program = program
         page = program.record.cache.page_size
-        self.cache = PagedKVCache(program.record.cache, -(-max_tokens // page) + 1, max_tokens, 1)
-        self.rng = np.random.default_rng(0)
-        self.vocab = int(program.record.config["vocab_size"])  # type: ignore[call-overload]
+        self._cache = PagedKVCache(program.record.cache, -(-max_tokens // page) + 1, max_tokens, 1)
+        self._rng = np.random.default_rng(0)
+        self._vocab = _int(program.record.config["vocab_size"])
 
     def prefill(self, num_tokens: int) -> float:
-        """Prefill a new sequence 0 in chunks; returns seconds."""
-        if 0 in self.cache:
-            self.cache.remove_sequence(0)
-        self.cache.add_sequence(0)
-        ids = self.rng.integers(0, self.vocab, num_tokens, dtype=np.int32)
+        """Prefill a new sequence, in chunks; returns seconds."""
+        if 0 in self._cache:
+            self._cache.remove_sequence(0)
+        self._cache.add_sequence(0)
+        ids = self._rng.integers(0, self._vocab, num_tokens, dtype=np.int32)
         start = time.perf_counter()
         for begin in range(0, num_tokens, self.chunk):
             self._step("prefill", ids[begin : begin + self.chunk])
         return time.perf_counter() - start
 
     def decode(self, num_tokens: int) -> float:
-        """Decode tokens greedily; returns seconds."""
+        """Decode greedily; returns seconds."""
         token = np.zeros(1, np.int32)
         start = time.perf_counter()
         for _ in range(num_tokens):
-            logits = self._step("decode", token)
-            token[0] = int(logits[0].argmax())
+            token[0] = int(self._step("decode", token)[0].argmax())
         return time.perf_counter() - start
 
     def _step(self, function: str, ids: np.ndarray) -> np.ndarray:
-        view = self.cache.begin_forward([0], [len(ids)])
-        logits = self.program[function](ids, view)
-        self.cache.end_forward()
+        view = self._cache.begin_forward([0], [len(ids)])
+        logits = self._program[function](ids, view)
+        self._cache.end_forward()
         return logits
 
 
-def run(
-    model: str | None,
-    shape: str | None,
-    format_: str | None,
-    prompt: int,
-    context: int,
-    decode: int,
-    repeats: int,
-    threads: int | None,
-) -> dict[str, Any]:
-    """Measure; the result is what ``--json`` prints. Times are medians, spreads are (max - min) / median."""
-    for name, value in (("--prompt", prompt), ("--context", context), ("--decode", decode), ("--repeats", repeats)):
-        if value < 1:
-            raise UserError(f"{name}: got {value}; expected at least 1")
-    needed = max(prompt, context + decode)
-    options = Options(format_, max_context=None, max_batch=1)
-    program, name, compile_s = _load(model, shape, options, threads)
-    limit = int(program.record.config["max_context"])  # type: ignore[call-overload]
-    if needed > limit:
-        raise UserError(f"bench: {needed} tokens are needed, the context of {name} is {limit}; lower --prompt, --context or --decode")
-    work, runner = count_work(program.record), Runner(program, needed)
-    num_threads = program.num_threads
-    runner.prefill(min(prompt, runner.chunk))  # warm-up: pages, pools, caches
-    prefill_s = [runner.prefill(prompt) for _ in range(repeats)]
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds per repetition, and bandwidths measured around the decodes."""
+
+    prefill_s: list[float]
+    decode_s: list[float]
+    bandwidth_bytes_per_s: list[float]
+
+
+def _measure(runner: Runner, work: Workload, num_threads: int) -> _Times:
+    runner.prefill(min(work.prompt, runner.chunk))  # warm-up: pages, thread pool, caches
+    prefill_s = [runner.prefill(work.prompt) for _ in range(work.repeats)]
     decode_s, bandwidth = [], []
-    for _ in range(repeats):
-        runner.prefill(context)
+    for _ in range(work.repeats):
+        runner.prefill(work.context)
         bandwidth.append(measure_bandwidth(num_threads, repeats=2))
-        decode_s.append(runner.decode(decode))
+        decode_s.append(runner.decode(work.decode))
     bandwidth.append(measure_bandwidth(num_threads, repeats=2))
-    peak = measure_peak(num_threads)
-    assert peak is not None
-    prefill_rate = prompt / statistics.median(prefill_s)
-    decode_rate = decode / statistics.median(decode_s)
-    flop = work.prefill_flop * prompt + work.head_flop
-    median_bandwidth = statistics.median(bandwidth)
+    return _Times(prefill_s, decode_s, bandwidth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compilation:
+    """A compiled model and what it took to get there (code only; weights come later)."""
+
+    compiled: Compiled
+    was_compiled: bool
+    seconds: float
+
+
+def _compile(definition: ModelDefinition, options: Options) -> _Compilation:
+    fresh: list[bool] = []  # the driver reports progress only when it compiles
+    start = time.perf_counter()
+    with compile_progress() as progress:
+
+        def report(done: int, total: int, name: str, from_cache: bool) -> None:
+            fresh.append(True)
+            if progress is not None:
+                progress(done, total, name, from_cache)
+
+        compiled = compile_definition(definition, options, None, report)
+    return _Compilation(compiled, bool(fresh), time.perf_counter() - start)
+
+
+def run(
+    model: str | None, shape: str | None, format_: str | None, threads: int | None, work: Workload
+) -> dict[str, Any]:
+    """Measure a model folder, a named shape with random weights, or the demo model.
+
+    Returns:
+        What ``--json`` prints. Speeds are medians over the repetitions, spreads are (max - min) / median,
+        fractions and spreads are plain ratios.
+
+    Raises:
+        UserError: the model cannot be read, or the workload does not fit its context.
+    """
+    options = Options(format_, max_batch=1)
+    definition = define_model(model, shape, options)
+    limit = _int(definition.config["max_context"])
+    if work.max_tokens > limit:
+        raise UserError(
+            f"bench: {work.max_tokens} tokens are needed, the context is {limit}; "
+            "lower --prompt, --context or --decode"
+        )
+    compilation = _compile(definition, options)
+    params = random_params(definition) if shape else definition.load(Checkpoint(locate(model or DEMO_MODEL)))
+    program = compilation.compiled.program(params, threads)
+    runner = Runner(program, work.max_tokens)
+    times = _measure(runner, work, program.num_threads)
     return {
-        "model": name,
-        "format": program.record.config["format"],
-        "threads": num_threads,
-        "prompt_tokens": prompt,
-        "context_tokens": context,
-        "decode_tokens": decode,
-        "repeats": repeats,
-        "compile_s": compile_s,
-        "prefill_tokens_per_s": prefill_rate,
-        "prefill_spread": _spread(prefill_s),
-        "prefill_flop_per_s": flop / statistics.median(prefill_s),
-        "prefill_fraction_of_peak": flop / statistics.median(prefill_s) / peak,
-        "decode_tokens_per_s": decode_rate,
-        "decode_spread": _spread(decode_s),
-        "decode_bytes_per_token": work.decode_bytes,
-        "decode_bytes_per_s": work.decode_bytes * decode_rate,
-        "decode_fraction_of_bandwidth": work.decode_bytes * decode_rate / median_bandwidth,
-        "bandwidth_bytes_per_s": median_bandwidth,
-        "bandwidth_spread": _spread(bandwidth),
+        "model": definition.config["model_name"],
+        "format": definition.config["format"],
+        "threads": program.num_threads,
+        "was_compiled": compilation.was_compiled,
+        "compile_s": compilation.seconds,
+        "prompt_tokens": work.prompt,
+        "context_tokens": work.context,
+        "decode_tokens": work.decode,
+        "repeats": work.repeats,
+        **_prefill_figures(definition, compilation.compiled, work, runner.chunk, times, program.num_threads),
+        **_decode_figures(definition, work, times),
+        "stored_bytes": sum(
+            int(np.prod(p.shape)) * dtype(p.dtype).itemsize_bytes for p in program.record.params
+        ),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def _prefill_figures(
+    definition: ModelDefinition,
+    compiled: Compiled,
+    work: Workload,
+    chunk: int,
+    times: _Times,
+    num_threads: int,
+) -> dict[str, Any]:
+    function = definition.module["prefill"]
+    chunks = [min(chunk, work.prompt - begin) for begin in range(0, work.prompt, chunk)]
+    seconds = statistics.median(times.prefill_s)
+    flop_per_s = sum(matmul_flop(function, size) for size in chunks) / seconds
+    instruction = peak_dtype(compiled.plan, chunks[0])
+    peaks = {name: measure_peak(num_threads, name) for name in _INSTRUCTIONS}
+    peak = peaks[instruction]
+    assert peak is not None  # its instruction exists: kernels were chosen that use it
+    return {
+        "prefill_tokens_per_s": work.prompt / seconds,
+        "prefill_spread": _spread(times.prefill_s),
+        "prefill_flop_per_s": flop_per_s,
+        "prefill_fraction_of_peak": flop_per_s / peak,
+        "peak_instruction": _INSTRUCTIONS[instruction],
         "peak_flop_per_s": peak,
-        "peak_instruction": "f32 multiply-add",
-        "peak_bf16_flop_per_s": measure_peak(num_threads, "bf16"),
-        "weight_bytes": sum(int(np.prod(p.shape)) * dtype(p.dtype).itemsize_bytes for p in program.record.params),
+        "peak_f32_flop_per_s": peaks["f32"],
+        "peak_bf16_flop_per_s": peaks["bf16"],
+    }
+
+
+def _decode_figures(definition: ModelDefinition, work: Workload, times: _Times) -> dict[str, Any]:
+    rate = work.decode / statistics.median(times.decode_s)
+    read = weight_bytes_read(definition.module["decode"])
+    bandwidth = statistics.median(times.bandwidth_bytes_per_s)
+    return {
+        "decode_tokens_per_s": rate,
+        "decode_spread": _spread(times.decode_s),
+        "decode_bytes_per_token": read,
+        "decode_bytes_per_s": read * rate,
+        "decode_fraction_of_bandwidth": read * rate / bandwidth,
+        "bandwidth_bytes_per_s": bandwidth,
+        "bandwidth_spread": _spread(times.bandwidth_bytes_per_s),
     }
 
 
@@ -187,17 +282,23 @@ def _spread(values: list[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
-def table(f: dict[str, Any]) -> None:
-    """Print the figures as a table."""
-    out = Table(title=f"{f['model']} · {f['format']} · {f['threads']} threads · compiled in {f['compile_s']:.2f} s")
-    for column in ("", "tokens/s", "spread", "achieved", "ceiling measured", "fraction"):
-        out.add_column(column, justify="left" if not column else "right")
+def print_table(f: dict[str, Any]) -> None:
+    """Print the figures of :func:`run` as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    how = "compiled" if f["was_compiled"] else "loaded from the cache"
+    out = Table(
+        title=f"{f['model']} · {f['format']} · {f['threads']} threads · {how} in {f['compile_s']:.2f} s"
+    )
+    for column in ("", "tokens/s", "spread", "achieved", "ceiling, measured", "fraction"):
+        out.add_column(column, justify="right" if column else "left", no_wrap=True)
     out.add_row(
         f"prefill {f['prompt_tokens']}",
         f"{f['prefill_tokens_per_s']:.1f}",
         f"{f['prefill_spread']:.0%}",
         f"{f['prefill_flop_per_s'] / 1e9:.0f} GFLOP/s",
-        f"{f['peak_flop_per_s'] / 1e9:.0f} GFLOP/s ({f['peak_instruction']})",
+        f"{f['peak_flop_per_s'] / 1e9:.0f} GFLOP/s {f['peak_instruction']}",
         f"{f['prefill_fraction_of_peak']:.0%}",
     )
     out.add_row(
@@ -205,9 +306,7 @@ def table(f: dict[str, Any]) -> None:
         f"{f['decode_tokens_per_s']:.1f}",
         f"{f['decode_spread']:.0%}",
         f"{f['decode_bytes_per_s'] / 1e9:.1f} GB/s",
-        f"{f['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s (memory read)",
+        f"{f['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s memory read",
         f"{f['decode_fraction_of_bandwidth']:.0%}",
     )
-    Console(file=sys.stdout).print(out)
-
-
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(out)

@@ -1,7 +1,8 @@
 """The ``strata`` command.
 
-Each command is a thin layer over the Python API: parse, call, print. Mistakes of the user end in one clear line and exit
-code 2; every command that prints figures also takes ``--json``.
+Each command is a thin layer over the Python API: parse, call, print. Mistakes of the user end in one clear
+line and exit code 2 (``errors``); every command that prints figures also takes ``--json``. Imports that cost
+time happen in the commands.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+import strata
+from strata.core.knobs import current
+
 from .errors import reported
 
 app = typer.Typer(
@@ -20,48 +24,94 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub id; default: the demo model")]
-ArtifactOption = Annotated[Path | None, typer.Option(help="Compiled artifact (from `strata compile`)")]
-FormatOption = Annotated[str | None, typer.Option(help="Dtype of weights and KV cache: f32, f16, bf16; default: as stored")]
+ModelArgument = Annotated[str | None, typer.Argument(help="Model folder or hub id; default: the demo model")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model folder or hub id; default: the demo model")
+]
+ArtifactOption = Annotated[
+    Path | None, typer.Option("--artifact", "-a", help="Compiled artifact (of `strata compile`)")
+]
+ShapeOption = Annotated[
+    str | None, typer.Option(help="Named architecture with random weights, e.g. tinyllama-1.1b")
+]
+FormatOption = Annotated[
+    str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads; default: all cores")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 ContextOption = Annotated[int | None, typer.Option(help="Longest sequence in tokens; default: the model's")]
-PipelineOption = Annotated[str, typer.Option(help="Graph passes: a name or a list like canonicalize,fuse{max_ops=8}")]
-PrintAfterOption = Annotated[str, typer.Option(help="Print the graph after these passes (comma separated, or all)")]
+BatchOption = Annotated[int, typer.Option(help="Most sequences per forward pass")]
+PipelineOption = Annotated[
+    str, typer.Option(help="Graph passes, by name or like 'canonicalize,fuse{max_ops=8}'")
+]
+PrintAfterOption = Annotated[
+    str, typer.Option(help="Print the graph after these passes: names with commas, or all")
+]
 DumpOption = Annotated[Path | None, typer.Option(help="Write the graph after every pass into this directory")]
+
+TemperatureOption = Annotated[float, typer.Option(help="0 = always the most probable token")]
+TopKOption = Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all")]
+TopPOption = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability")]
+MinPOption = Annotated[
+    float, typer.Option(help="Drop tokens below this fraction of the best one's probability")
+]
+RepetitionOption = Annotated[float, typer.Option(help="Above 1 discourages tokens seen before")]
+PresenceOption = Annotated[float, typer.Option(help="Subtracted once from the logits of generated tokens")]
+FrequencyOption = Annotated[float, typer.Option(help="Subtracted per occurrence of generated tokens")]
+SeedOption = Annotated[int | None, typer.Option(help="Random seed; default: another one each time")]
+StopOption = Annotated[list[str] | None, typer.Option(help="End at this text (may be given several times)")]
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of the program."""
+    # tvm-ffi imports PyTorch where it is installed: seconds and hundreds of MB that no command has a use for.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     app()
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"strata {strata.__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+@reported()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit")
+    ] = False,
+) -> None:
     """Compile a language model to machine code for this machine, and run it."""
+    current()  # a bad STRATA_ variable is reported before any work
 
 
 @app.command()
+@reported()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input")],
     model: ModelOption = None,
     artifact: ArtifactOption = None,
-    format: FormatOption = None,  # noqa: A002
+    format: FormatOption = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 = greedy")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the smallest set with this probability")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the best one's probability")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="> 1 discourages tokens seen before")] = 1.0,
-    presence_penalty: Annotated[float, typer.Option(help="Subtracted once from logits of generated tokens")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="Subtracted per occurrence of generated tokens")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Random seed")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text (repeatable)")] = None,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
+    presence_penalty: PresenceOption = 0.0,
+    frequency_penalty: FrequencyOption = 0.0,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token")
+    ] = False,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
-    pipeline: PipelineOption = "default",
+    pipeline: PipelineOption = "",
     print_after: PrintAfterOption = "",
     dump: DumpOption = None,
     as_json: JsonOption = False,
@@ -71,59 +121,70 @@ def generate(
 
     from . import session
 
-    with reported():
-        if prompt == "-":
-            prompt = sys.stdin.read()
-        params = SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            seed=seed,
-            max_tokens=max_tokens,
-            stop=tuple(stop or ()),
-        )
-        language_model = session.open_model(
-            model, artifact, format, threads, max_context, pipeline, print_after=print_after, dump=dump
-        )
-        session.generate(language_model, prompt, params, as_json)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+    )
+    text = session.read_prompt(prompt)
+    source = session.Source(model, artifact, format, threads, max_context, pipeline, print_after, dump)
+    session.generate(session.open_model(source), text, params, as_json)
 
 
 @app.command()
+@reported()
 def chat(
-    model: Annotated[str | None, typer.Argument(help="Model folder or hub id; default: the demo model")] = None,
+    model: ModelArgument = None,
     artifact: ArtifactOption = None,
-    format: FormatOption = None,  # noqa: A002
+    format: FormatOption = None,
     system: Annotated[str, typer.Option(help="System message")] = "",
     max_tokens: Annotated[int, typer.Option(help="Tokens per answer at most")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 = greedy")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Keep the smallest set with this probability")] = 0.95,
-    seed: Annotated[int | None, typer.Option(help="Random seed")] = None,
+    temperature: TemperatureOption = 0.7,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 0.95,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
+    seed: SeedOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON")] = False,
 ) -> None:
     """Talk to a model: /reset forgets, /stats shows figures, /exit ends."""
     from strata.engine.sampling import SamplingParams
 
     from . import session
+    from .chat import Chat
 
-    with reported():
-        params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
-        language_model = session.open_model(model, artifact, format, threads, max_context, "default")
-        session.chat(language_model, params, system)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    source = session.Source(model, artifact, format, threads, max_context)
+    Chat(session.open_model(source), params, system, as_json).run()
 
 
 @app.command("compile")
+@reported()
 def compile_(
     model: Annotated[str, typer.Argument(help="Model folder or hub id")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the artifact to")],
-    format: FormatOption = None,  # noqa: A002
+    format: FormatOption = None,
     max_context: ContextOption = None,
-    max_batch: Annotated[int, typer.Option(help="Sequences decoded at once")] = 8,
-    pipeline: PipelineOption = "default",
+    max_batch: BatchOption = 8,
+    pipeline: PipelineOption = "",
     print_after: PrintAfterOption = "",
     dump: DumpOption = None,
     as_json: JsonOption = False,
@@ -131,34 +192,46 @@ def compile_(
     """Compile a model to an artifact folder that runs without the compiler."""
     from . import session
 
-    with reported():
-        figures = session.compile_to(
-            model, output, format, max_context, max_batch, pipeline, print_after=print_after, dump=dump
-        )
-        _print_figures(figures, as_json)
+    source = session.Source(
+        model, None, format, None, max_context, pipeline=pipeline, print_after=print_after, dump=dump
+    )
+    figures = session.compile_to(source, output, max_batch)
+    if as_json:
+        _print_json(figures)
+    else:
+        sizes = f"weights {figures['weights_bytes'] / 1e6:.1f} MB, code {figures['code_bytes'] / 1e6:.2f} MB"
+        sys.stdout.write(f"{figures['artifact']}: {sizes}, written in {figures['seconds']:.2f} s\n")
 
 
 @app.command()
+@reported()
 def inspect(
-    model: Annotated[str | None, typer.Argument(help="Model folder or hub id; default: the demo model")] = None,
+    model: ModelArgument = None,
+    shape: ShapeOption = None,
     stage: Annotated[str, typer.Option(help="graph, fused, loop, plan, llvm or asm")] = "fused",
-    function: Annotated[str, typer.Option(help="Function to show")] = "decode",
-    op: Annotated[str | None, typer.Option(help="Only launches whose op or node name contains this")] = None,
-    format: FormatOption = None,  # noqa: A002
-    color: Annotated[bool | None, typer.Option("--color/--no-color", help="Highlight; default: on a terminal")] = None,
+    function: Annotated[str, typer.Option(help="Function to show: prefill, decode or score")] = "decode",
+    op: Annotated[
+        str | None, typer.Option(help="Only nodes or launches whose op or name contains this")
+    ] = None,
+    format: FormatOption = None,
+    pipeline: PipelineOption = "",
+    color: Annotated[
+        bool | None, typer.Option("--color/--no-color", help="Highlight; default: on a terminal")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON (--stage plan)")] = False,
 ) -> None:
     """Show a model at any stage of compilation."""
-    from .inspect import show
+    from .inspect import View, show
 
-    with reported():
-        show(model, stage, function, op, format, color)
+    show(View(model, shape, stage, function, op, format, pipeline), color, as_json)
 
 
 @app.command()
+@reported()
 def bench(
-    model: Annotated[str | None, typer.Argument(help="Model folder or hub id")] = None,
-    shape: Annotated[str | None, typer.Option(help="Named architecture with random weights, e.g. tinyllama-1.1b")] = None,
-    format: FormatOption = None,  # noqa: A002
+    model: ModelArgument = None,
+    shape: ShapeOption = None,
+    format: FormatOption = None,
     prompt: Annotated[int, typer.Option(help="Tokens of the prefill that is timed")] = 512,
     context: Annotated[int, typer.Option(help="Tokens in the cache when decode is timed")] = 128,
     decode: Annotated[int, typer.Option(help="Tokens decoded per repetition")] = 64,
@@ -166,22 +239,15 @@ def bench(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure prefill and decode speed beside the machine's bandwidth and instruction peak."""
-    from .bench import run, table
+    """Measure prefill and decode speed beside the machine's memory bandwidth and instruction peak."""
+    from .bench import Workload, print_table, run
 
-    with reported():
-        figures = run(model, shape, format, prompt, context, decode, repeats, threads)
-        if as_json:
-            _print_figures(figures, True)
-        else:
-            table(figures)
-
-
-def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    figures = run(model, shape, format, threads, Workload(prompt, context, decode, repeats))
     if as_json:
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-        return
-    width = max(len(k) for k in figures)
-    for key, value in figures.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        sys.stdout.write(f"{key:<{width}}  {shown}\n")
+        _print_json(figures)
+    else:
+        print_table(figures)
+
+
+def _print_json(figures: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")

@@ -2,97 +2,194 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
 
 from pygments import highlight
 from pygments.formatters import TerminalFormatter
-from pygments.lexer import Lexer, RegexLexer
-from pygments.lexers import LlvmLexer, NasmLexer
+from pygments.lexer import RegexLexer
+from pygments.lexers import GasLexer, JsonLexer, LlvmLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, Text
 
 from strata.codegen.compile import assembly, emit_module
 from strata.compiler.api import Options, define
 from strata.compiler.driver import Planned, trace
 from strata.core.errors import UserError
-from strata.graph.nodes import Module
-from strata.graph.text import print_module
+from strata.graph.nodes import Function
+from strata.graph.text import print_function
 from strata.loop.nodes import Func
 from strata.loop.text import print_func
-from strata.models import locate, read_config
-from strata.models.shapes import SHAPES, shape_config
+from strata.models import ModelDefinition, locate, read_config
+from strata.models.shapes import shape_config
 from strata.plan.assemble import PlannedFunction, PlannedLaunch
+from strata.plan.report import plan_json
+from strata.runtime.artifact import is_artifact
+from strata.target import Target
 
-from .session import DEMO_MODEL
-
-STAGES = ("graph", "fused", "loop", "plan", "llvm", "asm")
+from .session import DEMO_MODEL, pipeline_text
 
 
-class StrataLexer(RegexLexer):
-    """Graph IR and loop IR."""
+class Stage(Enum):
+    """What can be looked at, in the order of compilation."""
+
+    GRAPH = "graph"
+    FUSED = "fused"
+    LOOP = "loop"
+    PLAN = "plan"
+    LLVM = "llvm"
+    ASM = "asm"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What to show of which model.
+
+    Attributes:
+        model: Folder or hub id; ``None`` = the demo model (if there is no shape).
+        shape: Named architecture instead of a model.
+        stage: Value of a :class:`Stage`.
+        function: ``prefill``, ``decode`` or ``score``.
+        op: Only nodes or launches whose op or name contains this.
+        format: Dtype of weights and KV cache.
+        pipeline: Graph passes; ``""`` = the knob.
+    """
+
+    model: str | None = None
+    shape: str | None = None
+    stage: str = "fused"
+    function: str = "decode"
+    op: str | None = None
+    format: str | None = None
+    pipeline: str = ""
+
+
+class IRLexer(RegexLexer):
+    """Graph IR, loop IR and plans, for highlighting."""
 
     name = "Strata IR"
+    _keywords = (
+        "func|module|return|dims|for|in|parallel|unroll|vectorize|serial|block|alloc|let|if|else|where|init|"
+        "stack|select|when|otherwise|and|multiple|of|register"
+    )
     tokens = {  # noqa: RUF012  (the base class's form)
         "root": [
-            (r"#.*$", Comment),
-            (r"\b(func|module|return|dims|for|in|parallel|unroll|vectorize|serial|block|alloc|let|if|else|where|init)\b", Keyword),
-            (r"\b(f64|f32|f16|bf16|i64|i32|i16|i8|u8|u16|u32|bool|cache)\b(?=[\[<])", Keyword.Type),
-            (r"[%@][\w.]+", Name.Variable),
-            (r"\"[^\"]*\"", String),
-            (r"-?0x[\da-f.]+p[+-]?\d+|\b\d+(\.\d+)?\b", Number),
-            (r"[A-Za-z_]\w*(?=\()", Name.Function),
+            (r"(#|//).*$", Comment),
+            (r"[%@](\"[^\"\n]*\"|[\w.]+)", Name.Variable),
+            (r"\"[^\"\n]*\"", String),
+            (r"\b(f64|f32|f16|bf16|i64|i32|i16|i8|u8|u16|u32|bool|cache)\b(?=[\[<(\s,}])", Keyword.Type),
+            (rf"\b({_keywords})\b", Keyword),
+            (r"-?0x[\da-f.]+p[+-]?\d+", Number.Hex),
+            (r"-?\b\d+(\.\d+)?", Number),
+            (r"[A-Za-z_][\w.]*(?=[({])", Name.Function),
+            (r"[A-Za-z_][\w.]*", Name),
             (r"[-+*/%<>=!]+", Operator),
-            (r"\s+|.", Text),
+            (r"\s+", Text.Whitespace),
+            (r".", Text),
         ]
     }
 
 
-def show(
-    model: str | None, stage: str, function: str, op: str | None, format_: str | None, color: bool | None
-) -> None:
-    """Print one stage of one function to stdout.
+_LEXERS = {Stage.LLVM: LlvmLexer, Stage.ASM: GasLexer}
+
+
+def show(view: View, color: bool | None = None, as_json: bool = False) -> None:
+    """Print ``view`` to stdout, highlighted if ``color`` (``None``: on a terminal).
 
     Raises:
-        UserError: no such stage, function or op.
+        UserError: no such stage, function, op, shape or model; JSON of something else than the plan.
     """
-    if stage not in STAGES:
-        raise UserError(f"--stage: got {stage!r}; expected one of {', '.join(STAGES)}")
-    text, lexer = stage_text(model, stage, function, op, format_)
-    if color if color is not None else sys.stdout.isatty():
-        text = highlight(text, lexer, TerminalFormatter())
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    stage = _stage(view.stage)
+    if as_json and stage is not Stage.PLAN:
+        raise UserError(f"--json: got --stage {stage.value}; expected --stage plan, whose text is figures")
+    text = stage_text(view, as_json).rstrip("\n") + "\n"
+    if sys.stdout.isatty() if color is None else color:
+        lexer = JsonLexer if as_json else _LEXERS.get(stage, IRLexer)
+        text = highlight(text, lexer(stripnl=False), TerminalFormatter())
+    sys.stdout.write(text)
 
 
-def stage_text(model: str | None, stage: str, function: str, op: str | None, format_: str | None) -> tuple[str, Lexer]:
-    """Text of a stage, and the lexer that highlights it."""
-    options = Options(format_)
-    config = shape_config(model) if model in SHAPES else read_config(locate(model or DEMO_MODEL))
-    definition = define(config, options)
+def _stage(name: str) -> Stage:
+    try:
+        return Stage(name)
+    except ValueError:
+        known = ", ".join(s.value for s in Stage)
+        raise UserError(f"--stage: got {name!r}; expected one of {known}") from None
+
+
+def define_model(model: str | None, shape: str | None, options: Options) -> ModelDefinition:
+    """The graph of a model folder, of a named shape, or of the demo model.
+
+    Raises:
+        UserError: both or an unknown one is given, or the folder holds no model.
+    """
+    if shape is not None:
+        if model is not None:
+            raise UserError(f"--shape: got {shape} and the model {model}; expected one of them")
+        return define(shape_config(shape, options.max_context), options, shape)
+    folder = locate(model or DEMO_MODEL)
+    if is_artifact(folder):
+        raise UserError(
+            f"{folder}: is a compiled artifact; expected the model folder that it was compiled from"
+        )
+    return define(read_config(folder, options.max_context), options, folder.name)
+
+
+def stage_text(view: View, as_json: bool = False) -> str:
+    """Text of the stage, function and op of ``view``.
+
+    Raises:
+        UserError: see :func:`show`.
+    """
+    stage = _stage(view.stage)
+    options = Options(view.format, pipeline=pipeline_text(view.pipeline))
+    definition = define_model(view.model, view.shape, options)
+    if view.function not in (f.name for f in definition.module.functions):
+        known = ", ".join(f.name for f in definition.module.functions)
+        raise UserError(f"--function: got {view.function!r}; this model has: {known}")
     traced = trace(definition.module, None, definition.cache_record, definition.config)
-    if stage == "graph":
-        return print_module(Module((definition.module[function],))), StrataLexer()
+    if stage is Stage.GRAPH:
+        return _graph_text(traced.module[view.function], view.op)
     lowered = traced.lower(options.pipeline)
-    if stage == "fused":
-        return print_module(Module((lowered.module[function],))), StrataLexer()
-    planned = lowered.plan()
-    part = _function(planned, function)
-    if stage == "plan":
-        return "\n".join(_launch_text(x) for x in _matching(part, op)), StrataLexer()
-    funcs = _kernels(_matching(part, op))
-    if stage == "loop":
-        return "\n\n".join(print_func(f) for f in funcs), StrataLexer()
-    modules = [emit_module(f, traced.target) for f in funcs]
-    if stage == "llvm":
-        return "\n\n".join(modules), LlvmLexer()
-    return "\n\n".join(assembly(m, traced.target) for m in modules), NasmLexer()
+    if stage is Stage.FUSED:
+        return _graph_text(lowered.module[view.function], view.op)
+    part = _planned_function(lowered.plan(), view.function)
+    launches = _matching(part, view.op)
+    if stage is Stage.PLAN:
+        return _plan_text(part, launches, as_json)
+    return _code_text(_kernels(launches), stage, traced.target)
 
 
-def _function(planned: Planned, name: str) -> PlannedFunction:
-    for part in planned.functions:
-        if part.record.name == name:
-            return part
-    known = ", ".join(p.record.name for p in planned.functions)
-    raise UserError(f"--function: got {name!r}; this model has: {known}")
+def _graph_text(function: Function, op: str | None) -> str:
+    """Text of a function; with ``op`` only the nodes whose op or name contains it."""
+    lines = print_function(function).splitlines()
+    if op is None:
+        return "\n".join(lines)
+    chunks: list[list[str]] = []
+    for line in lines:
+        if re.match(r"  [^\s}]", line):  # a node of the function itself begins
+            chunks.append([])
+        if chunks:
+            chunks[-1].append(line)
+    found = [c for c in chunks if op in _label("\n".join(c))]
+    if not found:
+        ops = sorted({n.op for n in function.nodes})
+        raise UserError(f"--op: nothing in {function.name} matches {op!r}; ops: {', '.join(ops)}")
+    return "\n".join(line for chunk in found for line in chunk)
+
+
+def _label(node: str) -> str:
+    """What ``--op`` is looked for in: op, name of the fused body, name of the node."""
+    op = re.search(r" = @?([\w.]+)", node)
+    body = re.search(r"body=func @([\w.]+)", node)
+    return " ".join(part for part in (op and op[1], body and body[1], node.partition("  # ")[2]) if part)
+
+
+def _planned_function(planned: Planned, name: str) -> PlannedFunction:
+    return next(p for p in planned.functions if p.record.name == name)
 
 
 def _matching(part: PlannedFunction, op: str | None) -> list[PlannedLaunch]:
@@ -113,14 +210,31 @@ def _kernels(launches: Iterable[PlannedLaunch]) -> list[Func]:
     return list(found.values())
 
 
+def _code_text(funcs: Sequence[Func], stage: Stage, target: Target) -> str:
+    if stage is Stage.LOOP:
+        return "\n\n".join(print_func(f).strip("\n") for f in funcs)
+    modules = [emit_module(f, target) for f in funcs]
+    return "\n\n".join(modules if stage is Stage.LLVM else [assembly(m, target) for m in modules])
+
+
+def _plan_text(part: PlannedFunction, launches: Sequence[PlannedLaunch], as_json: bool) -> str:
+    if as_json:
+        whole = plan_json([part])[part.record.name]
+        wanted = {(x.node, x.op) for x in launches}
+        kept = [x for x in whole["launches"] if (x["node"], x["op"]) in wanted]
+        return json.dumps({part.record.name: {**whole, "launches": kept}}, indent=2)
+    return "\n".join(_launch_text(x) for x in launches)
+
+
 def _launch_text(launch: PlannedLaunch) -> str:
     """One stack: candidates with traces and estimates, and the choice per range of sizes."""
     lines = [f"stack {launch.node}: {launch.op}"]
     for k, c in enumerate(launch.stack.candidates):
-        costs = ", ".join(f"{e.time_s * 1e6:.1f}us at {size}" for size, e in c.estimates[:: max(len(c.estimates) // 4, 1)])
-        source = c.estimates[0][1].source if c.estimates else "none"
-        lines.append(f"  [{k}] {c.name} {{{c.trace}}}  {costs} {source}")
+        shown = c.estimates[:: max(len(c.estimates) // 4, 1)]
+        costs = ", ".join(f"{e.time_s * 1e6:.1f} us at {size}" for size, e in shown)
+        source = f" ({c.estimates[0][1].source})" if c.estimates else ""
+        lines += [f"  [{k}] {c.name}: {costs}{source}", f"      {{{c.trace}}}"]
     for choice in launch.choices:
-        when = " and ".join(f"{r.lo} <= {r.dim} <= {r.hi}" for r in choice.when) or "otherwise"
-        lines.append(f"  select [{choice.candidate}] when {when}")
+        when = " and ".join(f"{r.lo} <= {r.dim} <= {r.hi}" for r in choice.when)
+        lines.append(f"  select [{choice.candidate}] " + (f"when {when}" if when else "otherwise"))
     return "\n".join(lines)

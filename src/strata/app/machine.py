@@ -1,6 +1,7 @@
 """Measures this machine's ceilings with kernels of our own: memory bandwidth and instruction peaks.
 
-The same code generator, thread pool and number of threads as the model: what is measured is what a step could reach.
+The same code generator, thread pool and number of threads as the model: what is measured is what a step
+could reach.
 """
 
 from __future__ import annotations
@@ -67,14 +68,24 @@ def bandwidth_func(lanes: int) -> Func:
     acc = Buffer("acc", (4, lanes), f32, MemSpace.REGISTER)
 
     def each(body: Callable[[Expr, Expr], Stmt]) -> Stmt:
-        return _loop("v", index(4), ForKind.UNROLL, lambda v: _loop("l", index(lanes), ForKind.VECTORIZE, lambda lane: body(v, lane)))
+        return _loop(
+            "v",
+            index(4),
+            ForKind.UNROLL,
+            lambda v: _loop("l", index(lanes), ForKind.VECTORIZE, lambda lane: body(v, lane)),
+        )
 
     def task(t: Expr) -> Stmt:
         def add(i: Expr, v: Expr, lane: Expr) -> Stmt:
             place = b.add(b.mul(b.add(b.mul(i, 4), v), lanes), lane)
             return Store(acc, (v, lane), b.add(Load(acc, (v, lane)), Load(x, (t, place))))
 
-        read = _loop("i", index(CHUNK_ELEMS // (4 * lanes)), ForKind.SERIAL, lambda i: each(lambda v, lane: add(i, v, lane)))
+        read = _loop(
+            "i",
+            index(CHUNK_ELEMS // (4 * lanes)),
+            ForKind.SERIAL,
+            lambda i: each(lambda v, lane: add(i, v, lane)),
+        )
         clear = each(lambda v, lane: Store(acc, (v, lane), b.const(0.0, f32)))
         write = each(lambda v, lane: Store(y, (t, b.add(b.mul(v, lanes), lane)), Load(acc, (v, lane))))
         return Alloc(acc, seq(clear, read, write))
@@ -83,7 +94,10 @@ def bandwidth_func(lanes: int) -> Func:
 
 
 def peak_func(lanes: int, with_bf16: bool) -> Func:
-    """``iterations`` rounds of ``CHAINS`` independent multiply-adds (or bf16 dot products) per task, in registers."""
+    """Per task ``rounds`` times ``CHAINS`` independent multiply-adds (or bf16 dot products) in registers.
+
+    ``acc[c] += x[0] * x[1]`` for each chain ``c``; ``y [tasks, CHAINS * lanes]`` gets the sums.
+    """
     tasks, rounds = SymDim("tasks", 1, 1 << 10), SymDim("rounds", 1, 1 << 30)
     wide = 2 * lanes if with_bf16 else lanes
     x = Buffer("x", (2, wide), bf16 if with_bf16 else f32)
@@ -106,7 +120,9 @@ def peak_func(lanes: int, with_bf16: bool) -> Func:
     def task(t: Expr) -> Stmt:
         operands = [Load(x, (index(k), b.ramp(index(0), wide))) for k in range(2)]
         names = [Var(f"x{k}", o.dtype, wide) for k, o in enumerate(operands)]
-        work = _loop("i", size(rounds), ForKind.SERIAL, lambda i: chains(lambda c: step(c, names[0], names[1])))
+        work = _loop(
+            "i", size(rounds), ForKind.SERIAL, lambda i: chains(lambda c: step(c, names[0], names[1]))
+        )
         for name, operand in zip(names, operands, strict=True):
             work = Let(name, operand, work)
         clear = chains(lambda c: Store(acc, (c, b.ramp(index(0), lanes)), b.splat(b.const(0.0, f32), lanes)))
@@ -143,7 +159,10 @@ def _read_buffer(num_bytes: int) -> np.ndarray:
 
 
 def measure_bandwidth(num_threads: int, num_bytes: int = READ_BYTES, repeats: int = 5) -> float:
-    """Bytes per second read from memory by ``num_threads`` threads; the median of ``repeats`` passes over ``num_bytes``."""
+    """Bytes per second read from memory by ``num_threads`` threads.
+
+    The median of ``repeats`` passes over ``num_bytes``.
+    """
     target = detect_host()
     image, x = _image(target, num_threads), _read_buffer(num_bytes)
     y = np.empty((x.shape[0], 4 * target.lanes_f32), np.float32)

@@ -1,209 +1,237 @@
-"""What ``generate``, ``chat`` and ``compile`` do once their options are parsed."""
+"""What ``generate`` and ``compile`` do once their options are parsed, and what other commands share.
+
+Nothing of the compiler is imported before a model has to be compiled: an artifact runs without it.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from strata.core.errors import UserError
-from strata.core.knobs import knobs
+from strata.core.knobs import current, knobs
 from strata.engine.generate import Generation, LanguageModel
 from strata.engine.sampling import SamplingParams
 
 DEMO_MODEL = Path(__file__).parent.parent / "assets" / "demo_model"
 
+Progress = Callable[[int, int, str, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which model to run and, if it has to be compiled, how.
+
+    Attributes:
+        model: Folder or hub id; ``None`` = the demo model.
+        artifact: Compiled artifact instead of a model.
+        format: Dtype of weights and KV cache; ``None`` = as stored.
+        threads: ``None`` = the knob, by default all cores.
+        max_context: Longest sequence in tokens; ``None`` = the model's.
+        pipeline: Graph passes; ``""`` = the knob.
+        print_after: Passes after which the graph goes to stderr.
+        dump: Directory for the graph after every pass.
+    """
+
+    model: str | None = None
+    artifact: Path | None = None
+    format: str | None = None
+    threads: int | None = None
+    max_context: int | None = None
+    pipeline: str = ""
+    print_after: str = ""
+    dump: Path | None = None
+
+
+def open_model(source: Source) -> LanguageModel:
+    """Load an artifact, or compile a model (or take it from the cache).
+
+    Raises:
+        UserError: options contradict each other, or the model cannot be read.
+    """
+    if source.artifact is not None:
+        _check_artifact_options(source)
+        limits = {} if source.max_context is None else {"max_context": source.max_context}
+        return LanguageModel.load(source.artifact, source.threads, **limits)
+    from strata.compiler.api import load
+
+    with compile_progress() as progress, debugging(source.print_after, source.dump) as fresh:
+        return load(
+            source.model or DEMO_MODEL,
+            source.format,
+            source.threads,
+            progress=progress,
+            max_context=source.max_context,
+            pipeline=pipeline_text(source.pipeline),
+            fresh=fresh,
+        )
+
+
+def _check_artifact_options(source: Source) -> None:
+    if source.model is not None:
+        raise UserError("--artifact and --model: got both; expected one of them")
+    for name in ("format", "pipeline", "print_after", "dump"):
+        if getattr(source, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option}: an artifact is compiled already; use --model, or compile it again with {option}"
+            )
+
+
+def pipeline_text(text: str) -> str:
+    """The pipeline of a command's option; without one, that of the knob.
+
+    Raises:
+        ParseError: the text is no pipeline.
+    """
+    from strata.passes import named_pipeline
+
+    chosen = text or current().pipeline
+    named_pipeline(chosen)
+    return chosen
+
 
 @contextmanager
-def compile_progress() -> Iterator[Any]:
-    """A progress bar on stderr that appears with the first report; yields the callback
-    ``(done, total, name, from_cache)``."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: list[Any] = []
+def debugging(print_after: str, dump: Path | None) -> Iterator[bool]:
+    """Knobs of ``--print-after`` and ``--dump``; yields whether the passes have to run for that.
 
-        def report(done: int, total: int, name: str, from_cache: bool) -> None:
-            if not tasks:
-                tasks.append(bar.add_task("compiling", total=total))
-            what = "loading" if from_cache else "compiling"
-            bar.update(tasks[0], completed=done, total=total, description=f"{what} {name}")
-
-        yield report
-
-
-@contextmanager
-def debugging(print_after: str, dump: Path | None) -> Iterator[None]:
-    """Knobs of ``--print-after`` and ``--dump``."""
+    Raises:
+        UserError: there is no such pass.
+    """
     values: dict[str, Any] = {}
     if print_after:
         values["print_after"] = print_after
     if dump is not None:
         values["dump"] = dump
-    with knobs(**values):
-        yield
+    with knobs(**values) as settings:
+        if settings.print_after:
+            from strata.ir.passes import PASSES
+            from strata.passes import GRAPH  # noqa: F401  (importing the package registers its passes)
+
+            for name in settings.print_after:
+                if name != "all":
+                    PASSES[name]
+        yield bool(settings.print_after or settings.dump is not None)
 
 
-def open_model(
-    model: str | None,
-    artifact: Path | None,
-    format_: str | None,
-    threads: int | None,
-    max_context: int | None,
-    pipeline: str,
-    print_after: str = "",
-    dump: Path | None = None,
-) -> LanguageModel:
-    """Load an artifact, or compile (or take from the cache) a model.
+@contextmanager
+def compile_progress() -> Iterator[Progress | None]:
+    """A progress bar from the first report to the end of the block; ``None`` if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bars: list[Any] = []
+
+    def report(done: int, total: int, name: str, from_cache: bool) -> None:
+        if not bars:
+            bars.append(_progress_bar(total))
+        what = "loading" if from_cache else "compiling"
+        bars[0].update(bars[0].task_ids[0], completed=done, description=f"{what} {name}")
+
+    try:
+        yield report
+    finally:
+        for bar in bars:
+            bar.stop()
+
+
+def _progress_bar(total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("compiling", total=total)
+    bar.start()
+    return bar
+
+
+def compile_to(source: Source, output: Path, max_batch: int) -> dict[str, Any]:
+    """Compile ``source.model`` to an artifact; returns the figures to print.
 
     Raises:
-        UserError: both are given, or neither can be read.
+        UserError: the model cannot be read, or ``output`` cannot be written.
     """
-    if artifact is not None:
-        if model is not None:
-            raise UserError("--artifact and --model: got both; expected one of them")
-        start = time.perf_counter()
-        loaded = LanguageModel.load(artifact, threads)
-        loaded.load_s = time.perf_counter() - start
-        return loaded
-    from strata.compiler.api import load
-
-    with compile_progress() as progress, debugging(print_after, dump):
-        return load(
-            model or DEMO_MODEL,
-            format_,
-            threads,
-            progress=progress,
-            max_context=max_context,
-            pipeline=pipeline,
-            fresh=bool(print_after or dump),
-        )
-
-
-def compile_to(
-    model: str,
-    output: Path,
-    format_: str | None,
-    max_context: int | None,
-    max_batch: int,
-    pipeline: str,
-    print_after: str = "",
-    dump: Path | None = None,
-) -> dict[str, Any]:
-    """Compile to an artifact; returns the figures to print."""
     from strata.compiler.api import Options, compile_model
 
     start = time.perf_counter()
-    options = Options(format_, max_context, max_batch, pipeline=pipeline)
-    with compile_progress() as progress, debugging(print_after, dump):
-        folder = compile_model(model, output, options, progress=progress)
-    sizes = {f.name: f.stat().st_size for f in folder.iterdir() if f.is_file()}
+    options = Options(source.format, source.max_context, max_batch, pipeline=pipeline_text(source.pipeline))
+    with compile_progress() as progress, debugging(source.print_after, source.dump) as fresh:
+        folder = compile_model(source.model or DEMO_MODEL, output, options, progress=progress, fresh=fresh)
     return {
         "artifact": str(folder),
         "seconds": time.perf_counter() - start,
-        "weights_bytes": sizes.get("weights.safetensors", 0),
-        "code_bytes": sizes.get("code.bin", 0),
+        "weights_bytes": (folder / "weights.safetensors").stat().st_size,
+        "code_bytes": (folder / "code.bin").stat().st_size,
     }
 
 
-def load_text(model: LanguageModel) -> str:
-    """How the model came to be ready, for the line of statistics."""
-    return f"{'compiled' if model.was_compiled else 'loaded'} in {model.load_s:.2f} s"
+def read_prompt(text: str) -> str:
+    """The prompt of the command line; ``-`` reads standard input.
 
-
-def stats_line(model: LanguageModel, result: Generation) -> str:
-    """One line: load time, prefill and decode speed, memory."""
-    s = result.stats
-    return (
-        f"[{load_text(model)} · prefill {s.prompt_tokens} tokens {s.prefill_tokens_per_s:.0f} tok/s · "
-        f"decode {s.generated_tokens} tokens {s.decode_tokens_per_s:.1f} tok/s · "
-        f"memory {s.peak_rss_bytes / 2**20:.0f} MiB · {result.finish_reason.value}]"
-    )
+    Raises:
+        UserError: it is empty or no UTF-8.
+    """
+    try:
+        if text == "-":
+            text = sys.stdin.buffer.read().decode()
+        text.encode()  # bytes of the command line that are no UTF-8 arrive as lone surrogates
+    except UnicodeError as error:
+        raise UserError(f"prompt: is no UTF-8 text: {error}") from None
+    if not text:
+        raise UserError("prompt: is empty; expected a text to continue")
+    return text
 
 
 def generate(model: LanguageModel, prompt: str, params: SamplingParams, as_json: bool) -> None:
-    """Stream the continuation to stdout, then the statistics to stderr (or everything as JSON)."""
+    """Stream the continuation to stdout, then the statistics to stderr (or everything as JSON to stdout)."""
     if as_json:
         result = model.generate(prompt, params)
-        sys.stdout.write(json.dumps(figures(model, prompt, result), indent=2) + "\n")
+        sys.stdout.write(json.dumps({"prompt": prompt, **figures(model, result)}, indent=2) + "\n")
         return
-    sys.stdout.write(prompt)
-    stream = model.stream(prompt, params)
-    for piece in stream:
-        sys.stdout.write(piece)
+    with model.stream(
+        prompt, params
+    ) as stream:  # checks the prompt: nothing is printed of one that cannot run
+        sys.stdout.write(prompt)
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    sys.stderr.write(stats_line(model, stream.generation) + "\n")
+        sys.stderr.write(f"[{stats_line(model, stream.generation)}]\n")
 
 
-def figures(model: LanguageModel, prompt: str, result: Generation) -> dict[str, Any]:
+def stats_line(model: LanguageModel, result: Generation) -> str:
+    """How the model came to be ready, speed of prefill and decode, memory, and why the text ended."""
+    s = result.stats
+    return (
+        f"{'compiled' if model.was_compiled else 'loaded'} in {model.load_s:.2f} s · "
+        f"prefill {s.prompt_tokens} tokens {s.prefill_tokens_per_s:.0f} tok/s · "
+        f"decode {s.generated_tokens} tokens {s.decode_tokens_per_s:.1f} tok/s · "
+        f"memory {s.peak_rss_bytes / 2**20:.0f} MiB · {result.finish_reason.value}"
+    )
+
+
+def figures(model: LanguageModel, result: Generation) -> dict[str, Any]:
     """A generation as JSON data."""
     s = result.stats
     return {
-        "prompt": prompt,
         "text": result.text,
         "token_ids": list(result.token_ids),
         "finish_reason": result.finish_reason.value,
-        "load_s": model.load_s,
+        "stopped_by": result.stopped_by,
         "was_compiled": model.was_compiled,
+        "load_s": model.load_s,
         "prompt_tokens": s.prompt_tokens,
         "generated_tokens": s.generated_tokens,
+        "ttft_s": s.ttft_s,
         "prefill_tokens_per_s": s.prefill_tokens_per_s,
         "decode_tokens_per_s": s.decode_tokens_per_s,
         "peak_rss_bytes": s.peak_rss_bytes,
     }
-
-
-def chat(model: LanguageModel, params: SamplingParams, system: str) -> None:
-    """A conversation on the terminal."""
-    start = [{"role": "system", "content": system}] if system else []
-    messages, last = list(start), ""
-    sys.stderr.write("/reset forgets, /stats shows figures, /exit ends\n")
-    while True:
-        try:
-            text = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            sys.stderr.write("\n")
-            return
-        match text:
-            case "":
-                continue
-            case "/exit" | "/quit":
-                return
-            case "/reset":
-                messages = list(start)
-                sys.stderr.write("forgotten\n")
-            case "/stats":
-                sys.stderr.write((last or "nothing generated yet") + "\n")
-            case _ if text.startswith("/"):
-                sys.stderr.write(f"unknown command {text}; there are /reset, /stats and /exit\n")
-            case _:
-                last = _answer(model, params, messages, text) or last
-
-
-def _answer(model: LanguageModel, params: SamplingParams, messages: list[dict[str, str]], text: str) -> str | None:
-    """Stream one answer and remember it; a mistake (a full context) is shown and forgotten."""
-    messages.append({"role": "user", "content": text})
-    try:
-        stream = model.stream_chat(messages, params)
-        for piece in stream:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    except UserError as error:
-        messages.pop()
-        sys.stderr.write(f"strata: {error}\n")
-        return None
-    except KeyboardInterrupt:
-        messages.pop()
-        sys.stdout.write("\n")
-        return None
-    sys.stdout.write("\n")
-    messages.append({"role": "assistant", "content": stream.generation.text})
-    return stats_line(model, stream.generation)

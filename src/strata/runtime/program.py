@@ -50,6 +50,11 @@ class Image(Protocol):
         """The exported function called ``symbol``, on the tvm-ffi calling convention."""
         ...
 
+    @property
+    def num_threads(self) -> int:
+        """Threads that work on a parallel loop, the caller included."""
+        ...
+
 
 class CacheView(Protocol):
     """What a function needs of a batch view of the KV cache (``engine.kv_cache.BatchView``).
@@ -336,6 +341,11 @@ class Program:
     def cache(self) -> CacheRecord | None:
         """Description of the KV cache that the functions take."""
         return self.record.cache
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that work on a parallel loop, the caller included."""
+        return self.image.num_threads
 
     def _check_params(self) -> None:
         for spec in self.record.params:
