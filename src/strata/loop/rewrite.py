@@ -205,7 +205,9 @@ def map_stmt(stmt: Stmt, expr_fn: ExprFn | None = None, stmt_fn: StmtFn | None =
 
     def go(node: Stmt) -> Stmt:
         out = rebuild_stmt(node, on_expr, go)
-        return out if stmt_fn is None else stmt_fn(out)
+        # A sequence of one collapses into its statement, which has been through stmt_fn already.
+        collapsed = isinstance(node, Seq) and not isinstance(out, Seq)
+        return out if stmt_fn is None or collapsed else stmt_fn(out)
 
     return go(stmt)
 
