@@ -7,7 +7,7 @@ name           arguments                                       result, lane ``l`
 ``dot2_bf16``  ``acc: f32 [L]``, ``a, b: bf16 [2L]``           ``acc[l] + a[2l]*b[2l] + a[2l+1]*b[2l+1]``
 ============== =============================================== ==========================================
 
-``dot2_bf16`` is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32
+``a`` of ``dot2_bf16`` may have 2 lanes: one pair for all. It is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32
 multiply-adds, the odd elements first, as the instruction does. Without FMA both round the product too.
 """
 
@@ -57,6 +57,8 @@ def _fma(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
 
 
 def _dot2_bf16(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    if len(args) == 3 and args[1].lanes == 2 < 2 * node.lanes:
+        args = [args[0], _repeat(emitter.b, args[1], 2 * node.lanes), args[2]]
     _check(emitter, node, args, (f32, node.lanes), *[(bf16, 2 * node.lanes)] * 2)
     native = next((n for n in (16, 8, 4) if node.lanes % n == 0 and node.lanes >= n), 0)
     if not emitter.target.has_bf16_dot or not native:
@@ -83,6 +85,13 @@ def _dot2_native(b: Builder, acc: Value, x: Value, y: Value) -> Value:
     symbol = f"llvm.x86.avx512bf16.dpbf16ps.{acc.lanes * 32}"
     text, level = b.call(symbol, sums, [(sums, acc), (pairs, x), (pairs, y)])
     return b.opaque(f32, acc.lanes, text, level)
+
+
+def _repeat(b: Builder, pair: Value, lanes: int) -> Value:
+    """The two lanes of ``pair``, over and over: one 32-bit broadcast."""
+    kind = ssa_type(pair.dtype, 2)
+    picks = ", ".join(f"i32 {lane % 2}" for lane in range(lanes))
+    return b.pure(pair.dtype, lanes, f"shufflevector {kind} {{}}, {kind} poison, <{lanes} x i32> <{picks}>", pair)
 
 
 def _slice(b: Builder, x: Value, start: int, lanes: int) -> Value:

@@ -7,6 +7,8 @@ name           arguments                                    result, lane ``l``
 ``dot2_bf16``  ``acc``: f32 L; ``a, b``: bf16, 2L lanes     ``(acc[l] + a[2l+1]*b[2l+1]) + a[2l]*b[2l]``
 ============== ============================================ =============================================
 
+``a`` of ``dot2_bf16`` may have 2 lanes: one pair for all lanes of the result.
+
 The semantics here are what the interpreter runs and what a code generator has to emit, up to subnormals
 (which the instruction behind ``dot2_bf16`` takes for 0). :data:`INTRINSICS` is open: register more.
 """
@@ -34,7 +36,7 @@ class IntrinsicDef:
 
     Attributes:
         name: Name in ``Intrinsic.name``.
-        signature: For people: ``"(acc: f32[L], a: bf16[2L], b: bf16[2L]) -> f32[L]"``.
+        signature: For people: ``"(acc: f32[L], a: bf16[2L] or bf16[2], b: bf16[2L]) -> f32[L]"``.
         result: Dtype and lanes of the result from those of the arguments; ``None`` if the arguments do
             not fit.
         evaluate: The value, from one 1-d array per argument (also for one lane) to a 1-d array.
@@ -96,11 +98,13 @@ def _fma_f64(a: float, b: float, c: float) -> float:
 def _dot2_result(args: Sequence[VectorType]) -> VectorType | None:
     match list(args):
         case [(acc, lanes), (a, a_lanes), (b, b_lanes)] if (acc, a, b) == (f32, bf16, bf16):
-            return (f32, lanes) if a_lanes == b_lanes == 2 * lanes else None
+            return (f32, lanes) if b_lanes == 2 * lanes and a_lanes in (2, b_lanes) else None
     return None
 
 
 def _dot2(acc: Array, a: Array, b: Array) -> Array:
+    if len(a) < len(b):
+        a = np.tile(a, len(b) // len(a))
     products = a.astype(np.float32) * b.astype(np.float32)  # exact
     return (acc + products[1::2]) + products[0::2]
 
@@ -108,5 +112,5 @@ def _dot2(acc: Array, a: Array, b: Array) -> Array:
 INTRINSICS.add("fma", IntrinsicDef("fma", "(a, b, c: f32[L] or f64[L]) -> the same", _fma_result, _fma))
 INTRINSICS.add(
     "dot2_bf16",
-    IntrinsicDef("dot2_bf16", "(acc: f32[L], a: bf16[2L], b: bf16[2L]) -> f32[L]", _dot2_result, _dot2),
+    IntrinsicDef("dot2_bf16", "(acc: f32[L], a: bf16[2L] or bf16[2], b: bf16[2L]) -> f32[L]", _dot2_result, _dot2),
 )

@@ -1,4 +1,4 @@
-"""From a fused graph function to its record: launches, where every buffer lives, and the kernels to compile."""
+"""From a fused graph function to its record: launches, places of buffers, and the kernels to compile."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from strata.core.dims import Dim, SymDim, bounds
 from strata.runtime.records import DimRange
 
@@ -32,7 +34,7 @@ def choose(candidates: tuple[Candidate, ...], rows: Dim) -> tuple[Choice, ...]:
     best = _winners(candidates)
     choices: list[Choice] = []
     lo = dim.lo
-    for (size, winner), (_, follower) in zip(best, best[1:], strict=False):
+    for (size, winner), (_, follower) in itertools.pairwise(best):
         if winner != follower:
             choices.append(Choice(winner, (DimRange(dim.name, lo, size),)))
             lo = size + 1

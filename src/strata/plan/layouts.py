@@ -8,35 +8,37 @@ from __future__ import annotations
 
 from strata.graph.nodes import Function, Module, Node
 from strata.loop.layout import Layout
-from strata.schedule.rules.matmul import column_tile
+from strata.schedule.rules.matmul import weight_layout
 from strata.target import Target
 
 
-def matmul_weights(function: Function) -> dict[str, bool]:
-    """Names of 2-d params that are the right operand of a matmul, and whether the matmul takes them transposed."""
-    found: dict[str, bool] = {}
+def matmul_weights(function: Function) -> dict[str, Node]:
+    """The matmul node that multiplies by it, for every 2-d param that is the right operand of one."""
+    found: dict[str, Node] = {}
     for node in function.nodes:
         if node.op == "fused":
             body: Function = node.attrs["body"]
             outer = {id(inner): operand for inner, operand in zip(body.inputs, node.inputs, strict=True)}
             _collect(body, outer, found)
-    _collect(function, {id(n): n for n in function.nodes}, found)
     return found
 
 
-def _collect(body: Function, outer: dict[int, Node], found: dict[str, bool]) -> None:
+def _collect(body: Function, outer: dict[int, Node], found: dict[str, Node]) -> None:
     for node in body.nodes:
         if node.op != "matmul":
             continue
         operand = outer.get(id(node.inputs[1]))
         if operand is not None and operand.op == "param" and operand.tensor.rank == 2:
-            found[operand.attrs["name"]] = bool(node.attrs["transpose_b"])
+            found.setdefault(operand.attrs["name"], node)
 
 
 def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
     """Stored layout of every param that is not row-major."""
     layouts: dict[str, Layout] = {}
     for function in module.functions:
-        for name, transposed in matmul_weights(function).items():
-            layouts.setdefault(name, Layout(column_tile(target), 1, not transposed))
+        for name, matmul in matmul_weights(function).items():
+            transposed = not matmul.attrs["transpose_b"]
+            weight = matmul.inputs[1].tensor
+            contracted = weight.shape[0 if transposed else 1]
+            layouts.setdefault(name, weight_layout(weight.dtype, contracted, transposed, target))
     return layouts

@@ -10,8 +10,11 @@ from .assemble import PlannedFunction, PlannedLaunch
 
 
 def plan_json(functions: Iterable[PlannedFunction]) -> dict[str, Any]:
-    """Every launch of every function: candidates with traces and estimates, and which one runs for which sizes."""
-    return {p.record.name: {"launches": [_launch(x) for x in p.launches], "arena_bytes": p.record.arena_bytes} for p in functions}
+    """Every launch of every function: its candidates with traces and estimates, and which runs for which sizes."""
+    return {
+        p.record.name: {"launches": [_launch(x) for x in p.launches], "arena_bytes": p.record.arena_bytes}
+        for p in functions
+    }
 
 
 def _launch(launch: PlannedLaunch) -> dict[str, Any]:
@@ -27,7 +30,5 @@ def _launch(launch: PlannedLaunch) -> dict[str, Any]:
             }
             for c in launch.stack.candidates
         ],
-        "choices": [
-            {"candidate": c.candidate, "when": [asdict(r) for r in c.when]} for c in launch.choices
-        ],
+        "choices": [{"candidate": c.candidate, "when": [asdict(r) for r in c.when]} for c in launch.choices],
     }

@@ -16,7 +16,6 @@ from strata.graph.types import CACHE_SYMBOLS, TensorType
 from strata.loop.layout import Layout
 from strata.loop.nodes import Alloc, Buffer, Func, MemSpace, Stmt, seq
 from strata.loop.rewrite import map_stmt
-
 from strata.lower import Binding, Lowered, lower_group
 from strata.passes.base import function_key
 from strata.schedule import Proposal, propose, trace_text
@@ -89,16 +88,21 @@ class StackBuilder:
             bindings = with_workspace(lowered, len(hoisted.buffers))
             workspace = tuple(_upper_bytes(b) for b in hoisted.buffers)
             estimates = self._estimates(anchor, body, rows, proposal)
-            candidates.append(Candidate(proposal.name, hoisted.func, trace_text(proposal.trace), {}, (), estimates))
+            candidates.append(
+                Candidate(proposal.name, hoisted.func, trace_text(proposal.trace), {}, (), estimates)
+            )
         return Kernels(Stack(node, tuple(candidates)), bindings, rows, workspace)
 
-    def _estimates(self, anchor: Node, body: Function, rows: Dim, proposal: Proposal) -> tuple[tuple[int, Estimate], ...]:
+    def _estimates(
+        self, anchor: Node, body: Function, rows: Dim, proposal: Proposal
+    ) -> tuple[tuple[int, Estimate], ...]:
         lo, hi = dim_bounds(rows)
         if anchor.op == "matmul" and anchor.tensor.rank == 2:
             n, k = (dim_bounds(d)[1] for d in (anchor.tensor.shape[-1], anchor.inputs[0].tensor.shape[-1]))
             weight_bytes = float(n * k * anchor.inputs[1].tensor.dtype.itemsize_bytes)
             return tuple(
-                (m, matmul_estimate(m, n, k, weight_bytes, proposal.rows, self.target)) for m in sample_sizes(lo, hi)
+                (m, matmul_estimate(m, n, k, weight_bytes, proposal.rows, self.target, proposal.dot))
+                for m in sample_sizes(lo, hi)
             )
         env = {d.name: min(d.hi, SAMPLE_SIZE) for d in (*body.dims, *CACHE_SYMBOLS)}
         return ((1, generic_estimate(body, env, self.target)),)
@@ -155,13 +159,5 @@ def with_workspace(lowered: Lowered, count: int) -> tuple[Binding, ...]:
 def _upper_bytes(buffer: Buffer) -> int:
     total = buffer.dtype.itemsize_bytes
     for dim in buffer.shape:
-        total *= dim_bounds(dim)[1]
-    return total
-
-
-def tensor_bytes(tensor: TensorType) -> int:
-    """Bytes of a tensor at the upper bounds of its dims."""
-    total = tensor.dtype.itemsize_bytes
-    for dim in tensor.shape:
         total *= dim_bounds(dim)[1]
     return total

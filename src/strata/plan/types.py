@@ -1,8 +1,9 @@
-"""The stacked graph: per node a stack of candidate implementations, and the plan that picks one per range of sizes.
+"""The stacked graph: per node a stack of candidate implementations, and the plan that picks among them.
 
-A :class:`Candidate` is a finalised loop function with the trace that made it, the layouts it wants for its param
-operands and an :class:`Estimate` of its cost; a :class:`Stack` is all candidates of one launch; a :class:`Plan` says for
-every stack which candidate runs for which sizes. The graph itself is never changed by planning.
+A :class:`Candidate` is a finalised loop function with the trace that made it, the layouts it wants for its
+param operands and an :class:`Estimate` of its cost; a :class:`Stack` is all candidates of one launch; a
+:class:`Plan` says for every stack which candidate runs for which sizes. The graph itself is never changed by
+planning.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Candidate:
         trace: Text of the schedule steps that led from the lowered function to ``func``.
         layouts: For param operands, by position in ``func.params``: the stored layout that ``func`` reads.
         when: Sizes for which it is legal (empty = all).
-        estimates: Cost at sample sizes: ``((size, Estimate), ...)`` with size = value of the stack's main dim.
+        estimates: Cost at sample sizes: ``((size, Estimate), ...)``, size = value of the stack's main dim.
     """
 
     name: str

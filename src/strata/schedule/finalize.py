@@ -1,8 +1,9 @@
 """From a scheduled function to what the code generator takes: no blocks, vector loops turned into lanes.
 
 Stage: LOOP_SCHEDULED -> LOOP_LOWERED. In order: short unrolled loops are expanded (so that indices like
-``(p * half + i + half) % R`` fold for each ``p``), blocks are replaced by their bodies (axes by their values, ``init`` by an
-``if``, predicates by an ``if``), everything is simplified, vector loops become vectors, and it is simplified again.
+``(p*half + i + half) % R`` fold for each ``p``), blocks are replaced by their bodies (axes by their values,
+``init`` by an ``if``, predicates by an ``if``), everything is simplified, vector loops become vectors, and it
+is simplified again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from strata.loop.nodes import (
     index,
     seq,
 )
-from strata.loop.rewrite import free_vars, map_stmt, refresh, substitute, walk_stmts
+from strata.loop.rewrite import free_vars, map_stmt, refresh, substitute
 from strata.loop.simplify import simplify_stmt
 
 EXPAND_UP_TO = 2  # unrolled loops of at most this many iterations are expanded here
@@ -97,7 +98,11 @@ def _vectorize(stmt: Stmt) -> Stmt:
 
 
 class _Vectorizer:
-    """Rewrites the body of one vector loop; ``vectors`` maps the loop variable and vector lets to vector expressions."""
+    """Rewrites the body of one vector loop.
+
+    Attributes:
+        vectors: Vector expression of the loop variable and of every let that varies with it.
+    """
 
     def __init__(self, var: Var, lanes: int) -> None:
         self.var, self.lanes = var, lanes
@@ -116,7 +121,9 @@ class _Vectorizer:
                 return seq(*(self.statement(s, mask) for s in stmt.stmts))
             case For():
                 if self.varies(stmt.extent):
-                    raise LegalityError(f"vectorize: extent of loop {stmt.var.name} depends on {self.var.name}")
+                    raise LegalityError(
+                        f"vectorize: extent of loop {stmt.var.name} depends on {self.var.name}"
+                    )
                 return For(stmt.var, stmt.extent, stmt.kind, self.statement(stmt.body, mask))
             case Let():
                 return self.let(stmt, mask)
@@ -172,7 +179,9 @@ class _Vectorizer:
         """Vector indices; only the last dim may vary."""
         out = tuple(self.expr(i, None) for i in indices)
         if any(i.lanes > 1 for i in out[:-1]):
-            raise LegalityError(f"vectorize: {buffer.name} is indexed by loop {self.var.name} in a dim that is not its last")
+            raise LegalityError(
+                f"vectorize: {buffer.name} is indexed by loop {self.var.name} in a dim that is not its last"
+            )
         return out
 
     def wide(self, expr: Expr) -> Expr:
@@ -196,9 +205,13 @@ class _Vectorizer:
                 return Select(*(self.wide(self.expr(x, mask)) for x in (e.cond, e.a, e.b)))
             case Load():
                 indices = self.indices(e.buffer, e.indices)
-                return Load(e.buffer, indices, mask if indices[-1].lanes > 1 and not _private(e.buffer) else None)
+                return Load(
+                    e.buffer, indices, mask if indices[-1].lanes > 1 and not _private(e.buffer) else None
+                )
             case Const() | Size() | Ramp() | Splat() | Reduce() | Intrinsic():
-                raise LegalityError(f"vectorize: {type(e).__name__} inside loop {self.var.name} is a vector already")
+                raise LegalityError(
+                    f"vectorize: {type(e).__name__} inside loop {self.var.name} is a vector already"
+                )
             case _:
                 assert_never(e)
 
@@ -221,9 +234,6 @@ def _neutral(op: BinaryOp, like: Expr) -> Expr:
     if op is BinaryOp.ADD:
         return b.const(0.0 if like.dtype.is_float else 0, like.dtype)
     worst = float("-inf") if op is BinaryOp.MAX else float("inf")
-    return b.const(worst if like.dtype.is_float else (-(2**31) if op is BinaryOp.MAX else 2**31 - 1), like.dtype)
-
-
-def has_vector_loops(func: Func) -> bool:
-    """Whether some loop still waits for vectorisation."""
-    return any(isinstance(s, For) and s.kind is ForKind.VECTORIZE for s in walk_stmts(func))
+    return b.const(
+        worst if like.dtype.is_float else (-(2**31) if op is BinaryOp.MAX else 2**31 - 1), like.dtype
+    )

@@ -1,9 +1,10 @@
 """Schedule steps: small, legal rewrites of loop functions, as data.
 
-A :class:`Step` is a frozen record; ``step.apply(func)`` returns the rewritten function or raises ``LegalityError``. Loops
-and blocks are referred to by name (unique in a function), so a trace (tuple of steps) prints, parses and replays::
+A :class:`Step` is a frozen record; ``step.apply(func)`` returns the rewritten function or raises
+``LegalityError``. Loops and blocks are referred to by name (unique in a function), so a trace (tuple of
+steps) prints, parses and replays::
 
-    split(loop=out_i0, factor=6); reorder(loops=out_i1o|out_i0o|out_i0i|out_i1i); compute_at(block=matmul, loop=out_i0o)
+    split(loop=out_i0, factor=6); reorder(loops=out_i1|out_i0o|out_i0i); unroll(loop=out_i0i)
 """
 
 from __future__ import annotations

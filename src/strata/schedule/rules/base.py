@@ -1,4 +1,4 @@
-"""What a schedule rule is: a function of a naive loop function and a target that proposes traces, or says "not mine"."""
+"""What a schedule rule is: a function of a naive loop function and a target that proposes traces, or passes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from strata.core.errors import LegalityError
 from strata.core.registry import Registry
 from strata.loop.nodes import Block, Const, For, Func, Load, Ramp, Store
 from strata.loop.rewrite import walk, walk_stmts
+from strata.schedule.finalize import finalize
+from strata.schedule.step import Step, Trace, find_loop, loops_around
+from strata.schedule.steps.loops import Fuse, Parallel, Split, Unroll, Vectorize
 from strata.target import Target
-
-from ..finalize import finalize
-from ..step import Step, Trace, find_loop, loops_around
-from ..steps.loops import Fuse, Parallel, Split, Unroll, Vectorize
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +24,14 @@ class Proposal:
         func: The scheduled function, finalised.
         trace: The steps that make it.
         rows: Rows that one register tile computes (matmul) or 1: cost estimates use it.
+        dot: Multiplies by bf16 dot products.
     """
 
     name: str
     func: Func
     trace: Trace
     rows: int = 1
+    dot: bool = False
 
 
 Rule = Callable[[Func, Target], "Sequence[Proposal] | None"]
@@ -50,13 +51,13 @@ class Draft:
             self.func = step.apply(self.func)
             self.steps.append(step)
 
-    def proposal(self, name: str, rows: int = 1) -> Proposal:
+    def proposal(self, name: str, rows: int = 1, dot: bool = False) -> Proposal:
         """The finished schedule.
 
         Raises:
             LegalityError: it does not finalise.
         """
-        return Proposal(name, finalize(self.func), tuple(self.steps), rows)
+        return Proposal(name, finalize(self.func), tuple(self.steps), rows, dot)
 
     def attempt(self, *steps: Step) -> bool:
         """Apply steps that must also finalise; undo them if they do not. Returns whether they were applied."""
@@ -85,7 +86,7 @@ class Draft:
         return int(extent.value) if isinstance(extent, Const) else None
 
     def vectorize(self, loop: str, lanes: int) -> bool:
-        """Vectorise ``loop`` with up to ``lanes`` lanes where that is legal and needs no gathers beyond those already there."""
+        """Vectorise ``loop`` with up to ``lanes`` lanes where that is legal and adds no gathers."""
         extent = self.extent(loop)
         if extent is not None and extent <= 1:
             return False
@@ -100,7 +101,9 @@ class Draft:
         if width > lanes:
             return False
         steps: list[Step] = [Split(loop, half), Unroll(loop + "o")]
-        steps += [Split(loop + "i", width), Vectorize(loop + "ii")] if half > width else [Vectorize(loop + "i")]
+        steps += (
+            [Split(loop + "i", width), Vectorize(loop + "ii")] if half > width else [Vectorize(loop + "i")]
+        )
         return self._quietly(*steps)
 
     def _quietly(self, *steps: Step) -> bool:

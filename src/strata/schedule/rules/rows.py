@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from strata.core.errors import LegalityError
 from strata.loop.nodes import Alloc, Func, MemSpace
 from strata.loop.rewrite import walk_stmts
+from strata.schedule.step import loops_around
+from strata.schedule.steps.placement import ComputeAt, DecomposeReduction
 from strata.target import Target
 
-from ..step import loops_around
-from ..steps.placement import ComputeAt, DecomposeReduction
 from .base import RULES, Draft, Proposal, innermost_loop, spatial_loops, stage_names
 
 
@@ -52,7 +52,11 @@ def _place(draft: Draft, stage: str, row: str) -> bool:
         draft.do(ComputeAt(stage, row, "register"))
     except LegalityError:
         return False
-    kept = [s.buffer for s in walk_stmts(draft.func) if isinstance(s, Alloc) and s.buffer.space is MemSpace.REGISTER]
+    kept = [
+        s.buffer
+        for s in walk_stmts(draft.func)
+        if isinstance(s, Alloc) and s.buffer.space is MemSpace.REGISTER
+    ]
     if any(dim != 1 for buffer in kept for dim in buffer.shape):
         draft.func = before[0]
         del draft.steps[before[1] :]
@@ -68,7 +72,7 @@ def _split_off_init(draft: Draft, stage: str) -> None:
 
 
 def _row_loop(draft: Draft, stage: str, has_producers: bool) -> str | None:
-    """Fuse all spatial loops of a stage but the last into one; a single loop is the row loop only for its producers."""
+    """Fuse all spatial loops of a stage but the last; a single loop is a row loop only if it has producers."""
     loops = spatial_loops(draft.func, stage)
     if not loops:
         return None

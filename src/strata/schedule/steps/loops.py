@@ -8,9 +8,8 @@ from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.nodes import AxisKind, Block, Const, Expr, For, ForKind, Func, Stmt, Var, index
 from strata.loop.rewrite import free_vars, map_stmt, substitute, walk_stmts
-from strata.loop.simplify import bounds, prove
-
-from ..step import Step, find_loop, loops_around, register, replace_stmt
+from strata.loop.simplify import prove
+from strata.schedule.step import Step, find_loop, register, replace_stmt
 
 
 def _guarded(stmt: Stmt, condition: Expr) -> Stmt:
@@ -57,7 +56,9 @@ class Split(Step):
         body = substitute(loop.body, {loop.var: position})
         if not prove(b.eq(b.floormod(loop.extent, index(self.factor)), index(0)), {}):
             if not any(isinstance(s, Block) for s in walk_stmts(body)):
-                raise LegalityError(f"split: factor {self.factor} may not divide loop {self.loop}, which has no block to guard")
+                raise LegalityError(
+                    f"split: factor {self.factor} may not divide loop {self.loop}, which has no block to guard"
+                )
             body = _guarded(body, b.lt(position, loop.extent))
         inner_loop = For(inner, index(self.factor), loop.kind, body)
         outer_loop = For(outer, b.ceildiv(loop.extent, self.factor), loop.kind, inner_loop)
@@ -93,7 +94,10 @@ class Fuse(Step):
         if outer.var in free_vars(inner.extent):
             raise LegalityError(f"fuse: extent of {self.inner} depends on {self.outer}")
         fused = Var(self.name)
-        where: dict[Var, Expr] = {outer.var: b.floordiv(fused, inner.extent), inner.var: b.floormod(fused, inner.extent)}
+        where: dict[Var, Expr] = {
+            outer.var: b.floordiv(fused, inner.extent),
+            inner.var: b.floormod(fused, inner.extent),
+        }
         if isinstance(inner.extent, Const) and inner.extent.value == 1:
             where = {outer.var: fused, inner.var: index(0)}
         body = substitute(inner.body, where)
@@ -109,8 +113,8 @@ class Reorder(Step):
 
         for i: for j: for k: S   ->   for k: for i: for j: S        (loops=k|i|j)
 
-    Legal when: the loops are perfectly nested around one block (other loops in between keep their place) and no
-    extent depends on a permuted loop.
+    Legal when: the loops are perfectly nested around one block (other loops in between keep their place) and
+    no extent depends on a permuted loop.
     """
 
     loops: tuple[str, ...]
@@ -185,8 +189,8 @@ class Vectorize(Step):
     """Turn the loop's iterations into the lanes of vectors (done by ``finalize``).
 
     Legal when: the extent is a constant of at most 64; a store that does not depend on the loop must be a
-    reduction (``x = x + f``); the loop does not occur in the extent of an inner loop. The latter two are checked
-    when the function is finalised.
+    reduction (``x = x + f``); the loop does not occur in the extent of an inner loop. The latter two are
+    checked when the function is finalised.
     """
 
     loop: str
@@ -224,22 +228,7 @@ class Parallel(Step):
             if isinstance(stmt, Block):
                 for axis in stmt.axes:
                     if axis.kind is AxisKind.REDUCTION and loop.var in free_vars(axis.value):
-                        raise LegalityError(f"parallel: loop {self.loop} carries reduction axis {axis.var.name} of block {stmt.name}")
+                        raise LegalityError(
+                            f"parallel: loop {self.loop} carries reduction axis {axis.var.name} of block {stmt.name}"
+                        )
         return _set_kind(func, self.loop, ForKind.PARALLEL)
-
-
-def extent_of(func: Func, name: str) -> int | None:
-    """The constant extent of a loop, or ``None``."""
-    extent = find_loop(func, name).extent
-    return int(extent.value) if isinstance(extent, Const) else None
-
-
-def may_exceed(expr: Expr, limit: int) -> bool:
-    """True unless ``expr <= limit`` is provable."""
-    _, hi = bounds(expr, {})
-    return hi is None or hi > limit
-
-
-def block_loops(func: Func, block: str) -> list[str]:
-    """Names of the loops around a block, outermost first."""
-    return [loop.var.name for loop in loops_around(func, block)]

@@ -29,8 +29,7 @@ from strata.loop.nodes import (
 )
 from strata.loop.rewrite import free_vars, map_stmt, substitute, walk, walk_stmts
 from strata.loop.simplify import bounds, prove, simplify
-
-from ..step import Step, find_block, find_loop, loops_around, register, replace_stmt, with_body
+from strata.schedule.step import Step, find_block, find_loop, loops_around, register, replace_stmt, with_body
 
 Ranges = dict[Var, tuple[Expr | int, Expr | int]]
 
@@ -83,11 +82,15 @@ def _regions(func: Func, loop: For, buffer: Buffer) -> list[_Region]:
             base = simplify(substitute(position, {x.var: index(0) for x in inner}), ranges)
             lo, hi = bounds(simplify(b.sub(position, base), ranges), ranges)
             if lo is None or hi is None or lo < 0:
-                raise LegalityError(f"compute_at: extent of {buffer.name} dim {dim} inside {loop.var.name} is not constant")
+                raise LegalityError(
+                    f"compute_at: extent of {buffer.name} dim {dim} inside {loop.var.name} is not constant"
+                )
             bases.append(base)
             top = max(top, hi)
         if any(x != bases[0] for x in bases):
-            raise LegalityError(f"compute_at: {buffer.name} dim {dim} is read at several places inside {loop.var.name}")
+            raise LegalityError(
+                f"compute_at: {buffer.name} dim {dim} is read at several places inside {loop.var.name}"
+            )
         regions.append(_Region(bases[0], top + 1))
     return regions
 
@@ -116,14 +119,15 @@ class ComputeAt(Step):
 
         for i, j: block "p" B[i, j] = f(i, j)              for io: for jo:
         for io, jo, ii, ji: block "c" ... B[..] ...   ->     alloc B': f32[6, 64]
-                                                              for i, j: block "p" B'[i, j] = f(min(io*6 + i, ..), ..)
-                                                              for ii, ji: block "c" ... B'[ii, ji] ...
+                                                              for i, j: block "p" B'[i, j] = f(min(io*6 + i,
+                                                                  ..), ..) for ii, ji: block "c" ... B'[ii,
+                                                                  ji] ...
 
-    Elements past the end of the domain are computed from clamped indices and never used. Loops of the producer
-    keep the names of the stage: ``<block>_i<dim>`` and ``<block>_k<dim>``.
+    Elements past the end of the domain are computed from clamped indices and never used. Loops of the
+    producer keep the names of the stage: ``<block>_i<dim>`` and ``<block>_k<dim>``.
 
-    Legal when: the producer fills one intermediate buffer with its axes in order, all readers are inside ``loop``, and the
-    region read per iteration has constant extents.
+    Legal when: the producer fills one intermediate buffer with its axes in order, all readers are inside
+    ``loop``, and the region read per iteration has constant extents.
     """
 
     block: str
@@ -142,10 +146,12 @@ class ComputeAt(Step):
         target = _stored_buffer(producer)
         self._check_consumers(func, producer, loop, target)
         regions = _regions(func, loop, target)
-        outer = [x for x in _path_to(func, loop)]
+        outer = list(_path_to(func, loop))
         private = Buffer(target.name, tuple(r.extent for r in regions), target.dtype, MemSpace(self.space))
         new_nest = self._producer_nest(producer, nest, regions, private, target, loop_ranges(outer))
-        body = _redirect_reads(loop.body, target, private, regions, loop_ranges([*outer, *_inner_loops(loop)]))
+        body = _redirect_reads(
+            loop.body, target, private, regions, loop_ranges([*outer, *_inner_loops(loop)])
+        )
         moved = For(loop.var, loop.extent, loop.kind, Alloc(private, seq(new_nest, body)))
         func = replace_stmt(func, loop, moved)
         func = replace_stmt(func, nest[0] if nest else producer, Seq(()))
@@ -153,21 +159,34 @@ class ComputeAt(Step):
 
     def _check_consumers(self, func: Func, producer: Block, loop: For, target: Buffer) -> None:
         if any(p is target for p in func.params):
-            raise LegalityError(f"compute_at: block {self.block} writes parameter {target.name}; only intermediates move")
+            raise LegalityError(
+                f"compute_at: block {self.block} writes parameter {target.name}; only intermediates move"
+            )
         if any(s is producer for s in walk_stmts(loop)):
             raise LegalityError(f"compute_at: block {self.block} is inside loop {self.loop} already")
         inside = {id(s) for s in walk_stmts(loop)}
         for stmt in walk_stmts(func.body):
             if isinstance(stmt, Block) and stmt is not producer and id(stmt) not in inside:
                 if any(isinstance(e, Load) and e.buffer is target for e in walk(stmt.body)):
-                    raise LegalityError(f"compute_at: block {stmt.name} outside loop {self.loop} reads {target.name}")
+                    raise LegalityError(
+                        f"compute_at: block {stmt.name} outside loop {self.loop} reads {target.name}"
+                    )
 
-    def _producer_nest(self, producer: Block, nest: list[For], regions: list[_Region], private: Buffer, target: Buffer,
-                       ranges: Ranges) -> Stmt:
+    def _producer_nest(
+        self,
+        producer: Block,
+        nest: list[For],
+        regions: list[_Region],
+        private: Buffer,
+        target: Buffer,
+        ranges: Ranges,
+    ) -> Stmt:
         spatial = [a for a in producer.axes if a.kind is AxisKind.SPATIAL]
         reduction = [a for a in producer.axes if a.kind is AxisKind.REDUCTION]
         if len(spatial) != len(regions):
-            raise LegalityError(f"compute_at: block {self.block} has {len(spatial)} spatial axes for {len(regions)} dims")
+            raise LegalityError(
+                f"compute_at: block {self.block} has {len(spatial)} spatial axes for {len(regions)} dims"
+            )
         loops: list[tuple[Var, Expr]] = []
         axes: list[BlockAxis] = []
         places: list[Expr] = []
@@ -209,7 +228,9 @@ def _stored_buffer(block: Block) -> Buffer:
     stores = [s for s in walk_stmts(block.body) if isinstance(s, Store)]
     spatial = tuple(a.var for a in block.axes if a.kind is AxisKind.SPATIAL)
     if len(stores) != 1 or stores[0].indices != spatial:
-        raise LegalityError(f"compute_at: block {block.name} does not store one buffer at exactly its spatial axes")
+        raise LegalityError(
+            f"compute_at: block {block.name} does not store one buffer at exactly its spatial axes"
+        )
     return stores[0].buffer
 
 
@@ -223,7 +244,9 @@ def _path_to(func: Func, loop: For) -> list[For]:
 
 
 def _redirect_reads(body: Stmt, old: Buffer, new: Buffer, regions: list[_Region], ranges: Ranges) -> Stmt:
-    """Loads of ``old`` become loads of ``new`` at region-relative indices, through extra axes of the consuming blocks."""
+    """Loads of ``old`` become loads of ``new`` at region-relative indices, through extra axes of the
+    consuming blocks.
+    """
 
     def change(stmt: Stmt) -> Stmt:
         if not isinstance(stmt, Block):
@@ -241,7 +264,13 @@ def _redirect_reads(body: Stmt, old: Buffer, new: Buffer, regions: list[_Region]
                     continue
                 if relative not in extra:
                     names = {a.var.name for a in stmt.axes}
-                    var = Var(next(f"r{k}" for k in range(len(names) + len(extra) + 1) if f"r{k}" not in names and k >= len(extra)))
+                    var = Var(
+                        next(
+                            f"r{k}"
+                            for k in range(len(names) + len(extra) + 1)
+                            if f"r{k}" not in names and k >= len(extra)
+                        )
+                    )
                     extra[relative] = BlockAxis(var, AxisKind.SPATIAL, index(region.extent), relative)
                 indices.append(extra[relative].var)
             return Load(new, tuple(indices))
@@ -296,7 +325,9 @@ class DecomposeReduction(Step):
         at = next(k for k, x in enumerate(nest) if x is loop)
         reduction_vars = {v for a in block.axes if a.kind is AxisKind.REDUCTION for v in free_vars(a.value)}
         if any(x.var in reduction_vars for x in nest[:at]):
-            raise LegalityError(f"decompose_reduction: a reduction loop of {self.block} is outside loop {self.loop}")
+            raise LegalityError(
+                f"decompose_reduction: a reduction loop of {self.block} is outside loop {self.loop}"
+            )
         kept = [x for x in nest[at:] if x.var not in reduction_vars]
         renamed = {x.var: Var(x.var.name + "_init") for x in kept}
         spatial = tuple(
