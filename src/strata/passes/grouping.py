@@ -172,18 +172,16 @@ class _Grouper:
 
         Not where it could close a chain that has to be stored anyway: then its own result is what to store.
         """
-        if node.op not in _COPIED:
-            return False
-        for operand in node.inputs:
-            lone = len({id(c) for c in self.consumers[id(operand)]}) == 1
-            stored = pattern(operand) is Pattern.LEAF or id(operand) in self.member_of
-            if (
-                lone
-                and not stored
-                and pattern(operand) <= Pattern.INJECTIVE
-                and not self._may_copy(operand)
-            ):
+        stack = [node]
+        while stack:
+            copied = stack.pop()
+            if copied.op not in _COPIED:
                 return False
+            for operand in copied.inputs:
+                lone = len({id(c) for c in self.consumers[id(operand)]}) == 1
+                stored = pattern(operand) is Pattern.LEAF or id(operand) in self.member_of
+                if lone and not stored and pattern(operand) <= Pattern.INJECTIVE:
+                    stack.append(operand)
         return True
 
 

@@ -16,8 +16,9 @@ views too), and KV caches (appends are in place; ``graph.check`` makes sure that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from strata.core.dims import Dim, DimExpr, SymDim, bounds, product
 from strata.core.errors import UserError, VerifyError
@@ -43,10 +44,6 @@ class Buffer:
     size_bytes: int
     first: int
     last: int
-
-    def overlaps(self, other: Buffer) -> bool:
-        """Whether both are live at some launch."""
-        return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ def plan_memory(function: Function, limits: Mapping[str, int] | None = None) -> 
     order = tuple(n for n in function.nodes if n.op not in _LEAVES and n.op != "reshape")
     outputs = _outputs(function)
     buffers = _buffers(function, order, outputs, known)
-    offsets = _place(buffers)
+    offsets = _place(buffers, len(order))
     arena_bytes = max((offsets[id(b.node)] + b.size_bytes for b in buffers), default=0)
     if arena_bytes > MAX_ARENA_BYTES:
         big = max(buffers, key=lambda b: b.size_bytes).node
@@ -142,7 +139,7 @@ def plan_memory(function: Function, limits: Mapping[str, int] | None = None) -> 
         outputs,
         order,
         buffers,
-        max((sum(b.size_bytes for b in live) for live in _live_sets(buffers, len(order))), default=0),
+        _max_live_bytes(buffers, len(order)),
     )
 
 
@@ -188,16 +185,17 @@ def _size_bytes(type_: TensorType, limits: Mapping[str, int]) -> int:
     return -(-elements * type_.dtype.itemsize_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def _place(buffers: tuple[Buffer, ...]) -> dict[int, int]:
+def _place(buffers: tuple[Buffer, ...], launches: int) -> dict[int, int]:
     """Offsets by id of the node: largest first, each into the tightest gap among those live with it."""
     offsets: dict[int, int] = {}
-    placed: list[Buffer] = []
+    live: list[list[Buffer]] = [[] for _ in range(launches)]  # placed so far, by launch
     for buffer in sorted(buffers, key=lambda b: (-b.size_bytes, b.first)):
-        taken = sorted(
-            (offsets[id(b.node)], offsets[id(b.node)] + b.size_bytes) for b in placed if b.overlaps(buffer)
-        )
+        span = live[buffer.first : buffer.last + 1]
+        beside = {id(b.node): b.size_bytes for at in span for b in at}
+        taken = sorted((offsets[k], offsets[k] + size) for k, size in beside.items())
         offsets[id(buffer.node)] = _best_fit(taken, buffer.size_bytes)
-        placed.append(buffer)
+        for at in span:
+            at.append(buffer)
     return offsets
 
 
@@ -212,7 +210,10 @@ def _best_fit(taken: list[tuple[int, int]], size: int) -> int:
     return best[1] if best is not None else end
 
 
-def _live_sets(buffers: tuple[Buffer, ...], launches: int) -> Iterator[list[Buffer]]:
-    """For every launch the buffers that are live during it."""
-    for k in range(launches):
-        yield [b for b in buffers if b.first <= k <= b.last]
+def _max_live_bytes(buffers: tuple[Buffer, ...], launches: int) -> int:
+    """The most bytes that are live during one launch."""
+    change = [0] * (launches + 1)
+    for buffer in buffers:
+        change[buffer.first] += buffer.size_bytes
+        change[buffer.last + 1] -= buffer.size_bytes
+    return max(accumulate(change))

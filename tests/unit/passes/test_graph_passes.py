@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from strata.core.dims import SymDim
-from strata.core.dtypes import f32
+from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import ParseError, ShapeError, UserError, VerifyError
 from strata.core.knobs import knobs
 from strata.graph import builder as g
@@ -22,7 +23,7 @@ from strata.graph.types import CacheType, TensorType
 from strata.ir.dump import Dumper
 from strata.ir.passes import Pass, Pipeline, parse_pipeline
 from strata.ir.trace import Trace
-from strata.passes import DeadCode, Fuse, named_pipeline, run_passes, transform
+from strata.passes import DeadCode, Fuse, named_pipeline, plan_memory, run_passes, transform
 from strata.passes.__main__ import main
 from strata.passes.base import attribute_key, function_key
 
@@ -141,6 +142,19 @@ def test_keys_tell_apart_what_python_does_not() -> None:
     a, b = module().functions[0], module().functions[0]
     assert function_key(a) == function_key(b)
     assert function_key(a) != function_key(Function("f", a.inputs, a.outputs[0].inputs))
+
+
+@pytest.mark.parametrize("pipeline", ["default", "zero"])
+def test_depth_is_no_limit(pipeline: str) -> None:
+    """Five times Python's recursion limit, with casts that two groups could copy all the way up."""
+    x = g.input("x", TensorType((N, 4), f32))
+    y = x
+    for k in range(5 * sys.getrecursionlimit()):
+        y = g.cast(y, (bf16, f16)[k % 2]) if k % 3 else g.tanh(g.reshape(y, ((4, N), (N, 4))[k % 2]))
+    for _ in range(5 * sys.getrecursionlimit()):
+        y = g.cast(y, bf16 if y.tensor.dtype is f16 else f16)
+    (function,) = run_passes(pipeline, Module((Function("f", (x,), (g.exp(y), g.neg(y))),))).functions
+    assert plan_memory(function).arena_bytes == plan_memory(function).max_live_bytes
 
 
 def test_layers_share_a_body() -> None:
