@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
 )
 
 
-def compile(  # noqa: A001  (the field's word)
+def compile(
     source: Module | Exported,
     params: Params | Mapping[str, np.ndarray] = (),
     target: Target | None = None,
@@ -184,7 +184,7 @@ def _artifact_key(folder: Path, options: Options, target: Target) -> str:
 
 def load(
     path: str | Path,
-    format: str | None = None,  # noqa: A002  (the field's word)
+    format: str | None = None,
     threads: int | None = None,
     *,
     progress: Progress | None = None,

@@ -1,11 +1,11 @@
-"""The staged driver: ``Traced -> Lowered -> Compiled``, each with a text, each a place to stop and look.
+"""The staged driver: four stages, each with a text, each a place to stop and look.
 
 ::
 
-    Traced    the graph as the front end made it             .lower()    runs the pass pipeline
-    Lowered   the fused graph                                .plan()     lowers groups, proposes and chooses kernels
-    Planned   loop functions, stacks, plan, memory plan      .compile()  machine code
-    Compiled  record + image                                 .program(params) loads it, .save(...) writes an artifact
+    Traced    the graph as the front end made it         .lower()    runs the pass pipeline
+    Lowered   the fused graph                            .plan()     lowers groups, proposes, chooses kernels
+    Planned   loop functions, stacks, plan, memory       .compile()  machine code
+    Compiled  record + image                             .program(params) loads it, .save(...) writes it
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Compiled:
         """Params in their stored layouts, one at a time.
 
         Raises:
-            UserError: a param is missing, unknown, twice there, or has another shape or dtype than the graph's.
+            UserError: a param is missing, unknown, there twice, or has another shape or dtype.
         """
         yield from store_params(self.record.params, params, self.constants)
 
@@ -218,12 +218,17 @@ def store_params(
 
     for name, array in chained():
         if name not in left:
-            why = "comes twice" if name in known else f"is unknown; the graph has: {', '.join(list(known)[:5])}, ..."
+            why = (
+                "comes twice"
+                if name in known
+                else f"is unknown; the graph has: {', '.join(list(known)[:5])}, ..."
+            )
             raise UserError(f"params: {name!r} {why}")
         record = known[name]
         if array.shape != record.logical_shape or array.dtype != np.dtype(_numpy_name(record.dtype)):
             raise UserError(
-                f"params: {name}: got {array.dtype}{list(array.shape)}; expected {record.dtype}{list(record.logical_shape)}"
+                f"params: {name}: got {array.dtype}{list(array.shape)}; "
+                f"expected {record.dtype}{list(record.logical_shape)}"
             )
         del left[name]
         layout = parse_layout(record.layout)

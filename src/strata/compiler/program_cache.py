@@ -1,7 +1,8 @@
-"""Compiled programs on disk (record, image, plan; no weights): the second compilation of a graph is a look-up.
+"""Compiled programs on disk (record, image, plan; no weights): compiling a graph again is a look-up.
 
-The key is everything that the result depends on: text of the graph, pipeline, target, engine data, knobs that affect code,
-and the sources of Strata itself (size and time of every file), so that no cache survives a change of the compiler.
+The key is everything that the result depends on: text of the graph, pipeline, target, engine data, knobs that
+affect code, and the sources of Strata itself (size and time of every file), so that no cache survives a
+change of the compiler.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Lowering of the KV-cache ops: rotary embedding, append, paged attention, last tokens.
 
-Paged attention is written as a finished loop nest rather than a naive one: it walks the page table with data-dependent
-extents, which no schedule step would invent. One task is one token and one tile of the query heads that share a KV head;
-it reads each KV page once for the whole tile and keeps a running softmax (Milakov & Gimelshein 2018; Dao 2022)::
+Paged attention is written as a finished loop nest rather than a naive one: it walks the page table with
+data-dependent extents, which no schedule step would invent. One task is one token and one tile of the query
+heads that share a KV head; it reads each KV page once for the whole tile and keeps a running softmax (Milakov
+& Gimelshein 2018; Dao 2022)::
 
     parallel task:                                     token t, KV head h, heads g of the tile
       for page j of the sequence of t, up to positions[t]:
@@ -56,7 +57,7 @@ def head_tile(group: int) -> int:
 
 @LOWERINGS.register("rope")
 def lower_rope(ctx: Context, node: Node) -> Access:
-    """Rotate pairs ``(d, d + R/2)`` of each head by ``position * inv_freq[d]`` (Su et al. 2021, "rotate half" order)."""
+    """Rotate pairs ``(d, d + R/2)`` of each head by ``position * inv_freq[d]`` (Su et al. 2021)."""
     x, cache = node.inputs
     assert isinstance(cache.type, CacheType)
     source, rotary, head = ctx.access(x), cache.type.rotary_dim, x.tensor.shape[2]
@@ -99,7 +100,7 @@ def lower_last_tokens(ctx: Context, node: Node) -> Access:
 
 @LOWERINGS.register("kv_append")
 def lower_kv_append(ctx: Context, node: Node) -> None:
-    """Store every token's K (transposed inside its page) and V at its slot; the result is the cache itself."""
+    """Store every token's K (transposed inside its page) and V at its slot; the result is the cache."""
     cache, k, v = node.inputs
     assert isinstance(cache.type, CacheType)
     slots = ctx.cache_field(cache, "slots")
@@ -149,7 +150,9 @@ def _vector(name: str, extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
     lanes = lanes_for(extent)
     outer, lane = Var(name + "o"), Var(name)
     inner = For(lane, size(lanes), ForKind.VECTORIZE, body(b.add(b.mul(outer, lanes), lane)))
-    return For(outer, size(extent // lanes), ForKind.UNROLL if extent // lanes <= 4 else ForKind.SERIAL, inner)
+    return For(
+        outer, size(extent // lanes), ForKind.UNROLL if extent // lanes <= 4 else ForKind.SERIAL, inner
+    )
 
 
 def _heads(name: str, extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -237,8 +240,15 @@ def _weigh_values(a: _Attention, values: Buffer, page_id: Expr, valid: Expr, p: 
     return _serial("dv", size(a.head_dim // lanes), slice_of)
 
 
-def _rotated_keys(a: _Attention, pages: Buffer, page_id: Expr, base: Expr, valid: Expr, tables: tuple[Buffer, Buffer],
-                  out: Buffer) -> Stmt:
+def _rotated_keys(
+    a: _Attention,
+    pages: Buffer,
+    page_id: Expr,
+    base: Expr,
+    valid: Expr,
+    tables: tuple[Buffer, Buffer],
+    out: Buffer,
+) -> Stmt:
     """INLINE mode: ``out[d, t]`` = the page's keys rotated by their positions ``base + t``."""
     rotary = a.cache.rotary_dim
     half = rotary // 2
@@ -252,7 +262,11 @@ def _rotated_keys(a: _Attention, pages: Buffer, page_id: Expr, base: Expr, valid
         turned = b.add(b.mul(own, Load(tables[0], angle)), b.mul(signed, Load(tables[1], angle)))
         return Store(out, (d, t), b.select(b.lt(d, rotary), turned, own))
 
-    clear = _serial("d", size(a.head_dim), lambda d: _vector("t", a.cache.page_size, lambda t: Store(out, (d, t), b.const(0.0, f32))))
+    clear = _serial(
+        "d",
+        size(a.head_dim),
+        lambda d: _vector("t", a.cache.page_size, lambda t: Store(out, (d, t), b.const(0.0, f32))),
+    )
     turn = _serial("t", valid, lambda t: _serial("d", size(a.head_dim), lambda d: element(d, t)))
     return seq(clear, turn)
 
@@ -278,7 +292,12 @@ def _page_step(ctx: Context, cache_node: Node, a: _Attention, j: Expr, length: E
         def keys(d: Expr, t: Expr) -> Expr:
             return Load(rotated, (d, t))
 
-    steps = seq(*prepare, _scores(a, keys, valid, s), _softmax_step(a, s, p), _weigh_values(a, v_pages, page_id, valid, p))
+    steps = seq(
+        *prepare,
+        _scores(a, keys, valid, s),
+        _softmax_step(a, s, p),
+        _weigh_values(a, v_pages, page_id, valid, p),
+    )
     steps = Alloc(s, Alloc(p, steps))
     if prepare:
         steps = Alloc(rotated, steps)
@@ -338,9 +357,15 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     result = Buffer(ctx.unique("attention_buf"), node.tensor.shape, node.tensor.dtype)
     ctx.allocs.append(result)
     length, sequence = Var("length"), Var("sequence")
-    start = _heads("g", group, lambda g: seq(
-        Store(a.top, (g,), b.const(-inf, f32)), Store(a.total, (g,), b.const(0.0, f32)),
-        _vector("d", head_dim, lambda d: Store(a.o, (g, d), b.const(0.0, f32)))))
+    start = _heads(
+        "g",
+        group,
+        lambda g: seq(
+            Store(a.top, (g,), b.const(-inf, f32)),
+            Store(a.total, (g,), b.const(0.0, f32)),
+            _vector("d", head_dim, lambda d: Store(a.o, (g, d), b.const(0.0, f32))),
+        ),
+    )
     num_pages = b.floordiv(b.add(length, cache.page_size - 1), cache.page_size)
     walk = _serial("j", num_pages, lambda j: _page_step(ctx, cache_node, a, j, length, sequence))
 

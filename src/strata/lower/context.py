@@ -1,14 +1,14 @@
 """What a lowering rule works with: operand accesses, stages, and the naive loop function they add up to.
 
-Lowering turns the body of one group (a graph function with one result) into a naive loop function. Every node becomes an
-:data:`Access`: a function from index expressions to the value of that element. Injective ops compose accesses and
-cost nothing; reductions and matmuls *stage* their result: they append a loop nest around one block that fills an
-intermediate buffer, and their access loads from it. The last stage stores the result.
+Lowering turns the body of one group (a graph function with one result) into a naive loop function. Every node
+becomes an :data:`Access`: a function from index expressions to the value of that element. Injective ops
+compose accesses and cost nothing; reductions and matmuls *stage* their result: they append a loop nest around
+one block that fills an intermediate buffer, and their access loads from it. The last stage stores the result.
 
 ::
 
-    for rows_i0, rows_i1: block "ss"  (spatial i0, reduce i1)   ss[i0] += x[i0, i1] * x[i0, i1]
-    for out_i0, out_i1:   block "out" (spatial i0, i1)          y[i0, i1] = x[i0, i1] * rsqrt(ss[i0] / K + eps) * w[i1]
+    for squares_i0, squares_k0: block "squares" (i0 spatial, k0 reduction)  s[i0] += x[i0, k0] * x[i0, k0]
+    for out_i0, out_i1:         block "out"     (i0, i1 spatial)            y[i0, i1] = x[i0, i1] * f(s[i0])
 
 Block names and loop names are unique in the function: schedule steps refer to them.
 """
@@ -48,8 +48,12 @@ OUTPUT_BLOCK = "out"
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which operand of the group a buffer parameter is: ``operand`` number, or a cache ``field`` of that operand, or the
-    result (``operand == -1``)."""
+    """What a buffer parameter of a loop function is bound to.
+
+    Attributes:
+        operand: Number of the group's operand; -1 is the result.
+        field: Which field of a cache operand.
+    """
 
     operand: int
     field: str = ""
@@ -132,7 +136,7 @@ class Context:
         value: Callable[[Index, Index], Expr],
         into: Callable[[Index], tuple[Buffer, Index]] | None = None,
     ) -> Access:
-        """Append a nest with reduction axes of ``extents``: ``acc = combine(acc, value(spatial, reduction))`` from ``init``."""
+        """Append a nest: ``acc = combine(acc, value(spatial, reduction))`` over ``extents``; first ``init``."""
         block_name = self.unique(name)
         if into is None:
             stored = Buffer(block_name + "_buf", shape, dtype)

@@ -113,7 +113,11 @@ def lower_cast(ctx: Context, node: Node) -> Access:
         x = source(i)
         if target is bool_:
             wide = b.cast(compute_type(x.dtype), x)
-            return wide if wide.dtype is bool_ else b.ne(wide, b.const(0.0 if wide.dtype.is_float else 0, wide.dtype))
+            return (
+                wide
+                if wide.dtype is bool_
+                else b.ne(wide, b.const(0.0 if wide.dtype.is_float else 0, wide.dtype))
+            )
         return b.cast(target, x)
 
     return element

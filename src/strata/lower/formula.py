@@ -1,4 +1,4 @@
-"""Lowering of ``tensor_expr``: the formula's tree as loop expressions; each reduction is a stage over the axes it uses."""
+"""Lowering of ``tensor_expr``: its tree as expressions; a reduction is a stage over the axes it uses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ _REDUCE: dict[f.ReduceKind, tuple[float, Callable[[Expr, Expr], Expr]]] = {
     f.ReduceKind.MAX: (-inf, b.maximum),
     f.ReduceKind.MIN: (inf, b.minimum),
 }
-_DTYPES: dict[f.FormulaKind, DType] = {f.FormulaKind.INT: i64, f.FormulaKind.FLOAT: f32, f.FormulaKind.BOOL: bool_}
+_DTYPES: dict[f.FormulaKind, DType] = {
+    f.FormulaKind.INT: i64,
+    f.FormulaKind.FLOAT: f32,
+    f.FormulaKind.BOOL: bool_,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from strata.core.errors import UnsupportedError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CacheType, TensorType
 from strata.loop.layout import Layout, stored_shape
-from strata.loop.nodes import Alloc, Buffer, For, Func, Load, Stmt, seq
+from strata.loop.nodes import Alloc, Buffer, Func, Load, Stmt, seq
 from strata.loop.rewrite import buffers_written, replace_buffers
 
 from .context import LOWERINGS, OUTPUT_BLOCK, Access, Binding, Context, Index
@@ -65,7 +65,8 @@ def _constant(ctx: Context, node: Node) -> Access:
     value = node.attrs["value"]
     if value.size != 1:
         raise UnsupportedError(
-            f"const {node.name or node.type}: {value.size} elements reach lowering; expected 1; larger constants become params"
+            f"const {node.name or node.type}: {value.size} elements reach lowering; expected 1; "
+            "larger constants become params"
         )
     element = b.const(value.reshape(()).item(), node.tensor.dtype)
     return lambda i: element
@@ -107,7 +108,7 @@ def lower_group(name: str, body: Function, layouts: Mapping[int, Layout] | None 
 
 
 def _store_result(ctx: Context, result: Node) -> None:
-    """Store into the output parameter: redirect the last intermediate if it already is the result, else add a stage."""
+    """Store into the output parameter: by its last stage if that makes the whole result, else by one more."""
     output = Buffer(ctx.unique("y"), result.tensor.shape, result.tensor.dtype)
     access = ctx.accesses[id(result)]
     ctx.params.append((output, Binding(-1)))
@@ -129,12 +130,3 @@ def _assemble(name: str, ctx: Context) -> Lowered:
     outputs = sum(1 for buffer, _ in ordered if buffer in written)
     func = Func(name, tuple(buffer for buffer, _ in ordered), body, outputs)
     return Lowered(func, tuple(binding for _, binding in ordered))
-
-
-def nests(func: Func) -> tuple[For, ...]:
-    """The top-level loop nests of a naive function."""
-    stmt = func.body
-    while isinstance(stmt, Alloc):
-        stmt = stmt.body
-    parts = getattr(stmt, "stmts", (stmt,))
-    return tuple(s for s in parts if isinstance(s, For))

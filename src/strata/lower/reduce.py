@@ -14,17 +14,30 @@ from strata.loop.nodes import Expr, size
 from .context import LOWERINGS, Access, Context, Index, compute_type, widened
 
 
-def _row_reduce(ctx: Context, name: str, shape: tuple, axes: tuple[int, ...], dtype: DType, init: float,
-                combine: Callable[[Expr, Expr], Expr], value: Access) -> Access:
-    """Reduce ``value`` (indexed by full indices of ``shape``) over ``axes``; the access takes the kept dims' index."""
+def _row_reduce(
+    ctx: Context,
+    name: str,
+    shape: tuple,
+    axes: tuple[int, ...],
+    dtype: DType,
+    init: float,
+    combine: Callable[[Expr, Expr], Expr],
+    value: Access,
+) -> Access:
+    """Reduce ``value`` (indexed by ``shape``) over ``axes``; the access takes an index of the kept dims."""
     kept = [k for k in range(len(shape)) if k not in axes]
     start = b.const(init if dtype.is_float else int(max(init, -(2**31))), dtype)
 
     def element(spatial: Index, reduction: Index) -> Expr:
-        full: dict[int, Expr] = {**dict(zip(kept, spatial, strict=True)), **dict(zip(axes, reduction, strict=True))}
+        full: dict[int, Expr] = {
+            **dict(zip(kept, spatial, strict=True)),
+            **dict(zip(axes, reduction, strict=True)),
+        }
         return value(tuple(full[k] for k in range(len(shape))))
 
-    return ctx.reduce(name, tuple(shape[k] for k in kept), dtype, tuple(shape[k] for k in axes), start, combine, element)
+    return ctx.reduce(
+        name, tuple(shape[k] for k in kept), dtype, tuple(shape[k] for k in axes), start, combine, element
+    )
 
 
 def _mean_count(shape: tuple, axes: tuple[int, ...], dtype: DType) -> Expr:
@@ -74,7 +87,7 @@ def lower_softmax(ctx: Context, node: Node) -> Access:
 
 @LOWERINGS.register("rms_norm")
 def lower_rms_norm(ctx: Context, node: Node) -> Access:
-    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang & Sennrich 2019), statistics in f32 (f64 for f64)."""
+    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang & Sennrich 2019)."""
     x, weight = node.inputs
     shape = x.tensor.shape
     last, dtype = len(shape) - 1, compute_type(x.tensor.dtype)

@@ -14,8 +14,8 @@ from .context import LOWERINGS, Access, Context, Index, broadcast_index
 def _groups(source: Shape, target: Shape) -> list[tuple[range, range]]:
     """Split both shapes into the smallest runs of dims with equal products, left to right.
 
-    ``[n, 12] -> [n, 3, 4]`` gives ``(n | n)`` and ``(12 | 3, 4)``: only dims within a run mix, so no division by a
-    symbolic size is needed in the usual cases.
+    ``[n, 12] -> [n, 3, 4]`` gives ``(n | n)`` and ``(12 | 3, 4)``: only dims within a run mix, so no division
+    by a symbolic size is needed in the usual cases.
     """
     out: list[tuple[range, range]] = []
     i = j = 0

@@ -10,7 +10,7 @@ from .assemble import PlannedFunction, PlannedLaunch
 
 
 def plan_json(functions: Iterable[PlannedFunction]) -> dict[str, Any]:
-    """Every launch of every function: its candidates with traces and estimates, and which runs for which sizes."""
+    """Every launch of every function: its candidates with traces and estimates, and when each runs."""
     return {
         p.record.name: {"launches": [_launch(x) for x in p.launches], "arena_bytes": p.record.arena_bytes}
         for p in functions

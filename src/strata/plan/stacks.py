@@ -12,7 +12,7 @@ from strata.core.dims import Dim
 from strata.core.dims import bounds as dim_bounds
 from strata.core.errors import LegalityError
 from strata.graph.nodes import Function, Node
-from strata.graph.types import CACHE_SYMBOLS, TensorType
+from strata.graph.types import CACHE_SYMBOLS
 from strata.loop.layout import Layout
 from strata.loop.nodes import Alloc, Buffer, Func, MemSpace, Stmt, seq
 from strata.loop.rewrite import map_stmt

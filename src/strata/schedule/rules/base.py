@@ -1,4 +1,4 @@
-"""What a schedule rule is: a function of a naive loop function and a target that proposes traces, or passes."""
+"""What a schedule rule is: a function of a naive loop function and a target that proposes traces."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RULES: Registry[Rule] = Registry("schedule rule")
 
 
 class Draft:
-    """A function being scheduled, with the steps so far. Each call applies one step or raises LegalityError."""
+    """A function being scheduled, with the steps so far."""
 
     def __init__(self, func: Func) -> None:
         self.func = func
@@ -60,7 +60,7 @@ class Draft:
         return Proposal(name, finalize(self.func), tuple(self.steps), rows, dot)
 
     def attempt(self, *steps: Step) -> bool:
-        """Apply steps that must also finalise; undo them if they do not. Returns whether they were applied."""
+        """Apply steps that must also finalise; undo them if they do not. Returns whether they stay."""
         before = self.func, len(self.steps)
         try:
             self.do(*steps)

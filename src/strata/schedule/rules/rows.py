@@ -72,7 +72,7 @@ def _split_off_init(draft: Draft, stage: str) -> None:
 
 
 def _row_loop(draft: Draft, stage: str, has_producers: bool) -> str | None:
-    """Fuse all spatial loops of a stage but the last; a single loop is a row loop only if it has producers."""
+    """Fuse all spatial loops of a stage but the last; a single loop is one only if it has producers."""
     loops = spatial_loops(draft.func, stage)
     if not loops:
         return None

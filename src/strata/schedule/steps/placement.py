@@ -119,9 +119,8 @@ class ComputeAt(Step):
 
         for i, j: block "p" B[i, j] = f(i, j)              for io: for jo:
         for io, jo, ii, ji: block "c" ... B[..] ...   ->     alloc B': f32[6, 64]
-                                                              for i, j: block "p" B'[i, j] = f(min(io*6 + i,
-                                                                  ..), ..) for ii, ji: block "c" ... B'[ii,
-                                                                  ji] ...
+                                                            for i, j: block "p" B'[i, j] = f(io*6 + i, ..)
+                                                            for ii, ji: block "c" ... B'[ii, ji] ...
 
     Elements past the end of the domain are computed from clamped indices and never used. Loops of the
     producer keep the names of the stage: ``<block>_i<dim>`` and ``<block>_k<dim>``.
@@ -146,7 +145,7 @@ class ComputeAt(Step):
         target = _stored_buffer(producer)
         self._check_consumers(func, producer, loop, target)
         regions = _regions(func, loop, target)
-        outer = list(_path_to(func, loop))
+        outer = _path_to(func, loop)
         private = Buffer(target.name, tuple(r.extent for r in regions), target.dtype, MemSpace(self.space))
         new_nest = self._producer_nest(producer, nest, regions, private, target, loop_ranges(outer))
         body = _redirect_reads(
