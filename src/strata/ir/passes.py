@@ -37,6 +37,10 @@ from .options import Scanner, convert_option, format_value, is_word, option_type
 M = TypeVar("M")
 
 
+class OptionError(UserError):
+    """An option of a pass does not fit the module at hand: the user's mistake, not the pass'."""
+
+
 @dataclass(frozen=True)
 class Pass(ABC, Generic[M]):
     """One transformation of a module. Subclasses are frozen dataclasses; fields are options with defaults.

@@ -20,7 +20,7 @@ from strata.core.errors import StrataError, VerifyError
 from strata.core.knobs import Knobs, current
 
 from .dump import Dumper
-from .passes import PASSES, Pass, Pipeline
+from .passes import PASSES, OptionError, Pass, Pipeline
 from .trace import Trace
 
 M = TypeVar("M")
@@ -92,6 +92,7 @@ def run_pipeline(
 
     Raises:
         VerifyError: a pass failed or broke the IR; names it and the reproducer that was written.
+        OptionError: an option of a pass does not fit the module.
         UserError: the dump directory or trace file cannot be used.
     """
     settings = current() if settings is None else settings
@@ -137,6 +138,8 @@ class _Run(Generic[M]):
     def _run_pass(self, step: Pass[M], before: M) -> M:
         try:
             return step.run(before)
+        except OptionError:
+            raise
         except StrataError as error:
             # A pass takes valid input only, so even a ShapeError in it is a bug of the pass, not of the user.
             raise self._failure(step, before, f"failed: {error}") from error

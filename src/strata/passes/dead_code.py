@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from strata.core.errors import UserError
 from strata.graph.nodes import Function, Module, Node, rebuild, rewrite, topological
-from strata.ir.passes import Pass, register_pass
+from strata.ir.passes import OptionError, Pass, register_pass
 
 
 @register_pass
@@ -33,12 +32,12 @@ class DeadCode(Pass[Module]):
         """Drop functions, then operands.
 
         Raises:
-            UserError: a function to keep does not exist.
+            OptionError: a function to keep does not exist.
         """
         known = [f.name for f in module.functions]
         for name in self.functions:
             if name not in known:
-                raise UserError(
+                raise OptionError(
                     f"dead_code: no function {name!r} to keep; the module has: {', '.join(known)}"
                 )
         kept = [f for f in module.functions if not self.functions or f.name in self.functions]

@@ -89,7 +89,7 @@ def test_a_broken_users_pass_is_named(tmp_path: Path) -> None:
 def test_option_errors() -> None:
     with pytest.raises(UserError, match="fuse: max_ops is 0; expected at least 1"):
         Fuse(max_ops=0)
-    with pytest.raises(VerifyError, match="no function 'g' to keep; the module has: f"):
+    with pytest.raises(UserError, match="no function 'g' to keep; the module has: f"):
         run_passes("dead_code{functions=[g]}", module())
     with pytest.raises(UserError, match="no function 'g' to keep"):
         DeadCode(functions=("g",)).run(module())
