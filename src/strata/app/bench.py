@@ -157,7 +157,6 @@ class _Times:
 
 
 def _measure(runner: Runner, work: Workload, num_threads: int) -> _Times:
-    runner.prefill(min(work.prompt, runner.chunk))  # warm-up: pages, thread pool, caches
     prefill_s = [runner.prefill(work.prompt) for _ in range(work.repeats)]
     decode_s, bandwidth = [], []
     for _ in range(work.repeats):
@@ -215,6 +214,8 @@ def run(
     params = random_params(definition) if shape else definition.load(Checkpoint(locate(model or DEMO_MODEL)))
     program = compilation.compiled.program(params, threads)
     runner = Runner(program, work.max_tokens)
+    runner.prefill(min(work.prompt, runner.chunk))  # warm-up: pages, thread pool, caches
+    rss_bytes = peak_rss_bytes()  # before the measurement of the bandwidth, which reads a large buffer
     times = _measure(runner, work, program.num_threads)
     return {
         "model": definition.config["model_name"],
@@ -231,7 +232,7 @@ def run(
         "stored_bytes": sum(
             int(np.prod(p.shape)) * dtype(p.dtype).itemsize_bytes for p in program.record.params
         ),
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": rss_bytes,
     }
 
 

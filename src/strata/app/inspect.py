@@ -19,7 +19,7 @@ from strata.codegen.compile import assembly, emit_module
 from strata.compiler.api import Options, define
 from strata.compiler.driver import Planned, trace
 from strata.core.errors import UserError
-from strata.graph.nodes import Function
+from strata.graph.nodes import Function, Node
 from strata.graph.text import print_function
 from strata.loop.nodes import Func
 from strata.loop.text import print_func
@@ -176,16 +176,19 @@ def _graph_text(function: Function, op: str | None) -> str:
             chunks[-1].append(line)
     found = [c for c in chunks if op in _label("\n".join(c))]
     if not found:
-        ops = sorted({n.op for n in function.nodes})
+        ops = sorted({_op(n) for n in function.nodes})
         raise UserError(f"--op: nothing in {function.name} matches {op!r}; ops: {', '.join(ops)}")
     return "\n".join(line for chunk in found for line in chunk)
 
 
-def _label(node: str) -> str:
-    """What ``--op`` is looked for in: op, name of the fused body, name of the node."""
-    op = re.search(r" = @?([\w.]+)", node)
-    body = re.search(r"body=func @([\w.]+)", node)
-    return " ".join(part for part in (op and op[1], body and body[1], node.partition("  # ")[2]) if part)
+def _op(node: Node) -> str:
+    return node.attrs["body"].name if node.op == "fused" else node.op
+
+
+def _label(text: str) -> str:
+    """What ``--op`` is looked for in, from a node's text: op, or name of the fused body; name of the node."""
+    op = re.search(r"body=func @([\w.]+)", text) or re.search(r" = @?([\w.]+)", text)
+    return f"{op[1] if op else ''} {text.partition('  # ')[2]}"
 
 
 def _planned_function(planned: Planned, name: str) -> PlannedFunction:

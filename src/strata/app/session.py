@@ -18,6 +18,7 @@ from strata.core.errors import UserError
 from strata.core.knobs import current, knobs
 from strata.engine.generate import Generation, LanguageModel
 from strata.engine.sampling import SamplingParams
+from strata.runtime.artifact import is_artifact
 
 DEMO_MODEL = Path(__file__).parent.parent / "assets" / "demo_model"
 
@@ -55,15 +56,25 @@ def open_model(source: Source) -> LanguageModel:
     Raises:
         UserError: options contradict each other, or the model cannot be read.
     """
-    if source.artifact is not None:
+    artifact = source.artifact
+    if artifact is None and source.model is not None and is_artifact(source.model):
+        artifact = Path(source.model)
+    if artifact is not None:
         _check_artifact_options(source)
         limits = {} if source.max_context is None else {"max_context": source.max_context}
-        return LanguageModel.load(source.artifact, source.threads, **limits)
+        model = LanguageModel.load(artifact, source.threads, **limits)
+        if model.tokenizer is None:
+            raise UserError(f"{artifact}: has no tokenizer.json; text cannot be read or written without it")
+        return model
     from strata.compiler.api import load
+    from strata.models.hub import locate
 
+    folder = locate(source.model or DEMO_MODEL)
+    if (folder / "config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: has no tokenizer.json; text cannot be read or written without it")
     with compile_progress() as progress, debugging(source.print_after, source.dump) as fresh:
         return load(
-            source.model or DEMO_MODEL,
+            folder,
             source.format,
             source.threads,
             progress=progress,
@@ -74,14 +85,12 @@ def open_model(source: Source) -> LanguageModel:
 
 
 def _check_artifact_options(source: Source) -> None:
-    if source.model is not None:
-        raise UserError("--artifact and --model: got both; expected one of them")
+    if source.model is not None and source.artifact is not None:
+        raise UserError("--artifact: got also a model; expected one of them")
     for name in ("format", "pipeline", "print_after", "dump"):
         if getattr(source, name):
             option = f"--{name.replace('_', '-')}"
-            raise UserError(
-                f"{option}: an artifact is compiled already; use --model, or compile it again with {option}"
-            )
+            raise UserError(f"{option}: an artifact is compiled already; compile it again with {option}")
 
 
 def pipeline_text(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import UserError
 from strata.core.knobs import code_key
 from strata.engine.generate import LanguageModel
+from strata.engine.tokenizer import Tokenizer
 from strata.frontend.nn import Exported
 from strata.graph.nodes import Module
 from strata.ir.passes import Pipeline
@@ -28,6 +29,7 @@ from .driver import Compiled, Params, trace
 from .program_cache import load_program, program_key, source_fingerprint, store_program
 
 FORMATS = ("f32", "f16", "bf16")
+MAX_SIZE = 4096  # sequences, or tokens per pass or page: memory for the activations is set aside at this size
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -90,8 +92,9 @@ class Options:
         if self.format is not None and self.format not in FORMATS:
             raise UserError(f"--format: got {self.format!r}; expected one of {', '.join(FORMATS)}")
         for name in ("max_batch", "prefill_chunk", "page_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')}: got {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_SIZE:
+                raise UserError(f"--{name.replace('_', '-')}: got {value}; expected 1 .. {MAX_SIZE}")
         if self.max_context is not None and self.max_context < 1:
             raise UserError(f"--max-context: got {self.max_context}; expected at least 1 token")
 
@@ -147,6 +150,8 @@ def compile_model(
     folder = locate(model)
     definition = define(read_config(folder, options.max_context), options, folder.name)
     params = definition.load(Checkpoint(folder))  # names and shapes are checked before any work
+    if (folder / "tokenizer.json").is_file():
+        Tokenizer.from_folder(folder)  # a damaged one is found before the work
     compiled = compile_definition(definition, options, target, progress, fresh)
     files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     compiled.save(output, params, files)
@@ -170,7 +175,12 @@ def cached_artifact(
     path = cache_folder() / "artifacts" / _artifact_key(folder, options, target)
     if is_artifact(path) and not fresh:
         return path, False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot make the cache folder: {error.strerror}; set STRATA_CACHE_DIR"
+        ) from error
     return compile_model(folder, path, options, target, progress, fresh), True
 
 
@@ -199,16 +209,28 @@ def load(
         threads: Threads to run on; default: all cores.
         progress: Called while compiling.
         fresh: Compile even if the cache has it.
-        options: Other fields of :class:`Options` by name.
+        options: Other fields of :class:`Options` by name; of an artifact they can only lower the limits
+            ``max_context``, ``max_batch`` and ``prefill_chunk``.
 
     Raises:
-        UserError: the model cannot be read or does not fit this machine.
+        UserError: the model cannot be read or does not fit this machine, or an option is bad.
     """
+    names = [f.name for f in fields(Options) if f.name != "format"]
+    for name in options:
+        if name not in names:
+            raise UserError(f"load: no option {name!r}; it has format, {', '.join(names)}")
     if is_artifact(path):
-        return LanguageModel.load(path, threads)
+        fixed = [name for name in ("page_size", "pipeline") if name in options]
+        if format is not None or fixed:
+            raise UserError(
+                f"load: {path} is compiled already; got {', '.join(fixed) or 'format'}; compile it again"
+            )
+        return LanguageModel.load(path, threads, **options)
     start = time.perf_counter()
     chosen = replace(Options(format), **options)
     artifact, compiled = cached_artifact(path, chosen, None, progress, fresh)
     model = LanguageModel.load(artifact, threads)
+    if model.tokenizer is not None:
+        model.tokenizer.where = str(path)  # messages name the model, not its place in the cache
     model.load_s, model.was_compiled = time.perf_counter() - start, compiled
     return model

@@ -179,7 +179,9 @@ def parse_knob(name: str, value: Any, where: str = "") -> Any:
     if name not in _KINDS:
         close = difflib.get_close_matches(name, _KINDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise UserError(f"no knob {name!r}{hint} Known: {', '.join(sorted(_KINDS))}")
+        raise UserError(
+            f"{f'{where}: ' if where else ''}no knob {name!r}{hint} Known: {', '.join(sorted(_KINDS))}"
+        )
     try:
         return _KINDS[name].convert(value)
     except ValueError:

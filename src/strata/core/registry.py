@@ -40,7 +40,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._items:
             close = difflib.get_close_matches(name, self._items, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise UserError(f"no {self.what} {name!r}{hint} Known: {', '.join(sorted(self._items))}")
         return self._items[name]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from strata.core.dims import Dim
 from strata.core.dims import bounds as dim_bounds
-from strata.core.errors import LegalityError
+from strata.core.errors import LegalityError, UserError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CACHE_SYMBOLS
 from strata.loop.layout import Layout
@@ -112,7 +112,9 @@ def group_body(node: Node) -> Function:
     """The body of a fused node, or a body of its own for any other op."""
     if node.op == "fused":
         return node.attrs["body"]
-    raise LegalityError(f"plan: node {node.name or node.op} is not fused; run the fuse pass first")
+    raise UserError(
+        f"pipeline: left node {node.name or node.op} alone; expected fused nodes only: end it with fuse"
+    )
 
 
 def anchor_op(body: Function) -> Node:

@@ -3,7 +3,7 @@
 ::
 
     folder/
-      manifest.json        format, version, machine, sizes and hashes of the files, the program record
+      manifest.json        format, version, machine, the program record, sizes and hashes of files and record
       code.bin             position-independent image of the machine code
       weights.safetensors  params in their stored layouts, 64-byte aligned, memory-mapped on load
       plan.json            every choice of the compiler with its estimate
@@ -147,8 +147,14 @@ def _manifest(record: ProgramRecord, image: bytes, weights_bytes: int) -> dict[s
         "machine": platform.machine(),
         "code": {"bytes": len(image), "sha256": hashlib.sha256(image).hexdigest()},
         "weights": {"bytes": weights_bytes},
-        "program": program_to_json(record),
+        "program": (program := program_to_json(record)),
+        "program_sha256": _digest(program),
     }
+
+
+def _digest(program: dict[str, Any]) -> str:
+    """Hash of the record: native code trusts it (orders of params, sizes), so a damaged one must not run."""
+    return hashlib.sha256(json.dumps(program, sort_keys=True).encode()).hexdigest()
 
 
 def _take_place(part: Path, target: Path) -> None:
@@ -182,7 +188,10 @@ def open_artifact(folder: Path | str) -> Artifact:
             f"{where}: machine: got {manifest['machine']!r}; expected {platform.machine()!r}; compile it here"
         )
     check_features(record.features, where)
-    return Artifact(folder, record, _read_code(folder, manifest), _map_params(folder, record, manifest))
+    artifact = Artifact(folder, record, _read_code(folder, manifest), _map_params(folder, record, manifest))
+    if manifest.get("program_sha256") != _digest(manifest["program"]):
+        raise UserError(f"{where}: program differs from its sha256; it is damaged; compile the model again")
+    return artifact
 
 
 def read_record(folder: Path | str) -> ProgramRecord:
