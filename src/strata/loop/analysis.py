@@ -46,6 +46,7 @@ from .values import int_range
 _MAX_TERMS = 64  # products of larger sums stay opaque
 _DEPTH = 6  # nested eliminations of one proof
 _BUDGET = 60  # eliminations of one proof in total
+_NESTED = 3  # proofs inside of proofs (to simplify what a bound is made of)
 
 
 def has_load(expr: Expr) -> bool:
@@ -75,6 +76,7 @@ class Analysis:
         self._simple: dict[int, tuple[Expr, Expr]] = {}
         self._atoms: dict[Expr, Interval] = {}
         self._budget = 0
+        self._nested = 0
 
     # ------------------------------------------------------------------------------------------- scopes
 
@@ -313,13 +315,15 @@ class Analysis:
 
     def lower(self, p: Poly, goal: int | None = None) -> int | None:
         """A lower bound; stops looking for a better one when it reaches ``goal``."""
-        outermost = self._budget == 0
-        if outermost:
+        if self._nested == _NESTED:
+            return self._numeric(p)[0]
+        if self._nested == 0:
             self._budget = _BUDGET
-        best = self._lower(p, goal, _DEPTH)
-        if outermost:
-            self._budget = 0
-        return best
+        self._nested += 1
+        try:
+            return self._lower(p, goal, _DEPTH)
+        finally:
+            self._nested -= 1
 
     def _lower(self, p: Poly, goal: int | None, depth: int) -> int | None:
         best = self._numeric(p)[0]
@@ -408,6 +412,7 @@ class Analysis:
     def _atom(self, atom: Expr) -> Interval:
         found = self._atoms.get(atom)
         if found is None:
+            self._atoms[atom] = (None, None)  # a fact about the atom may lead back to it
             found = self._atoms[atom] = self._atom_interval(atom)
         return found
 

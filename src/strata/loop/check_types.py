@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import assert_never
 
 from strata.core.dtypes import DType, Kind, bool_, f32, f64, i32, i64
@@ -27,7 +28,7 @@ from .nodes import (
     UnaryOp,
     Var,
 )
-from .values import int_range
+from .values import int_range, round_float
 
 ARITHMETIC = (f32, f64, i32, i64)
 
@@ -98,7 +99,7 @@ def _check_const(expr: Const) -> None:
     value, dtype = expr.value, expr.dtype
     match dtype.kind:
         case Kind.FLOAT:
-            fits = isinstance(value, float)
+            fits = isinstance(value, float) and (math.isnan(value) or round_float(value, dtype) == value)
         case Kind.BOOL:
             fits = isinstance(value, bool)
         case _:
