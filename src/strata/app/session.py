@@ -66,8 +66,32 @@ def open_model(source: Source) -> LanguageModel:
         if model.tokenizer is None:
             raise UserError(f"{artifact}: has no tokenizer.json; text cannot be read or written without it")
         return model
+    return _cached_model(source) or _compiled_model(source)
+
+
+def _cached_model(source: Source) -> LanguageModel | None:
+    """The model of a folder that was compiled before, without a single import of the compiler."""
+    from strata.compiler.artifact_cache import Options, artifact_path
+
+    folder = Path(source.model or DEMO_MODEL)
+    settings = current()
+    if not folder.is_dir() or source.print_after or source.dump or settings.print_after or settings.dump:
+        return None
+    start = time.perf_counter()
+    pipeline = source.pipeline or settings.pipeline
+    artifact = artifact_path(folder, Options(source.format, source.max_context, pipeline=pipeline))
+    if not is_artifact(artifact):
+        return None
+    model = LanguageModel.load(artifact, source.threads)
+    if model.tokenizer is not None:
+        model.tokenizer.where = str(folder)
+    model.load_s = time.perf_counter() - start
+    return model
+
+
+def _compiled_model(source: Source) -> LanguageModel:
     from strata.compiler.api import load
-    from strata.models.hub import locate
+    from strata.models import locate
 
     folder = locate(source.model or DEMO_MODEL)
     if (folder / "config.json").is_file() and not (folder / "tokenizer.json").is_file():

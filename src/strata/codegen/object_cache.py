@@ -20,7 +20,7 @@ from pathlib import Path
 import llvmlite
 
 from strata.core.errors import CodegenError
-from strata.core.knobs import current
+from strata.core.knobs import cache_folder
 from strata.loop.nodes import Func
 from strata.target import Target
 
@@ -35,15 +35,6 @@ _SUFFIX = ".obj"
 _log = logging.getLogger("strata.codegen")
 
 Progress = Callable[[int, int, str, bool], None]
-
-
-def cache_folder() -> Path:
-    """Where the knob ``cache_dir`` says, else ``$XDG_CACHE_HOME/strata``, else ``~/.cache/strata``."""
-    chosen = current().cache_dir
-    if chosen is not None:
-        return chosen
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "strata"
 
 
 def object_key(text: str, target: Target) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.codegen.object_cache import Progress, cache_folder
+from strata.codegen.object_cache import Progress
 from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import UserError
-from strata.core.knobs import code_key
 from strata.engine.generate import LanguageModel
 from strata.engine.tokenizer import Tokenizer
 from strata.frontend.nn import Exported
@@ -25,11 +23,10 @@ from strata.runtime.artifact import is_artifact
 from strata.runtime.program import Program
 from strata.target import Target, detect_host
 
+from .artifact_cache import Options, artifact_path
 from .driver import Compiled, Params, trace
-from .program_cache import load_program, program_key, source_fingerprint, store_program
+from .program_cache import load_program, program_key, store_program
 
-FORMATS = ("f32", "f16", "bf16")
-MAX_SIZE = 4096  # sequences, or tokens per pass or page: memory for the activations is set aside at this size
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -66,37 +63,6 @@ def compile(
     """
     module, cache = (source.module, source.cache) if isinstance(source, Exported) else (source, None)
     return trace(module, target, cache).lower(pipeline).plan().compile().program(params, num_threads)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a model is compiled.
-
-    Attributes:
-        format: Dtype of weights and KV cache: ``f32``, ``f16`` or ``bf16``; ``None`` = as stored.
-        max_context: Longest sequence in tokens; ``None`` = the model's own.
-        max_batch: Sequences decoded at once.
-        prefill_chunk: Tokens per prefill call.
-        page_size: Tokens per KV page.
-        pipeline: Text or name of the graph pipeline.
-    """
-
-    format: str | None = None
-    max_context: int | None = None
-    max_batch: int = 8
-    prefill_chunk: int = 512
-    page_size: int = 16
-    pipeline: str = "default"
-
-    def __post_init__(self) -> None:
-        if self.format is not None and self.format not in FORMATS:
-            raise UserError(f"--format: got {self.format!r}; expected one of {', '.join(FORMATS)}")
-        for name in ("max_batch", "prefill_chunk", "page_size"):
-            value = getattr(self, name)
-            if not 1 <= value <= MAX_SIZE:
-                raise UserError(f"--{name.replace('_', '-')}: got {value}; expected 1 .. {MAX_SIZE}")
-        if self.max_context is not None and self.max_context < 1:
-            raise UserError(f"--max-context: got {self.max_context}; expected at least 1 token")
 
 
 def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefinition:
@@ -172,7 +138,7 @@ def cached_artifact(
     """
     target = target or detect_host()
     folder = locate(model)
-    path = cache_folder() / "artifacts" / _artifact_key(folder, options, target)
+    path = artifact_path(folder, options, target)
     if is_artifact(path) and not fresh:
         return path, False
     try:
@@ -182,14 +148,6 @@ def cached_artifact(
             f"{path.parent}: cannot make the cache folder: {error.strerror}; set STRATA_CACHE_DIR"
         ) from error
     return compile_model(folder, path, options, target, progress, fresh), True
-
-
-def _artifact_key(folder: Path, options: Options, target: Target) -> str:
-    digest = hashlib.sha256(f"{source_fingerprint()}\n{options}\n{target}\n{code_key()}".encode())
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        status = file.stat()
-        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
 
 
 def load(

@@ -12,29 +12,17 @@ import io
 import json
 import os
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from strata.codegen.object_cache import cache_folder
 from strata.core.errors import UserError
-from strata.core.knobs import code_key
+from strata.core.knobs import cache_folder, code_key
 from strata.graph.text import print_module
 from strata.runtime.records_json import program_from_json, program_to_json
 
+from .artifact_cache import source_fingerprint
 from .driver import Compiled, Traced
-
-
-@cache
-def source_fingerprint() -> str:
-    """Digest of name, size and modification time of every source file of the package."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        status = file.stat()
-        digest.update(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def program_key(traced: Traced, pipeline: str) -> str:

@@ -228,3 +228,12 @@ def code_key(settings: Knobs | None = None) -> str:
     """Text of the knobs that compiled code depends on, for cache keys: ``"pipeline=default"``."""
     settings = current() if settings is None else settings
     return ",".join(f"{k.name}={getattr(settings, k.name)}" for k in describe() if k.affects_code)
+
+
+def cache_folder() -> Path:
+    """Where the knob ``cache_dir`` says, else ``$XDG_CACHE_HOME/strata``, else ``~/.cache/strata``."""
+    chosen = current().cache_dir
+    if chosen is not None:
+        return chosen
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "strata"

@@ -1,0 +1,77 @@
+"""Where compiled models are kept, and how they are compiled: what a start from the cache has to know.
+
+Imports nothing of the compiler proper, so that running a model that is compiled already does not pay for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from strata.core.errors import UserError
+from strata.core.knobs import cache_folder, code_key
+from strata.target import Target, detect_host
+
+FORMATS = ("f32", "f16", "bf16")
+MAX_SIZE = 4096  # sequences, or tokens per pass or page: memory for the activations is set aside at this size
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is compiled.
+
+    Attributes:
+        format: Dtype of weights and KV cache: ``f32``, ``f16`` or ``bf16``; ``None`` = as stored.
+        max_context: Longest sequence in tokens; ``None`` = the model's own.
+        max_batch: Sequences decoded at once.
+        prefill_chunk: Tokens per prefill call.
+        page_size: Tokens per KV page.
+        pipeline: Text or name of the graph pipeline.
+
+    Raises:
+        UserError: no such format, or a size out of range.
+    """
+
+    format: str | None = None
+    max_context: int | None = None
+    max_batch: int = 8
+    prefill_chunk: int = 512
+    page_size: int = 16
+    pipeline: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in FORMATS:
+            raise UserError(f"--format: got {self.format!r}; expected one of {', '.join(FORMATS)}")
+        for name in ("max_batch", "prefill_chunk", "page_size"):
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_SIZE:
+                raise UserError(f"--{name.replace('_', '-')}: got {value}; expected 1 .. {MAX_SIZE}")
+        if self.max_context is not None and self.max_context < 1:
+            raise UserError(f"--max-context: got {self.max_context}; expected at least 1 token")
+
+
+def artifact_path(folder: Path, options: Options, target: Target | None = None) -> Path:
+    """Where the artifact of a model folder is, or will be, in the cache directory.
+
+    The name is a digest of the model's files (path, size and time), options, target, knobs that affect code,
+    and the sources of Strata.
+    """
+    parts = (source_fingerprint(), str(options), str(target or detect_host()), code_key())
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return cache_folder() / "artifacts" / digest.hexdigest()[:32]
+
+
+@cache
+def source_fingerprint() -> str:
+    """Digest of name, size and modification time of every source file of the package."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        status = file.stat()
+        digest.update(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
