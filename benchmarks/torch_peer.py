@@ -1,10 +1,11 @@
-"""Strata against PyTorch + transformers (eager) on a named shape with random weights: same run, interleaved, medians.
+"""Strata against PyTorch + transformers (eager): same run, interleaved, medians, random weights.
 
     python benchmarks/torch_peer.py --shape tinyllama-1.1b --format bf16
     python benchmarks/torch_peer.py --shape tinyllama-1.1b --format f32 --prompt 512
 
-Both sides use the same architecture, dtype and number of threads: prefill of ``--prompt`` random tokens to the last position's
-logits, then greedy decode of ``--decode`` tokens with ``--context`` tokens in the KV cache. Repetitions alternate between the two.
+Both sides use the same architecture, dtype and number of threads: prefill of ``--prompt`` random tokens to
+the last position's logits, then greedy decode of ``--decode`` tokens with ``--context`` tokens in the KV
+cache. Repetitions alternate between the two.
 Needs ``pip install '.[torch]'``.
 """
 
@@ -34,7 +35,9 @@ class TorchRunner:
         torch.set_num_threads(threads)
         values = dict(SHAPES[shape])
         architecture = values["architectures"][0]
-        config_class = getattr(transformers, architecture.replace("ForCausalLM", "Config").replace("LMHeadModel", "Config"))
+        config_class = getattr(
+            transformers, architecture.replace("ForCausalLM", "Config").replace("LMHeadModel", "Config")
+        )
         config = config_class(**values, attn_implementation="eager")
         with torch.device("cpu"):
             torch.set_default_dtype(TORCH_DTYPES[format_])
@@ -64,7 +67,9 @@ class TorchRunner:
         return time.perf_counter() - start
 
 
-def alternate(ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> tuple[list[float], list[float]]:
+def alternate(
+    ours: Callable[[], float], theirs: Callable[[], float], repeats: int
+) -> tuple[list[float], list[float]]:
     """Run the two in turn after one warm-up each; seconds of every repetition."""
     ours()
     theirs()
@@ -78,7 +83,9 @@ def alternate(ours: Callable[[], float], theirs: Callable[[], float], repeats: i
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="tinyllama-1.1b", choices=list(SHAPES))
     parser.add_argument("--format", default="bf16", choices=list(TORCH_DTYPES))
     parser.add_argument("--prompt", type=int, default=512)

@@ -1,4 +1,4 @@
-"""Op samples as loop functions with bound arrays: what the interpreter and the machine code are both run on."""
+"""Op samples as loop functions with bound arrays: the interpreter and the machine code run on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401
 import numpy as np
-
 import tolerance
+
 from strata.core.dims import evaluate
 from strata.core.dtypes import dtype
 from strata.graph import interp
@@ -87,7 +87,11 @@ class Case:
 
 def _terms(body: Function) -> int:
     """Most elements that one result element may sum over."""
-    sizes = [int(np.prod([evaluate(d, {}) for d in n.tensor.shape[-1:]])) for n in body.inputs if hasattr(n.type, "shape")]
+    sizes = [
+        int(np.prod([evaluate(d, {}) for d in n.tensor.shape[-1:]]))
+        for n in body.inputs
+        if hasattr(n.type, "shape")
+    ]
     return 4 * max(sizes, default=1)
 
 
@@ -114,7 +118,9 @@ def scheduled(case: Case, target: Target) -> list[tuple[Func, tuple[Binding, ...
         func = finalize(apply_trace(case.lowered.func, proposal.trace))
         hoisted = hoist_workspace(func)
         bindings = with_workspace(case.lowered, len(hoisted.buffers))
-        named = Func(f"{case.name}_{number}", hoisted.func.params, hoisted.func.body, hoisted.func.num_outputs)
+        named = Func(
+            f"{case.name}_{number}", hoisted.func.params, hoisted.func.body, hoisted.func.num_outputs
+        )
         assert sum(b.operand == WORKSPACE for b in bindings) == len(hoisted.buffers)
         out.append((named, bindings))
     return out

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from kernel_cases import Case, cases, scheduled
+
 from strata.codegen.build import build_image
 from strata.loop.nodes import Func
 from strata.lower import Binding

@@ -27,42 +27,48 @@ def write_tokens(cache: PagedKVCache, view: BatchView, tokens: list[int]) -> Non
 class CacheMachine(RuleBasedStateMachine):
     """``model`` maps sequence ids to their tokens; every token ever written has its own number."""
 
-    @initialize(page=st.sampled_from([1, 3, 4, 16]), num_pages=st.integers(1, 30))
-    def start(self, page: int, num_pages: int) -> None:
+    @initialize(page=st.sampled_from([4, 1, 3, 16]), room=st.integers(40, 120), length=st.integers(1, 20))
+    def start(self, page: int, room: int, length: int) -> None:
         record = CacheRecord(LAYERS, KV_HEADS, HEAD_DIM, "f32", page, "none", 0)
-        self.cache = PagedKVCache(record, num_pages, MAX_CONTEXT, MAX_BATCH)
+        self.cache = PagedKVCache(record, room // page, MAX_CONTEXT, MAX_BATCH)
         self.model: dict[int, list[int]] = {}
         self.next_id = 0
         self.next_token = 1
+        self.add()
+        view = self.cache.begin_forward([0], [length])
+        self.commit(view, [0], [length])
+        self.fork_at(0, None)
 
     def some(self, data) -> int:
         return data.draw(st.sampled_from(sorted(self.model)))
 
+    @precondition(lambda self: len(self.model) < 6)
     @rule()
     def add(self) -> None:
         self.cache.add_sequence(self.next_id)
         self.model[self.next_id] = []
         self.next_id += 1
 
-    @precondition(lambda self: self.model)
+    @precondition(lambda self: len(self.model) > 1)
     @rule(data=st.data())
     def remove(self, data) -> None:
         seq = self.some(data)
         self.cache.remove_sequence(seq)
         del self.model[seq]
 
-    @precondition(lambda self: self.model)
+    @precondition(lambda self: len(self.model) < 6)
     @rule(data=st.data())
     def fork(self, data) -> None:
         parent = self.some(data)
-        position = data.draw(st.none() | st.integers(0, len(self.model[parent])))
+        self.fork_at(parent, data.draw(st.none() | st.integers(0, len(self.model[parent]))))
+
+    def fork_at(self, parent: int, position: int | None) -> None:
         free = self.cache.num_free_pages
         self.cache.fork_sequence(parent, self.next_id, position)
         assert self.cache.num_free_pages == free
         self.model[self.next_id] = self.model[parent][:position]
         self.next_id += 1
 
-    @precondition(lambda self: self.model)
     @rule(data=st.data())
     def pop(self, data) -> None:
         seq = self.some(data)
@@ -70,13 +76,12 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.pop(seq, count)
         self.model[seq] = self.model[seq][: len(self.model[seq]) - count]
 
-    @precondition(lambda self: self.model)
     @rule(data=st.data(), commit=st.booleans(), write=st.booleans())
     def forward(self, data, commit: bool, write: bool) -> None:
         ids = data.draw(
             st.lists(st.sampled_from(sorted(self.model)), min_size=1, max_size=MAX_BATCH, unique=True)
         )
-        lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(ids), max_size=len(ids)))
+        lengths = data.draw(st.lists(st.integers(1, 6), min_size=len(ids), max_size=len(ids)))
         free = self.cache.num_free_pages
         state = copy.deepcopy((self.cache._free, self.cache._counts.tolist()))
         view, message = None, "need"
@@ -90,14 +95,18 @@ class CacheMachine(RuleBasedStateMachine):
             return
         self.cache.check_integrity()
         self.check_view(view, ids, lengths)
-        tokens = list(range(self.next_token, self.next_token + sum(lengths)))
-        self.next_token += len(tokens)
-        if commit or write:
-            write_tokens(self.cache, view, tokens)
-        if not commit:
+        if commit:
+            self.commit(view, ids, lengths)
+        else:
+            if write:
+                write_tokens(self.cache, view, [-1] * sum(lengths))
             self.cache.abort_forward()
             assert self.cache.num_free_pages == free
-            return
+
+    def commit(self, view: BatchView, ids: list[int], lengths: list[int]) -> None:
+        tokens = list(range(self.next_token, self.next_token + sum(lengths)))
+        self.next_token += len(tokens)
+        write_tokens(self.cache, view, tokens)
         self.cache.end_forward()
         for seq, count in zip(ids, lengths, strict=True):
             self.model[seq] = self.model[seq] + tokens[:count]

@@ -7,7 +7,8 @@ name           arguments                                       result, lane ``l`
 ``dot2_bf16``  ``acc: f32 [L]``, ``a, b: bf16 [2L]``           ``acc[l] + a[2l]*b[2l] + a[2l+1]*b[2l+1]``
 ============== =============================================== ==========================================
 
-``a`` of ``dot2_bf16`` may have 2 lanes: one pair for all. It is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32
+``a`` of ``dot2_bf16`` may have 2 lanes: one pair for all.
+It is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32
 multiply-adds, the odd elements first, as the instruction does. Without FMA both round the product too.
 """
 
@@ -91,7 +92,9 @@ def _repeat(b: Builder, pair: Value, lanes: int) -> Value:
     """The two lanes of ``pair``, over and over: one 32-bit broadcast."""
     kind = ssa_type(pair.dtype, 2)
     picks = ", ".join(f"i32 {lane % 2}" for lane in range(lanes))
-    return b.pure(pair.dtype, lanes, f"shufflevector {kind} {{}}, {kind} poison, <{lanes} x i32> <{picks}>", pair)
+    return b.pure(
+        pair.dtype, lanes, f"shufflevector {kind} {{}}, {kind} poison, <{lanes} x i32> <{picks}>", pair
+    )
 
 
 def _slice(b: Builder, x: Value, start: int, lanes: int) -> Value:

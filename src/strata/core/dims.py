@@ -6,7 +6,7 @@
     SymDim  ::= name in lo..hi [multiple of m]
     DimExpr ::= sum of coefficient * product of SymDims        (canonical: sorted, no zero terms)
 
-Two symbolic dims are the same iff their names are; arithmetic keeps the canonical form, so ``n + n == 2 * n``.
+Two symbolic dims are the same iff their names are. Arithmetic keeps the canonical form: ``n + n == 2 * n``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class SymDim(_Arith):
         if not self.name.isidentifier():
             raise ShapeError(f"symbolic dim: got name {self.name!r}; expected an identifier")
         if not 0 <= self.lo <= self.hi:
-            raise ShapeError(f"symbolic dim {self.name}: got range {self.lo}..{self.hi}; expected 0 <= lo <= hi")
+            raise ShapeError(
+                f"symbolic dim {self.name}: got range {self.lo}..{self.hi}; expected 0 <= lo <= hi"
+            )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SymDim) and other.name == self.name
@@ -160,7 +162,9 @@ def evaluate(dim: Dim, env: Mapping[str, int]) -> int:
     for coefficient, syms in _terms(dim):
         for sym in syms:
             if sym.name not in env:
-                raise ShapeError(f"dim {dim}: {sym.name} has no value; known: {', '.join(sorted(env)) or 'none'}")
+                raise ShapeError(
+                    f"dim {dim}: {sym.name} has no value; known: {', '.join(sorted(env)) or 'none'}"
+                )
             coefficient *= env[sym.name]
         total += coefficient
     return total

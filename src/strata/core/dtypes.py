@@ -1,6 +1,6 @@
 """Element types of tensors, by the names that every text form uses.
 
-NumPy is not imported here; ``np.dtype(DType.numpy_name)`` gives the NumPy type once ``ml_dtypes`` is imported.
+NumPy is not imported here; ``np.dtype(DType.numpy_name)`` gives its type once ``ml_dtypes`` is imported.
 """
 
 from __future__ import annotations

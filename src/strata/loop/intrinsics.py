@@ -112,5 +112,7 @@ def _dot2(acc: Array, a: Array, b: Array) -> Array:
 INTRINSICS.add("fma", IntrinsicDef("fma", "(a, b, c: f32[L] or f64[L]) -> the same", _fma_result, _fma))
 INTRINSICS.add(
     "dot2_bf16",
-    IntrinsicDef("dot2_bf16", "(acc: f32[L], a: bf16[2L] or bf16[2], b: bf16[2L]) -> f32[L]", _dot2_result, _dot2),
+    IntrinsicDef(
+        "dot2_bf16", "(acc: f32[L], a: bf16[2L] or bf16[2], b: bf16[2L]) -> f32[L]", _dot2_result, _dot2
+    ),
 )

@@ -4,9 +4,10 @@
 
     Layout ::= tiles(rows=R, cols=C)     text form, e.g. "tiles(rows=64,cols=1)"
 
-``tiles(rows=R, cols=C)`` stores ``w[r, c]`` at ``p[r // R, c // C, (r % R) * C + c % C]`` of a 3-d array of shape
-``[ceil(rows/R), ceil(cols/C), R * C]``, zero padded. For a weight ``[N, K]`` (one row per output), ``R = 64, C = 1`` puts the
-64 outputs that a register tile computes side by side for each k; ``C = 2`` adds the pairs of a bf16 dot product.
+``tiles(rows=R, cols=C)`` stores ``w[r, c]`` at ``p[r // R, c // C, (r % R) * C + c % C]`` of a 3-d array of
+shape ``[ceil(rows/R), ceil(cols/C), R * C]``, zero padded. For a weight ``[N, K]`` (one row per output),
+``R = 64, C = 1`` puts the 64 outputs that a register tile computes side by side for each k; ``C = 2`` adds the
+pairs of a bf16 dot product.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .nodes import Expr
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Tiles of ``rows x cols``; ``transposed`` tiles the transposed matrix (a ``[K, N]`` weight stored by outputs)."""
+    """Tiles of ``rows x cols``; ``transposed`` tiles the transposed matrix (a ``[K, N]`` weight by outputs)."""
 
     rows: int
     cols: int = 1
@@ -64,7 +65,9 @@ class Layout:
             for tile in range(out.shape[0]):
                 part = array[tile * r : (tile + 1) * r, full_cols * c :]
                 out[tile, full_cols, : part.shape[0], : cols % c] = part
-        return out.reshape(self.physical_shape((rows, cols)) if not self.transposed else self.physical_shape((cols, rows)))
+        return out.reshape(
+            self.physical_shape((rows, cols)) if not self.transposed else self.physical_shape((cols, rows))
+        )
 
     def unpack(self, stored: Any, shape: tuple[int, int]) -> Any:
         """Stored 3-d ndarray -> logical ndarray of ``shape``."""

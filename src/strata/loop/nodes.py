@@ -12,11 +12,11 @@
             | Load(buffer, indices, mask?)
             | Ramp(base, lanes) | Splat(a, lanes) | Reduce(op, a)
             | Intrinsic(name, args, dtype, lanes)
-    BlockAxis ::= (var, SPATIAL | REDUCTION, extent, value)      value: expression of the loops around the block
+    BlockAxis ::= (var, SPATIAL | REDUCTION, extent, value)    value: expression of the loops around the block
 
 A **block** is the unit that schedule steps move: its axes are bound to expressions of the surrounding loop
-variables, its body uses its own axis variables only. ``init`` runs when all reduction axes are 0, ``predicate``
-(over the loop variables) skips the instance. Blocks and VECTORIZE loops are gone after ``schedule.finalize``
+variables, its body uses its own axis variables only. ``init`` runs when all reduction axes are 0,
+``predicate`` (over the loop variables) skips the instance. Blocks and VECTORIZE loops are gone after ``schedule.finalize``
 (stage LOOP_LOWERED); what remains is what the code generator takes.
 
 Rules that ``loop.check`` enforces:
@@ -92,9 +92,7 @@ class BinaryOp(Enum):
     OR = "or"
 
 
-COMPARISONS = frozenset(
-    {BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE}
-)
+COMPARISONS = frozenset({BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE})
 
 
 class UnaryOp(Enum):
@@ -285,9 +283,7 @@ class Intrinsic:
     lanes: int
 
 
-Expr = (
-    Const | Var | Size | Binary | Unary | Cast | Select | Load | Ramp | Splat | Reduce | Intrinsic
-)
+Expr = Const | Var | Size | Binary | Unary | Cast | Select | Load | Ramp | Splat | Reduce | Intrinsic
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -136,7 +136,7 @@ class Context:
         value: Callable[[Index, Index], Expr],
         into: Callable[[Index], tuple[Buffer, Index]] | None = None,
     ) -> Access:
-        """Append a nest: ``acc = combine(acc, value(spatial, reduction))`` over ``extents``; first ``init``."""
+        """Append a nest: ``acc = combine(acc, value(spatial, reduction))`` from ``init``."""
         block_name = self.unique(name)
         if into is None:
             stored = Buffer(block_name + "_buf", shape, dtype)

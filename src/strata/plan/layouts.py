@@ -1,7 +1,7 @@
 """Which params are stored in tiles: every matrix that some matmul multiplies by.
 
-A stored layout is a property of the param: all functions and all kernels read the same bytes, an embedding table that is
-also the output head included.
+A stored layout is a property of the param: all functions and all kernels read the same bytes, an embedding
+table that is also the output head included.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from strata.core.errors import LegalityError, ParseError
 from strata.core.registry import Registry
@@ -21,6 +22,7 @@ from strata.loop.rewrite import rebuild_stmt, walk_stmts
 STEPS: Registry[type[Step]] = Registry("schedule step")
 
 Trace = tuple["Step", ...]
+S = TypeVar("S", bound="type[Step]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,10 @@ class Step:
         return f"{self.step_name()}({', '.join(options)})"
 
 
-def register(cls: type[Step]) -> type[Step]:
+def register(cls: S) -> S:
     """Class decorator: add a step to the table."""
-    return STEPS.add(cls.step_name(), cls)
+    STEPS.add(cls.step_name(), cls)
+    return cls
 
 
 def trace_text(trace: Trace) -> str:

@@ -9,12 +9,12 @@ from strata.core.dtypes import DType, bf16
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
 from strata.loop.nodes import Func
+from strata.schedule.step import loops_around
+from strata.schedule.steps.loops import Parallel, Reorder, Split, Unroll, Vectorize
+from strata.schedule.steps.placement import ComputeAt, DecomposeReduction
+from strata.schedule.steps.tensorize import Tensorize
 from strata.target import Target
 
-from ..step import loops_around
-from ..steps.loops import Parallel, Reorder, Split, Unroll, Vectorize
-from ..steps.placement import ComputeAt, DecomposeReduction
-from ..steps.tensorize import Tensorize
 from .base import RULES, Draft, Proposal, stage_names
 
 STAGE = "matmul"
@@ -23,7 +23,7 @@ PAIR = 2  # elements of k that a bf16 dot product takes at once
 
 
 def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Target) -> Layout:
-    """How a weight is stored for these kernels: tiles of outputs, pairs of k side by side for bf16 dot products.
+    """How a weight is stored for these kernels: tiles of outputs; pairs of k together for bf16 dot products.
 
     Args:
         dtype: Of the weight.
@@ -36,7 +36,7 @@ def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Targe
 
 
 def column_tile(target: Target) -> int:
-    """Outputs that one register tile computes side by side: four vectors (two where there are 16 registers)."""
+    """Outputs that one register tile computes side by side: four vectors (two if there are 16 registers)."""
     lanes = target.vector_bytes // 4
     return lanes * (4 if target.num_vector_registers >= 32 else 2)
 

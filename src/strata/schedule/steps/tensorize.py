@@ -26,8 +26,8 @@ from strata.loop.nodes import (
 )
 from strata.loop.rewrite import free_vars, substitute, walk_stmts
 from strata.loop.simplify import simplify
+from strata.schedule.step import Step, find_loop, register, replace_stmt
 
-from ..step import Step, find_loop, register, replace_stmt
 from .placement import Ranges, loop_ranges
 
 
@@ -43,8 +43,8 @@ class Tensorize(Step):
                                    * f32(w[.., d + 2*n + k])         x[.., ramp(c, 2)],
                                                                      w[.., ramp(d, 2*L)])
 
-    Legal when: the nest is exactly that, ``loop`` being the outer one (L = 4, 8 or 16); the block has no init left
-    (``decompose_reduction`` first) and no predicate.
+    Legal when: the nest is exactly that, ``loop`` being the outer one (L = 4, 8 or 16); the block has no init
+    left (``decompose_reduction`` first) and no predicate.
     """
 
     loop: str
@@ -62,12 +62,20 @@ class Tensorize(Step):
         outer = find_loop(func, self.loop)
         inner = outer.body
         lanes, pair = _extent(outer), _extent(inner) if isinstance(inner, For) else None
-        if not isinstance(inner, For) or lanes not in (4, 8, 16) or pair != 2 or not isinstance(inner.body, Block):
-            raise LegalityError(f"tensorize: loop {self.loop} is not 4, 8 or 16 lanes around a loop of 2 around a block")
-        store = _accumulation(inner.body, self.loop)
-        acc, x, w = store.value.a, store.value.b.a.a, store.value.b.b.a  # type: ignore[union-attr]
+        if (
+            not isinstance(inner, For)
+            or lanes not in (4, 8, 16)
+            or pair != 2
+            or not isinstance(inner.body, Block)
+        ):
+            raise LegalityError(
+                f"tensorize: loop {self.loop} is not 4, 8 or 16 lanes around a loop of 2 around a block"
+            )
+        acc, x, w = _accumulation(inner.body, self.loop)
         if {acc.dtype, x.dtype, w.dtype} != {f32, bf16} or x.dtype is not bf16 or w.dtype is not bf16:
-            raise LegalityError(f"tensorize: got {acc.dtype} += {x.dtype} * {w.dtype}; expected f32 += bf16 * bf16")
+            raise LegalityError(
+                f"tensorize: got {acc.dtype} += {x.dtype} * {w.dtype}; expected f32 += bf16 * bf16"
+            )
         n, k = outer.var, inner.var
         ranges = loop_ranges([s for s in walk_stmts(func) if isinstance(s, For)])
         sums = Load(acc.buffer, _ramp(acc, n, k, (1, 0), lanes, ranges))
@@ -81,34 +89,42 @@ def _extent(stmt: Stmt) -> int | None:
     return int(stmt.extent.value) if isinstance(stmt, For) and isinstance(stmt.extent, Const) else None
 
 
-def _accumulation(block: Block, loop: str) -> Store:
-    """The block's body over loop variables: ``acc = acc + f32(x) * f32(w)``."""
+def _accumulation(block: Block, loop: str) -> tuple[Load, Load, Load]:
+    """``acc``, ``x`` and ``w`` of the block's body ``acc = acc + f32(x) * f32(w)``, over loop variables."""
     body = substitute(block.body, {a.var: a.value for a in block.axes})
     if block.init is None and block.predicate is None:
         match body:
             case Store(
                 buffer,
                 indices,
-                Binary(BinaryOp.ADD, Load(same, at), Binary(BinaryOp.MUL, Cast(_, Load()), Cast(_, Load()))),
+                Binary(
+                    BinaryOp.ADD,
+                    Load() as acc,
+                    Binary(BinaryOp.MUL, Cast(_, Load() as x), Cast(_, Load() as w)),
+                ),
                 None,
-            ) if same is buffer and at == indices:
-                return body
+            ) if acc.buffer is buffer and acc.indices == indices:
+                return acc, x, w
             case _:
                 pass
-    raise LegalityError(f"tensorize: loop {loop}: the block is not acc += f32(x) * f32(w) without init and predicate")
+    raise LegalityError(
+        f"tensorize: loop {loop}: the block is not acc += f32(x) * f32(w) without init and predicate"
+    )
 
 
 def _ramp(
     load: Load, n: Var, k: Var, strides: tuple[int, int], lanes: int, ranges: Ranges
 ) -> tuple[Expr, ...]:
-    """Indices of ``load`` at ``n = k = 0`` with a ramp in the last dim, which must have exactly these strides."""
+    """Indices of ``load`` at ``n = k = 0``, with a ramp in the last dim, which must have these strides."""
 
     def at(i: Expr, n_value: int, k_value: int) -> Expr:
         return simplify(substitute(i, {n: index(n_value), k: index(k_value)}), ranges)
 
     *outer, last = load.indices
     if any(v in (n, k) for i in outer for v in free_vars(simplify(i, ranges))):
-        raise LegalityError(f"tensorize: {load.buffer.name} is indexed by the nest in a dim that is not its last")
+        raise LegalityError(
+            f"tensorize: {load.buffer.name} is indexed by the nest in a dim that is not its last"
+        )
     base = at(last, 0, 0)
     for n_value, k_value in ((1, 0), (0, 1), (3, 1)):
         step = simplify(b.sub(at(last, n_value, k_value), base), ranges)
