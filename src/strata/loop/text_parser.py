@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from strata.core.dims import Dim, SymDim, parse_dim, shape_symbols
+from strata.core.dims import Dim, SymDim
 from strata.core.dtypes import ALL_DTYPES, DType, bool_, f32, i64
 from strata.core.errors import ShapeError
 
@@ -79,6 +79,7 @@ class _Parser:
         self.source = Source(text, source)
         self.tokens = self.source.tokens
         self.position = 0
+        self.in_body = False
         self.dims: dict[str, SymDim] = {}
         self.scope: dict[str, Var | Buffer] = {}
 
@@ -140,6 +141,7 @@ class _Parser:
         self.expect("->")
         outputs = self.params()
         self.take("newline", "the end of the line")
+        self.in_body = True
         body = self.suite()
         if self.here.kind != "end":
             self.fail(f"got {_shown(self.here)}; expected the end of the text")
@@ -173,8 +175,6 @@ class _Parser:
             if out:
                 self.expect(",")
             out.append(self.buffer())
-        for sym in shape_symbols(d for buffer in out for d in buffer.shape):
-            self.dims.setdefault(sym.name, sym)
         return out
 
     def buffer(self) -> Buffer:
@@ -210,15 +210,33 @@ class _Parser:
         return ALL_DTYPES[token.text]
 
     def dim(self) -> Dim:
-        """A polynomial of dims, up to a comma or bracket."""
-        first = self.here
-        words = []
-        while not self.at(",", "]", ")") and self.here.kind in ("name", "number", "punct"):
-            words.append(self.next().text)
-        try:
-            return parse_dim("".join(words) or "''", self.dims)
-        except ShapeError as error:
-            self.fail(str(error), first)
+        """A polynomial of dims."""
+        negative = self.accept("-")
+        total = self.dim_term() * (-1 if negative else 1)
+        while self.at("+", "-"):
+            sign = 1 if self.next().text == "+" else -1
+            total = total + sign * self.dim_term()
+        return total
+
+    def dim_term(self) -> Dim:
+        """A product of integers and names."""
+        out = self.dim_factor()
+        while self.accept("*"):
+            out = out * self.dim_factor()
+        return out
+
+    def dim_factor(self) -> Dim:
+        """An integer, or a name; parameters introduce names that no ``dims`` line declares."""
+        if self.here.kind == "number":
+            return self.integer()
+        token = self.take("name", "an integer or the name of a dim")
+        if token.text not in self.dims:
+            if self.in_body or token.text in self.scope:
+                self.fail(
+                    f"got the unknown dim {token.text!r}; known: {', '.join(self.dims) or 'none'}", token
+                )
+            self.dims[token.text] = SymDim(token.text)
+        return self.dims[token.text]
 
     # ------------------------------------------------------------------------------------------ statements
 
