@@ -184,8 +184,6 @@ class LanguageModel:
         if num_pages is None:
             num_pages = self.max_batch * -(-self.max_context // record.cache.page_size)
         self.cache = PagedKVCache(record.cache, num_pages, self.max_context, self.max_batch)
-        self.load_s = 0.0
-        self.was_compiled = False
         self._lock = threading.RLock()
         self._seq_ids = itertools.count()
         self.load_s = 0.0

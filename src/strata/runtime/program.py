@@ -94,6 +94,23 @@ class BoundCall:
     sizes: Sizes
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all functions of a program share; they do not refer to it, so no cycle keeps its threads alive.
+
+    Attributes:
+        image: Machine code.
+        cache: Description of the KV cache.
+        workspace: Tensors of the param table and the arena, the last arguments of every entry.
+        lock: Held during a call: there is one arena.
+    """
+
+    image: Image
+    cache: CacheRecord | None
+    workspace: tuple[Any, Any]
+    lock: threading.RLock
+
+
 class CompiledFunction:
     """One model function of a program: ``logits = program["decode"](ids, cache_view)``.
 
@@ -101,10 +118,10 @@ class CompiledFunction:
     is kept. Calls from several threads run one after the other.
     """
 
-    def __init__(self, program: Program, record: FunctionRecord) -> None:
+    def __init__(self, record: FunctionRecord, context: Context) -> None:
         self.record = record
-        self._program = program
-        self._entry = program.image.function(record.name)
+        self._context = context
+        self._entry = context.image.function(record.name)
         self._dtypes = tuple(None if s.dtype == "cache" else numpy_dtype(s.dtype) for s in record.inputs)
         self._input_dims = tuple(_parse_shape(s) for s in record.inputs)
         self._output_dims = tuple(_parse_shape(s) for s in record.outputs)
@@ -144,10 +161,10 @@ class CompiledFunction:
             ShapeError: number, dtype or shape of an argument, or a size outside of the compiled range.
             DeviceError: the native code refused the call.
         """
-        with self._program.lock:
+        with self._context.lock:
             call = self.bind(args, out)
             tensors = [as_tensor(a) for a in (*call.inputs, *call.outputs)]
-            self._program.invoke(self._entry, self.name, *tensors, *self._program.workspace)
+            invoke(self._entry, self.name, *tensors, *self._context.workspace)
         return call.outputs[0] if len(call.outputs) == 1 else call.outputs
 
     def bind(self, args: Sequence[Any], out: Any = None) -> BoundCall:
@@ -186,7 +203,7 @@ class CompiledFunction:
                 f"{self.name}: input {spec.name}: got {type(arg).__name__}; "
                 "expected a batch view of a KV cache"
             )
-        cache = self._program.record.cache
+        cache = self._context.cache
         assert cache is not None  # a cache input implies a cache record (checked by Program)
         entries = CACHE_HEADER + 2 * cache.num_layers
         if table.dtype != np.int64 or table.shape != (entries,):
@@ -322,12 +339,13 @@ class Program:
         self.lock = threading.RLock()
         self.param_table = np.array([address(self.params[p.name]) for p in record.params], np.int64)
         self.arena = aligned_empty((max([64, *(f.arena_bytes for f in record.functions)]),), "u1")
-        self.workspace = (as_tensor(self.param_table), as_tensor(self.arena))
+        workspace = (as_tensor(self.param_table), as_tensor(self.arena))
         self._kernels: dict[str, Callable[..., Any]] = {}
         for function in record.functions:
             if record.cache is None and any(s.dtype == "cache" for s in function.inputs):
                 raise UserError(f"program: {function.name} takes a KV cache, but the record describes none")
-        self.functions = {f.name: CompiledFunction(self, f) for f in record.functions}
+        context = Context(image, record.cache, workspace, self.lock)
+        self.functions = {f.name: CompiledFunction(f, context) for f in record.functions}
 
     @classmethod
     def load(cls, folder: Path | str, num_threads: int | None = None) -> Program:
@@ -391,13 +409,6 @@ class Program:
             self._kernels[name] = self.image.function(name)
         return self._kernels[name]
 
-    def invoke(self, function: Callable[..., Any], name: str, *args: Any) -> None:
-        """Call native code; what it refuses becomes a ``DeviceError`` that names the function."""
-        try:
-            function(*args)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise DeviceError(f"{name}: the native call failed: {error}") from error
-
     def launch_by_launch(
         self, function: str, args: Sequence[Any], hooks: LaunchHooks | None = None, out: Any = None
     ) -> Any:
@@ -413,6 +424,18 @@ class Program:
         from .stepping import run_launches
 
         return run_launches(self, self[function], args, hooks, out)
+
+
+def invoke(function: Callable[..., Any], name: str, *args: Any) -> None:
+    """Call native code.
+
+    Raises:
+        DeviceError: it refused the call; names the function.
+    """
+    try:
+        function(*args)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DeviceError(f"{name}: the native call failed: {error}") from error
 
 
 def _parse_shape(spec: TensorSpec) -> tuple[Dim, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 from strata.core.dims import evaluate, parse_dim
 from strata.core.errors import UserError, VerifyError
 
-from .program import BoundCall, CompiledFunction, Program
+from .program import BoundCall, CompiledFunction, Program, invoke
 from .records import CACHE_HEADER, CACHE_POINTERS, ArgKind, ArgRef, KernelChoice, KernelRecord, Launch
 from .tensors import address, array_at, as_tensor, numpy_dtype
 
@@ -97,7 +97,7 @@ def _launch(
         hooks.before(event)
     tensors = [as_tensor(a) for a in arrays]
     start = time.perf_counter_ns()
-    program.invoke(
+    invoke(
         program.kernel(kernel.name),
         f"{launch.node} ({kernel.name})",
         *tensors,

@@ -115,6 +115,15 @@ def test_wrong_manifests(tmp_path, values, match):
         open_artifact(folder)
 
 
+def test_a_changed_record_is_refused(tmp_path):
+    folder = save(tmp_path / "model")
+    program = json.loads((folder / "manifest.json").read_text())["program"]
+    program["functions"][0]["arena_bytes"] -= 64
+    edit(folder, program=program)
+    with pytest.raises(UserError, match=r"manifest.json: program differs from its sha256; it is damaged"):
+        open_artifact(folder)
+
+
 def test_damaged_files(tmp_path):
     with pytest.raises(UserError, match="none: no such folder"):
         open_artifact(tmp_path / "none")

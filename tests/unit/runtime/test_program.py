@@ -1,5 +1,7 @@
 import dataclasses
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -142,6 +144,19 @@ def test_remembered_sizes_are_bounded(program, monkeypatch):
     for n in (*range(1, 9), *range(1, 9)):
         np.testing.assert_array_equal(program["axpy"](rows(n)), expected(rows(n)))
         assert len(program["axpy"]._sizes) <= 3
+
+
+def test_a_dropped_program_is_freed_at_once(program):
+    record, image = program.record, weakref.ref(program.image)
+    local = Program(record, program.image, small_params())
+    dropped = weakref.ref(local)
+    gc.disable()
+    try:
+        del local
+        assert dropped() is None
+        assert image() is not None
+    finally:
+        gc.enable()
 
 
 def test_threads_take_turns(program):
