@@ -1,4 +1,4 @@
-"""The command line on the demo model: commands run in this process; one cache and one artifact per session."""
+"""The command line on the demo model, in this process; one cache and one artifact per session."""
 
 from __future__ import annotations
 

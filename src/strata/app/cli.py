@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -157,7 +158,11 @@ def chat(
     max_context: ContextOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON")] = False,
 ) -> None:
-    """Talk to a model: /reset forgets, /stats shows figures, /exit ends."""
+    """Talk to a model.
+
+    /reset forgets the conversation, /stats shows figures of the last answer, /exit or Ctrl-D ends, Ctrl-C stops
+    an answer. Through a pipe, each line is a message.
+    """
     from strata.engine.sampling import SamplingParams
 
     from . import session
@@ -189,7 +194,11 @@ def compile_(
     dump: DumpOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile a model to an artifact folder that runs without the compiler."""
+    """Compile a model to an artifact folder.
+
+    The folder holds machine code, weights and tokenizer, and runs without the compiler: strata generate PROMPT
+    --artifact DIR.
+    """
     from . import session
 
     source = session.Source(
@@ -239,7 +248,11 @@ def bench(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure prefill and decode speed beside the machine's memory bandwidth and instruction peak."""
+    """Measure speed beside the machine's ceilings.
+
+    Prefill and decode in tokens per second, with the fraction of the instruction peak and of the memory
+    bandwidth that were measured in the same run.
+    """
     from .bench import Workload, print_table, run
 
     figures = run(model, shape, format, threads, Workload(prompt, context, decode, repeats))

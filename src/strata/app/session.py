@@ -66,7 +66,12 @@ def open_model(source: Source) -> LanguageModel:
         if model.tokenizer is None:
             raise UserError(f"{artifact}: has no tokenizer.json; text cannot be read or written without it")
         return model
-    return _cached_model(source) or _compiled_model(source)
+    try:
+        return _cached_model(source) or _compiled_model(source)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"cannot compile here: {error}; install all of strata-llm, or use --artifact"
+        ) from None
 
 
 def _cached_model(source: Source) -> LanguageModel | None:
