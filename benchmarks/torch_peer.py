@@ -1,5 +1,7 @@
 """Strata against PyTorch + transformers (eager): same run, interleaved, medians, random weights.
 
+::
+
     python benchmarks/torch_peer.py --shape tinyllama-1.1b --format bf16
     python benchmarks/torch_peer.py --shape tinyllama-1.1b --format f32 --prompt 512
 
