@@ -6,8 +6,8 @@
 
 ``tiles(rows=R, cols=C)`` stores ``w[r, c]`` at ``p[r // R, c // C, (r % R) * C + c % C]`` of a 3-d array of
 shape ``[ceil(rows/R), ceil(cols/C), R * C]``, zero padded. For a weight ``[N, K]`` (one row per output),
-``R = 64, C = 1`` puts the 64 outputs that a register tile computes side by side for each k; ``C = 2`` adds the
-pairs of a bf16 dot product.
+``R = 64, C = 1`` puts the 64 outputs that a register tile computes side by side for each k; ``C = 2``
+adds the pairs of a bf16 dot product.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@
 
 A **block** is the unit that schedule steps move: its axes are bound to expressions of the surrounding loop
 variables, its body uses its own axis variables only. ``init`` runs when all reduction axes are 0,
-``predicate`` (over the loop variables) skips the instance. Blocks and VECTORIZE loops are gone after ``schedule.finalize``
-(stage LOOP_LOWERED); what remains is what the code generator takes.
+``predicate`` (over the loop variables) skips the instance. Blocks and VECTORIZE loops are gone after
+``schedule.finalize`` (stage LOOP_LOWERED); what remains is what the code generator takes.
 
 Rules that ``loop.check`` enforces:
 

@@ -1,0 +1,49 @@
+"""Stored layouts: packing, unpacking, and the index that reads a packed array."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strata.core.dtypes import i32
+from strata.core.errors import ParseError
+from strata.loop.interp import run
+from strata.loop.layout import Layout, parse_layout, stored_shape
+from strata.loop.nodes import Buffer, For, ForKind, Func, Load, Store, Var, index
+
+SIZES = st.integers(1, 20)
+
+
+@given(SIZES, SIZES, st.integers(1, 8), st.integers(1, 4), st.booleans())
+def test_pack_unpack_and_index_agree(rows, cols, tile_rows, tile_cols, transposed):
+    layout = Layout(tile_rows, tile_cols, transposed)
+    logical = np.arange(1, rows * cols + 1, dtype=np.int32).reshape(rows, cols)
+    stored = layout.pack(logical)
+    assert stored.shape == layout.physical_shape((rows, cols)) == stored_shape((rows, cols), layout)
+    assert stored.flags.c_contiguous
+    assert np.count_nonzero(stored) == rows * cols  # the rest is padding
+    np.testing.assert_array_equal(layout.unpack(stored, (rows, cols)), logical)
+    row, col = Var("row"), Var("col")
+    packed, out = Buffer("packed", stored.shape, i32), Buffer("out", (rows, cols), i32)
+    body = Store(out, (row, col), Load(packed, layout.physical_index(row, col)))
+    body = For(row, index(rows), ForKind.SERIAL, For(col, index(cols), ForKind.SERIAL, body))
+    result = np.zeros((rows, cols), np.int32)
+    run(Func("read", (packed, out), body), [stored, result])
+    np.testing.assert_array_equal(result, logical)
+
+
+@pytest.mark.parametrize("layout", [Layout(64), Layout(16, 2), Layout(64, 2, transposed=True)])
+def test_text(layout):
+    assert parse_layout(str(layout)) == layout
+    assert str(Layout(64, 1, True)) == "tiles(rows=64,cols=1,transposed)"
+
+
+def test_row_major_is_no_layout():
+    assert parse_layout("") is None
+    assert stored_shape((3, 5), None) == (3, 5)
+
+
+@pytest.mark.parametrize("text", ["tile(rows=1,cols=1)", "tiles(rows=a,cols=1)", "tiles(rows=1)", " "])
+def test_bad_text(text):
+    with pytest.raises(ParseError, match=r"layout: got '.*'; expected tiles\(rows=R,cols=C\[,transposed\]\)"):
+        parse_layout(text)

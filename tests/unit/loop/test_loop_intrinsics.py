@@ -1,0 +1,83 @@
+"""Hardware operations: semantics and type rules."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from strata.core.dtypes import bf16, f32, f64
+from strata.core.errors import UserError, VerifyError
+from strata.loop.interp import run
+from strata.loop.intrinsics import INTRINSICS, result_type
+from strata.loop.text import parse_func
+
+RNG = np.random.default_rng(11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fma_rounds_once(dtype):
+    # Addends close to -a*b: the low half of the product decides the result.
+    a, c = RNG.standard_normal((2, 500)).astype(dtype)
+    near = -(a * c) * (1 + RNG.integers(-3, 4, 500) * np.finfo(dtype).eps).astype(dtype)
+    for addend in (near, RNG.standard_normal(500).astype(dtype), near.astype(dtype) * dtype(1e-8)):
+        addend = addend.astype(dtype)
+        got = INTRINSICS["fma"].evaluate(a, c, addend)
+        assert got.dtype == dtype
+        for x, y, z, out in zip(a, c, addend, got, strict=True):
+            exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+            below, above = np.nextafter(out, dtype(-np.inf)), np.nextafter(out, dtype(np.inf))
+            error = abs(exact - Fraction(float(out)))
+            assert error <= abs(exact - Fraction(float(below)))
+            assert error <= abs(exact - Fraction(float(above)))
+
+
+def test_fma_of_special_values():
+    fma = INTRINSICS["fma"].evaluate
+    for dtype in (np.float32, np.float64):
+        values = np.array([np.inf, np.nan, 1e300 if dtype is np.float64 else 3e38, -0.0, 1.0], dtype)
+        with np.errstate(all="ignore"):
+            out = fma(values, np.full(5, 2, dtype) ** 10, np.array([1, 1, 0, -0.0, -1024], dtype))
+        expected = [np.inf, np.nan, 1.024e303 if dtype is np.float64 else np.inf, -0.0, 0.0]
+        np.testing.assert_allclose(out, expected, rtol=1e-15)
+        assert np.signbit(out[3])
+    huge = np.array([1e300, -1e300])
+    np.testing.assert_array_equal(fma(huge, np.abs(huge), np.zeros(2)), [np.inf, -np.inf])
+
+
+def test_dot2_adds_the_odd_element_first():
+    acc = np.array([1.0, 2.0], np.float32)
+    a = np.array([1, 2, 3, 4]).astype("bfloat16")
+    w = np.array([0.5, 0.25, -1, 2]).astype("bfloat16")
+    out = INTRINSICS["dot2_bf16"].evaluate(acc, a, w)
+    np.testing.assert_array_equal(out, [1 + 0.5 + 0.5, 2 - 3 + 8])
+    # 2**24 + 1 is 2**24 in f32: the order shows.
+    big = INTRINSICS["dot2_bf16"].evaluate(
+        np.array([2.0**24], np.float32), np.array([-(2.0**24), 1]).astype("bfloat16"), np.ones(2, "bfloat16")
+    )
+    assert big[0] == 0
+    assert out.dtype == np.float32
+
+
+def test_in_a_function():
+    text = """func @f(a: bf16[8], b: bf16[8], c: f32[4]) -> (y: f32[4], z: f32[1])
+  y[ramp(0, 4)] = @dot2_bf16<f32x4>(c[ramp(0, 4)], a[ramp(0, 8)], b[ramp(0, 8)])
+  z[0] = @fma<f32>(c[0], c[1], c[2])
+"""
+    a, w = RNG.standard_normal((2, 8)).astype("bfloat16")
+    c, y, z = RNG.standard_normal(4).astype(np.float32), np.zeros(4, np.float32), np.zeros(1, np.float32)
+    run(parse_func(text), [a, w, c, y, z])
+    products = a.astype(np.float32) * w.astype(np.float32)
+    np.testing.assert_array_equal(y, c + products[1::2] + products[::2])
+    np.testing.assert_allclose(z[0], c[0] * c[1] + c[2], rtol=1e-6)
+
+
+def test_types():
+    assert result_type("fma", [(f64, 4)] * 3) == (f64, 4)
+    assert result_type("dot2_bf16", [(f32, 4), (bf16, 8), (bf16, 8)]) == (f32, 4)
+    with pytest.raises(VerifyError, match=r"@fma: got \(bf16\[4\], bf16\[4\], .*; expected \(a, b, c"):
+        result_type("fma", [(bf16, 4)] * 3)
+    for wrong in ([(f32, 4), (bf16, 8), (bf16, 4)], [(f32, 4), (f32, 8), (bf16, 8)], [(f32, 4)]):
+        with pytest.raises(VerifyError, match=r"@dot2_bf16: got .*; expected \(acc: f32\[L\]"):
+            result_type("dot2_bf16", wrong)
+    with pytest.raises(UserError, match="no intrinsic 'dot4'"):
+        result_type("dot4", [])
