@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 import transformers
 
-from strata.app.bench import Runner, count_work
+from strata.app.bench import Runner, matmul_flop, peak_dtype, weight_bytes_read
 from strata.app.machine import measure_bandwidth, measure_peak
 from strata.compiler.api import Options, compile_definition, define
 from strata.models.shapes import SHAPES, random_params, shape_config
@@ -106,7 +106,6 @@ def main() -> None:
     program = compiled.program(random_params(definition), args.threads)
     ours = Runner(program, max(args.prompt, args.context + args.decode))
     theirs = TorchRunner(args.shape, args.format, args.threads)
-    work = count_work(program.record)
 
     prefill = alternate(lambda: ours.prefill(args.prompt), lambda: theirs.prefill(args.prompt), args.repeats)
 
@@ -117,7 +116,10 @@ def main() -> None:
     bandwidth = measure_bandwidth(args.threads)
     decoded = alternate(lambda: decode(ours), lambda: decode(theirs), args.repeats)
     bandwidth = statistics.median([bandwidth, measure_bandwidth(args.threads)])
-    peak = measure_peak(args.threads) or 0.0
+    instruction = peak_dtype(compiled.plan, min(args.prompt, ours.chunk))
+    peak = measure_peak(args.threads, instruction) or 0.0
+    flop = matmul_flop(definition.module["prefill"], args.prompt)
+    read_bytes = weight_bytes_read(definition.module["decode"])
     rates = {
         "prefill": tuple(args.prompt / statistics.median(t) for t in prefill),
         "decode": tuple(args.decode / statistics.median(t) for t in decoded),
@@ -131,11 +133,12 @@ def main() -> None:
         "transformers": transformers.__version__,
         "bandwidth_bytes_per_s": bandwidth,
         "peak_flop_per_s": peak,
+        "peak_instruction": instruction,
     }
     for phase, (a, b) in rates.items():
         figures |= {f"{phase}_tokens_per_s": a, f"{phase}_torch_tokens_per_s": b, f"{phase}_ratio": a / b}
-    figures["prefill_fraction_of_peak"] = rates["prefill"][0] * work.prefill_flop / peak
-    figures["decode_fraction_of_bandwidth"] = rates["decode"][0] * work.decode_bytes / bandwidth
+    figures["prefill_fraction_of_peak"] = rates["prefill"][0] * flop / args.prompt / peak
+    figures["decode_fraction_of_bandwidth"] = rates["decode"][0] * read_bytes / bandwidth
     if args.json:
         print(json.dumps(figures, indent=2))
         return
