@@ -25,7 +25,7 @@ from .nodes import Expr
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Tiles of ``rows x cols``; ``transposed``: of the transposed matrix (a ``[K, N]`` weight, by outputs)."""
+    """Tiles of ``rows x cols``; ``transposed``: of the transposed matrix (a ``[K, N]`` weight by rows)."""
 
     rows: int
     cols: int = 1
