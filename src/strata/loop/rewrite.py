@@ -109,11 +109,6 @@ def stmt_children(stmt: Stmt) -> tuple[Stmt, ...]:
             assert_never(stmt)
 
 
-def is_stmt(node: Expr | Stmt) -> bool:
-    """Whether ``node`` is a statement."""
-    return isinstance(node, _STMT)
-
-
 def walk(node: Expr | Stmt | Func) -> Iterator[Expr | Stmt]:
     """``node`` and everything below it, parents first, in textual order."""
     stack: list[Expr | Stmt] = [node.body if isinstance(node, Func) else node]
