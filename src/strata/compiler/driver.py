@@ -232,7 +232,10 @@ def store_params(
             )
         del left[name]
         layout = parse_layout(record.layout)
-        yield name, array if layout is None else layout.pack(array)
+        stored = array if layout is None else layout.pack(array)
+        del array  # it may be large, and the consumer takes its time
+        yield name, stored
+        del stored
     if left:
         raise UserError(f"params: {len(left)} missing, e.g. {next(iter(left))!r}")
 

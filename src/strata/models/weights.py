@@ -119,15 +119,16 @@ def load_params(
     def make() -> Iterator[tuple[str, np.ndarray]]:
         for param, source in sources.items():
             used = [names[name] for name, _ in source.tensors]
-            yield param, _make(param, source, [checkpoint[name] for name in used], checkpoint)
-            for name in used:
+            yield param, _make(param, source, used, checkpoint)
+            for name in used:  # what was not copied
                 checkpoint.release(name)
 
     return make()
 
 
-def _make(param: str, source: ParamSource, tensors: list[np.ndarray], checkpoint: Checkpoint) -> np.ndarray:
+def _make(param: str, source: ParamSource, names: list[str], checkpoint: Checkpoint) -> np.ndarray:
     target = np.dtype(source.dtype.numpy_name)
+    tensors = [checkpoint[name] for name in names]
     if source.transform is Transform.TRANSPOSE:
         tensors = [t.T for t in tensors]
     first = tensors[0]
@@ -135,9 +136,10 @@ def _make(param: str, source: ParamSource, tensors: list[np.ndarray], checkpoint
         return first
     out = np.empty(source.shape, target)
     row = 0
-    for tensor in tensors:
+    for name, tensor in zip(names, tensors, strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(out[row : row + len(tensor)], tensor, casting="unsafe")
+        checkpoint.release(name)
         row += len(tensor)
     if source.dtype == f16 and any(t.dtype != target for t in tensors):
         _check_range(param, out, tensors, checkpoint)

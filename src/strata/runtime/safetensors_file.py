@@ -228,6 +228,7 @@ def write_safetensors(
                     )
                 file.seek(start + position)
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                del array  # before the next one is made
             if offsets:
                 raise UserError(f"{path.name}: {len(offsets)} tensors were never given{_some(offsets)}")
         part.replace(path)
