@@ -160,8 +160,8 @@ def chat(
 ) -> None:
     """Talk to a model.
 
-    /reset forgets the conversation, /stats shows figures of the last answer, /exit or Ctrl-D ends, Ctrl-C stops
-    an answer. Through a pipe, each line is a message.
+    /reset forgets the conversation, /stats shows figures of the last answer, /exit or Ctrl-D ends, Ctrl-C
+    stops an answer. Through a pipe, each line is a message.
     """
     from strata.engine.sampling import SamplingParams
 
@@ -196,8 +196,8 @@ def compile_(
 ) -> None:
     """Compile a model to an artifact folder.
 
-    The folder holds machine code, weights and tokenizer, and runs without the compiler: strata generate PROMPT
-    --artifact DIR.
+    The folder holds machine code, weights and tokenizer, and runs without the compiler: strata generate
+    PROMPT --artifact DIR.
     """
     from . import session
 

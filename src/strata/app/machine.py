@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -43,17 +42,9 @@ from strata.target import Target, detect_host
 
 CHUNK_ELEMS = 1 << 16  # f32 elements per task of the bandwidth kernel: 256 KiB
 READ_BYTES = 1 << 30
+ROUNDS = 100_000  # of the peak kernels: some milliseconds per task
+TASKS_PER_THREAD = 4
 CHAINS = 24  # independent accumulators: latency 4 x 2 pipes needs 8; 24 is a register tile
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """Measured ceilings with ``num_threads`` threads; medians of several runs."""
-
-    num_threads: int
-    bandwidth_bytes_per_s: float
-    peak_f32_flop_per_s: float
-    peak_bf16_flop_per_s: float | None
 
 
 def _loop(name: str, extent: Expr, kind: ForKind, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -176,21 +167,14 @@ def measure_peak(num_threads: int, dtype: str = "f32", repeats: int = 5) -> floa
     if dtype == "bf16" and not target.has_bf16_dot:
         return None
     lanes, is_bf16 = target.lanes_f32, dtype == "bf16"
-    image, rounds, tasks = _image(target, num_threads), 100_000, 4 * num_threads
+    image, tasks = _image(target, num_threads), TASKS_PER_THREAD * num_threads
     wide = 2 * lanes if is_bf16 else lanes
     x = np.full((2, wide), 1e-3, np.float32)
     if is_bf16:
         import ml_dtypes
 
         x = x.astype(ml_dtypes.bfloat16)
-    r, y = np.zeros(rounds, np.float32), np.empty((tasks, CHAINS * lanes), np.float32)
-    flop = 2.0 * wide * CHAINS * rounds * tasks
+    r, y = np.zeros(ROUNDS, np.float32), np.empty((tasks, CHAINS * lanes), np.float32)
+    flop = 2.0 * wide * CHAINS * ROUNDS * tasks
     kernel, args = image.function(f"peak_{dtype}"), [as_tensor(a) for a in (x, r, y)]
     return _median_rate(flop, lambda: kernel(*args), repeats)
-
-
-def measure_ceilings(num_threads: int) -> Ceilings:
-    """All of them."""
-    peak = measure_peak(num_threads)
-    assert peak is not None
-    return Ceilings(num_threads, measure_bandwidth(num_threads), peak, measure_peak(num_threads, "bf16"))
