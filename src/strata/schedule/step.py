@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TypeVar
 
 from strata.core.errors import LegalityError, ParseError
 from strata.core.registry import Registry
-from strata.loop.nodes import Alloc, Block, For, Func, If, Let, Seq, Stmt
-from strata.loop.rewrite import rebuild_stmt, walk_stmts
+from strata.loop.nodes import Block, For, Func, Stmt
+from strata.loop.rewrite import find_block as find_block
+from strata.loop.rewrite import find_loop as find_loop
+from strata.loop.rewrite import path_to, walk_stmts
+from strata.loop.rewrite import replace_stmt as replace_in
 
 STEPS: Registry[type[Step]] = Registry("schedule step")
 
@@ -63,88 +66,79 @@ def trace_text(trace: Trace) -> str:
 
 
 def parse_trace(text: str) -> Trace:
-    """Parse what :func:`trace_text` prints.
+    """Parse what :func:`trace_text` prints; options that have a default may be left out.
 
     Raises:
-        ParseError: malformed text; UserError: unknown step.
+        ParseError: malformed text.
+        UserError: unknown step.
     """
-    steps: list[Step] = []
-    for part in filter(None, (p.strip() for p in text.split(";"))):
-        match = re.fullmatch(r"(\w+)\((.*)\)", part)
-        if match is None:
-            raise ParseError(f"trace: got {part!r}; expected name(option=value, ...)")
-        cls = STEPS[match[1]]
-        given = dict(o.split("=", 1) for o in match[2].split(", ") if "=" in o)
-        values: dict[str, object] = {}
-        for f in fields(cls):
-            if f.name not in given:
-                raise ParseError(f"trace: {match[1]} lacks {f.name}; got {part!r}")
-            raw = given[f.name]
-            kind = str(f.type)
-            values[f.name] = tuple(raw.split("|")) if "tuple" in kind else int(raw) if kind == "int" else raw
-        steps.append(cls(**values))
-    return tuple(steps)
+    return tuple(_parse_step(part) for part in (p.strip() for p in text.split(";")) if part)
+
+
+def _parse_step(text: str) -> Step:
+    match = re.fullmatch(r"(\w+)\((.*)\)", text)
+    if match is None:
+        raise ParseError(f"trace: got {text!r}; expected name(option=value, ...)")
+    cls = STEPS[match[1]]
+    known = {f.name: f for f in fields(cls)}
+    values: dict[str, object] = {}
+    for option in filter(None, (o.strip() for o in match[2].split(","))):
+        name, eq, raw = option.partition("=")
+        if not eq or name not in known or name in values:
+            expected = ", ".join(known)
+            raise ParseError(f"trace: {match[1]}: got {option!r}; expected each of {expected} once")
+        values[name] = _parse_value(match[1], name, str(known[name].type), raw)
+    for name, f in known.items():
+        if name not in values and f.default is MISSING:
+            raise ParseError(f"trace: {match[1]} lacks {name}; got {text!r}")
+    return cls(**values)
+
+
+def _parse_value(step: str, option: str, kind: str, text: str) -> object:
+    if kind == "int":
+        if not re.fullmatch(r"-?\d+", text):
+            raise ParseError(f"trace: {step}: got {option}={text}; expected an integer")
+        return int(text)
+    return tuple(filter(None, text.split("|"))) if "tuple" in kind else text
 
 
 def apply_trace(func: Func, trace: Trace) -> Func:
-    """Apply every step in order."""
+    """Apply every step in order.
+
+    Raises:
+        LegalityError: a step does not apply.
+    """
     for step in trace:
         func = step.apply(func)
     return func
 
 
-def find_loop(func: Func, name: str) -> For:
-    """The loop whose variable is called ``name``.
+def loops_around(func: Func, block: str) -> list[For]:
+    """Loops around a block, outermost first.
 
     Raises:
-        LegalityError: there is none; lists those that exist.
+        LegalityError: there is no such block.
     """
-    loops = [s for s in walk_stmts(func.body) if isinstance(s, For)]
-    for loop in loops:
-        if loop.var.name == name:
-            return loop
-    raise LegalityError(f"{func.name}: no loop {name!r}; loops: {', '.join(x.var.name for x in loops)}")
+    return [s for s in path_to(func.body, find_block(func, block)) if isinstance(s, For)]
 
 
-def find_block(func: Func, name: str) -> Block:
-    """The block called ``name``.
+def check_new_names(func: Func, step: str, names: tuple[str, ...], leaving: tuple[str, ...] = ()) -> None:
+    """Names that a step gives out must be free.
+
+    Args:
+        func: Before the step.
+        step: Name of the step, for the message.
+        names: Of new loops and blocks.
+        leaving: Of those that the step removes.
 
     Raises:
-        LegalityError: there is none; lists those that exist.
+        LegalityError: a loop or block has one of the names.
     """
-    blocks = [s for s in walk_stmts(func.body) if isinstance(s, Block)]
-    for block in blocks:
-        if block.name == name:
-            return block
-    raise LegalityError(f"{func.name}: no block {name!r}; blocks: {', '.join(x.name for x in blocks)}")
-
-
-def loops_around(func: Func, block_name: str) -> list[For]:
-    """Loops around a block, outermost first."""
-
-    def search(stmt: Stmt, path: list[For]) -> list[For] | None:
-        match stmt:
-            case Block():
-                return path if stmt.name == block_name else None
-            case For():
-                return search(stmt.body, [*path, stmt])
-            case Let() | Alloc():
-                return search(stmt.body, path)
-            case If():
-                found = search(stmt.then, path)
-                return found if found is not None or stmt.orelse is None else search(stmt.orelse, path)
-            case Seq():
-                for part in stmt.stmts:
-                    found = search(part, path)
-                    if found is not None:
-                        return found
-        return None
-
-    found = search(func.body, [])
-    if found is None:
-        find_block(func, block_name)
-        return []
-    return found
+    taken = {s.var.name for s in walk_stmts(func) if isinstance(s, For)}
+    taken |= {s.name for s in walk_stmts(func) if isinstance(s, Block)}
+    for name in names:
+        if name in taken and name not in leaving:
+            raise LegalityError(f"{step}: the name {name} is taken by another loop or block")
 
 
 def with_body(func: Func, body: Stmt) -> Func:
@@ -154,8 +148,4 @@ def with_body(func: Func, body: Stmt) -> Func:
 
 def replace_stmt(func: Func, old: Stmt, new: Stmt) -> Func:
     """The function with one statement (by identity) replaced."""
-
-    def go(stmt: Stmt) -> Stmt:
-        return new if stmt is old else rebuild_stmt(stmt, lambda e: e, go)
-
-    return with_body(func, go(func.body))
+    return with_body(func, replace_in(func.body, old, new))

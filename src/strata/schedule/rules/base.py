@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -116,8 +117,10 @@ class Draft:
 
     def parallel(self, loop: str) -> None:
         """Run a loop on all threads unless it has one iteration or may not be."""
-        if self.extent(loop) != 1:
-            self.attempt(Parallel(loop))
+        if self.extent(loop) == 1:
+            return
+        with contextlib.suppress(LegalityError):
+            self.do(Parallel(loop))
 
 
 def gathers(func: Func) -> int:
