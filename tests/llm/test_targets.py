@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 import tolerance
+
 from strata.compiler.driver import trace
 from strata.core.dtypes import dtype
 from strata.core.errors import UserError

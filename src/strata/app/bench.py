@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from strata.assets import DEMO_MODEL
 from strata.compiler.api import Options, compile_definition
 from strata.compiler.driver import Compiled
 from strata.core.dtypes import dtype
@@ -31,7 +32,7 @@ from strata.runtime.program import Program
 
 from .inspect import define_model
 from .machine import measure_bandwidth, measure_peak
-from .session import DEMO_MODEL, compile_progress
+from .session import compile_progress
 
 _INSTRUCTIONS = {"f32": "f32 multiply-add", "bf16": "bf16 dot product"}
 

@@ -7,6 +7,7 @@ time happen in the commands.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -70,6 +71,9 @@ def main() -> None:
     """Entry point of the program."""
     # tvm-ffi imports PyTorch where it is installed: seconds and hundreds of MB that no command has a use for.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
     app()
 
 

@@ -15,6 +15,7 @@ from pygments.lexer import RegexLexer
 from pygments.lexers import GasLexer, JsonLexer, LlvmLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, Text
 
+from strata.assets import DEMO_MODEL
 from strata.codegen.compile import assembly, emit_module
 from strata.compiler.api import Options, define
 from strata.compiler.driver import Planned, trace
@@ -30,7 +31,7 @@ from strata.plan.report import plan_json
 from strata.runtime.artifact import is_artifact
 from strata.target import Target
 
-from .session import DEMO_MODEL, pipeline_text
+from .session import pipeline_text
 
 
 class Stage(Enum):

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strata.assets import DEMO_MODEL
 from strata.core.errors import UserError
 from strata.core.knobs import current, knobs
 from strata.engine.generate import Generation, LanguageModel
 from strata.engine.sampling import SamplingParams
 from strata.runtime.artifact import is_artifact
-
-DEMO_MODEL = Path(__file__).parent.parent / "assets" / "demo_model"
 
 Progress = Callable[[int, int, str, bool], None]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from strata.assets import DEMO_MODEL
 from strata.codegen.object_cache import Progress
 from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import UserError
@@ -151,7 +152,7 @@ def cached_artifact(
 
 
 def load(
-    path: str | Path,
+    path: str | Path = DEMO_MODEL,
     format: str | None = None,
     threads: int | None = None,
     *,
@@ -162,7 +163,8 @@ def load(
     """Load a model ready to generate: a Hugging Face folder, a hub id, or a compiled artifact.
 
     Args:
-        path: Where the model is. Folders and hub ids are compiled on first use and cached.
+        path: Where the model is; default: the demo model. Folders and hub ids are compiled on first use and
+            cached.
         format: Dtype of weights and KV cache; default: as stored.
         threads: Threads to run on; default: all cores.
         progress: Called while compiling.
