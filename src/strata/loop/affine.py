@@ -222,6 +222,9 @@ def _sum(terms: Iterable[tuple[Expr, int]]) -> Expr:
     for term, k in positive:
         out = build.add(out, build.mul(term, k))
     for term, k in negative:
+        if k == -(2**63):  # its negation is no i64
+            out = build.add(out, build.mul(term, k))
+            continue
         amount = build.mul(term, -k)
         zero = isinstance(out, Const) and out.value == 0
         out = _negated(amount) if zero else build.sub(out, amount)
