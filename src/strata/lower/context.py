@@ -42,6 +42,7 @@ from strata.loop.nodes import (
 
 Index = tuple[Expr, ...]
 Access = Callable[[Index], Expr]
+Place = Callable[[Index], tuple[Buffer, Index]]  # where the element with this index is stored
 
 OUTPUT_BLOCK = "out"
 
@@ -109,7 +110,7 @@ class Context:
         shape: Shape,
         dtype: DType,
         value: Callable[[Index], Expr],
-        into: Callable[[Index], tuple[Buffer, Index]] | None = None,
+        into: Place | None = None,
     ) -> Access:
         """Append a nest that computes ``value`` for every index of ``shape``.
 
@@ -134,16 +135,11 @@ class Context:
         init: Expr | None,
         combine: Callable[[Expr, Expr], Expr] | None,
         value: Callable[[Index, Index], Expr],
-        into: Callable[[Index], tuple[Buffer, Index]] | None = None,
+        into: Place | None = None,
     ) -> Access:
         """Append a nest: ``acc = combine(acc, value(spatial, reduction))`` from ``init``."""
         block_name = self.unique(name)
-        if into is None:
-            stored = Buffer(block_name + "_buf", shape, dtype)
-            self.allocs.append(stored)
-
-            def into(i: Index) -> tuple[Buffer, Index]:
-                return stored, i
+        place = into or self._intermediate(block_name + "_buf", shape, dtype)
 
         axes, loops = [], []
         for k, extent in enumerate((*shape, *extents)):
@@ -155,7 +151,7 @@ class Context:
             loops.append((loop_var, size(extent)))
         variables: Index = tuple(a.var for a in axes)
         spatial, reduction = variables[: len(shape)], variables[len(shape) :]
-        buffer, position = into(spatial)
+        buffer, position = place(spatial)
         element = value(spatial, reduction)
         start = None
         if combine is not None and init is not None:
@@ -165,7 +161,12 @@ class Context:
         for var, extent in reversed(loops):
             nest = For(var, extent, ForKind.SERIAL, nest)
         self.stages.append(nest)
-        return lambda i: Load(buffer, into(i)[1])
+        return lambda i: Load(buffer, place(i)[1])
+
+    def _intermediate(self, name: str, shape: Shape, dtype: DType) -> Place:
+        stored = Buffer(name, shape, dtype)
+        self.allocs.append(stored)
+        return lambda i: (stored, i)
 
 
 LoweringRule = Callable[[Context, Node], "Access | None"]

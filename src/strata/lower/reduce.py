@@ -10,6 +10,7 @@ from strata.core.dtypes import DType
 from strata.graph.nodes import Node
 from strata.loop import build as b
 from strata.loop.nodes import Expr, size
+from strata.loop.values import int_range
 
 from .context import LOWERINGS, Access, Context, Index, compute_type, widened
 
@@ -26,7 +27,8 @@ def _row_reduce(
 ) -> Access:
     """Reduce ``value`` (indexed by ``shape``) over ``axes``; the access takes an index of the kept dims."""
     kept = [k for k in range(len(shape)) if k not in axes]
-    start = b.const(init if dtype.is_float else int(max(init, -(2**31))), dtype)
+    # An integer has no -inf: the smallest one takes its place.
+    start = b.const(init if dtype.is_float else int(max(init, int_range(dtype)[0])), dtype)
 
     def element(spatial: Index, reduction: Index) -> Expr:
         full: dict[int, Expr] = {
