@@ -103,12 +103,14 @@ class Context:
         cache: Description of the KV cache.
         workspace: Tensors of the param table and the arena, the last arguments of every entry.
         lock: Held during a call: there is one arena.
+        params: Arrays that the param table points to: a function may outlive its program.
     """
 
     image: Image
     cache: CacheRecord | None
     workspace: tuple[Any, Any]
     lock: threading.RLock
+    params: Mapping[str, np.ndarray]
 
 
 class CompiledFunction:
@@ -344,7 +346,7 @@ class Program:
         for function in record.functions:
             if record.cache is None and any(s.dtype == "cache" for s in function.inputs):
                 raise UserError(f"program: {function.name} takes a KV cache, but the record describes none")
-        context = Context(image, record.cache, workspace, self.lock)
+        context = Context(image, record.cache, workspace, self.lock, self.params)
         self.functions = {f.name: CompiledFunction(f, context) for f in record.functions}
 
     @classmethod

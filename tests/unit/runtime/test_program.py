@@ -159,6 +159,14 @@ def test_a_dropped_program_is_freed_at_once(program):
         gc.enable()
 
 
+def test_a_function_outlives_its_program():
+    program = Program(RECORD, FakeImage(), {k: v.copy() for k, v in small_params().items()})
+    function, scale = program["axpy"], weakref.ref(program.params["scale"])
+    del program
+    assert scale() is not None  # native code reads it by its address
+    np.testing.assert_array_equal(function(rows(3)), expected(rows(3)))
+
+
 def test_threads_take_turns(program):
     results = []
 
