@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from folders import small_model
+from session_cache import session_cache
 from typer.testing import CliRunner, Result
 
 from strata.app.cli import app
@@ -19,12 +19,9 @@ Strata = Callable[..., Result]
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled code goes to the session's temporary folder, which parallel workers share."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    """Compiled code goes to the session's temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STRATA_CACHE_DIR", str(folder / "strata-cache"))
+        patch.setenv("STRATA_CACHE_DIR", str(session_cache(tmp_path_factory)))
         yield
 
 

@@ -1,0 +1,142 @@
+"""Write the pages that come from tables in the code: ``python docs/generate.py [--check]``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+
+from strata.core.knobs import describe
+from strata.graph import ops  # noqa: F401  (fills the table)
+from strata.graph.opdef import OPS, REQUIRED, OpDef
+from strata.schedule import steps  # noqa: F401  (fills the table)
+from strata.schedule.step import STEPS
+
+FOLDER = Path(__file__).parent
+NOTE = "<!-- Written by docs/generate.py; change the code instead. -->"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; cells are escaped."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *([c.replace("|", "\\|") for c in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def knobs_page() -> str:
+    """``knobs.md``, from the knob table."""
+    rows = [
+        (
+            f"`{k.env}`",
+            f"`{_default(k.default)}`",
+            k.expected,
+            k.doc + (" (recompiles)" if k.affects_code else ""),
+        )
+        for k in describe()
+    ]
+    return f"""# Knobs
+
+{NOTE}
+
+Settings of a process: environment variables, or `with strata.core.knobs.knobs(verify=2):` for a block of
+code. A value that is not accepted, and a `STRATA_` variable that is no knob, are errors.
+
+{table(("variable", "default", "accepted", "what it does"), rows)}
+"""
+
+
+def _default(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def ops_page() -> str:
+    """``ops.md``, from the op table, one section per family."""
+    families: dict[str, list[OpDef]] = {}
+    for name in OPS:
+        module = inspect.getmodule(OPS[name].infer)
+        family = module.__name__.rpartition(".")[2] if module is not None else ""
+        families.setdefault(family, []).append(OPS[name])
+    sections = []
+    for family, members in sorted(families.items()):
+        rows = [(f"`{op.name}`", op.doc, _attributes(op), op.pattern.name.lower()) for op in members]
+        sections.append(f"## {family}\n\n{table(('op', 'result', 'attributes', 'fuses as'), rows)}\n")
+    return f"""# Graph ops
+
+{NOTE}
+
+Nodes of the graph IR. An op's NumPy reference (`src/strata/graph/ops/<family>.py`) is its definition. Float
+results are computed in f32 (f64 for f64) and rounded once.
+
+{chr(10).join(sections)}"""
+
+
+def _attributes(op: OpDef) -> str:
+    parts = []
+    for name, attr in op.attrs.items():
+        default = "" if attr.default is REQUIRED else f" = {str(attr.default).lower()}"
+        parts.append(f"`{name}{default}`: {attr.doc}")
+    return "; ".join(parts)
+
+
+def steps_page() -> str:
+    """``steps.md``, from the docstrings of the schedule steps."""
+    sections = []
+    for name in sorted(STEPS):
+        cls = STEPS[name]
+        options = ", ".join(f.name for f in fields(cls))
+        sections.append(f"## {name}\n\n`{name}({options})`\n\n{_markdown(inspect.getdoc(cls) or '')}\n")
+    return f"""# Schedule steps
+
+{NOTE}
+
+A schedule is a list of steps, each a legal rewrite of a loop function. `strata inspect --stage plan` shows
+the lists that were chosen; `strata.schedule.step.parse_trace` reads them back and `apply_trace` replays them.
+
+{chr(10).join(sections)}"""
+
+
+def _markdown(doc: str) -> str:
+    """A docstring in reStructuredText (literal blocks, double backquotes) as Markdown."""
+    lines: list[str] = []
+    in_block = False
+    for line in doc.replace("``", "`").splitlines():
+        if line.endswith("::"):
+            lines += [line[:-1], "", "```"]
+            in_block = True
+        elif in_block and line and not line.startswith(" "):
+            lines[-1:] = ["```", ""]
+            in_block = False
+            lines.append(line)
+        elif not (in_block and lines[-1] == "```" and not line):
+            lines.append(line.removeprefix("    ") if in_block else line)
+    if in_block:
+        lines.append("```")
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "knobs.md": knobs_page,
+    "ops.md": ops_page,
+    "steps.md": steps_page,
+}
+
+
+def main(check: bool) -> int:
+    """Write all pages, or with ``check`` only count and name those that differ."""
+    stale = [
+        n for n, page in PAGES.items() if not (FOLDER / n).exists() or (FOLDER / n).read_text() != page()
+    ]
+    for name in stale:
+        if check:
+            print(f"docs/{name} differs from the code; run: python docs/generate.py")
+        else:
+            (FOLDER / name).write_text(PAGES[name](), encoding="utf-8")
+    return len(stale) if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))
