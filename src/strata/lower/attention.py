@@ -43,11 +43,17 @@ from .context import LOWERINGS, Access, Context, Index
 
 MAX_HEAD_TILE = 8  # query heads per task: 8 score vectors and 8 output vectors stay in registers
 MAX_LANES = 16
+MAX_UNROLL = 4  # vectors of a row that are handled without a loop
 
 
 def lanes_for(extent: int) -> int:
     """The largest power of two up to ``MAX_LANES`` that divides ``extent``."""
     return min(extent & -extent, MAX_LANES)
+
+
+def is_unrolled(extent: int) -> bool:
+    """Whether :func:`_vector` writes a row of ``extent`` elements without a loop."""
+    return extent // lanes_for(extent) <= MAX_UNROLL
 
 
 def head_tile(group: int) -> int:
@@ -149,10 +155,9 @@ def _vector(name: str, extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
     """A loop over ``extent`` elements in vectors."""
     lanes = lanes_for(extent)
     outer, lane = Var(name + "o"), Var(name)
+    kind = ForKind.UNROLL if is_unrolled(extent) else ForKind.SERIAL
     inner = For(lane, size(lanes), ForKind.VECTORIZE, body(b.add(b.mul(outer, lanes), lane)))
-    return For(
-        outer, size(extent // lanes), ForKind.UNROLL if extent // lanes <= 4 else ForKind.SERIAL, inner
-    )
+    return For(outer, size(extent // lanes), kind, inner)
 
 
 def _heads(name: str, extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -276,7 +281,8 @@ def _page_step(ctx: Context, cache_node: Node, a: _Attention, j: Expr, length: E
     page, f = a.cache.page_size, ctx.cache_field
     k_pages, v_pages = f(cache_node, "k_pages"), f(cache_node, "v_pages")
     page_id, valid = Var("page"), Var("valid")
-    s = Buffer("s", (a.group, page), f32, MemSpace.REGISTER)
+    # Registers have no addresses: a loop over the scores needs them in memory.
+    s = Buffer("s", (a.group, page), f32, MemSpace.REGISTER if is_unrolled(page) else MemSpace.LOCAL)
     p = Buffer("p", (a.group, page), f32, MemSpace.LOCAL)
     base = b.mul(j, page)
     prepare: list[Stmt] = []
