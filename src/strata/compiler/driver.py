@@ -25,6 +25,7 @@ from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.ir.passes import Pipeline
 from strata.loop.layout import Layout, stored_shape
+from strata.loop.nodes import Func
 from strata.passes import run_passes
 from strata.plan.assemble import PlannedFunction, plan_function
 from strata.plan.layouts import choose_layouts
@@ -88,12 +89,13 @@ class Lowered:
         shapes: dict[str, TensorType] = dict(self.module.params)
         shapes.update(constants.types)
         positions = {name: k for k, name in enumerate(shapes)}
-        functions = []
-        for function in compiled_functions(self.module):
-            builder = StackBuilder(function.name, layouts, target)
-            functions.append(plan_function(function, builder, positions, constants.names))
+        builder = StackBuilder(layouts, target)
+        functions = tuple(
+            plan_function(function, builder, positions, constants.names)
+            for function in compiled_functions(self.module)
+        )
         params = tuple(_param_record(name, t, layouts.get(name)) for name, t in shapes.items())
-        return Planned(self, tuple(functions), params, layouts, constants.values)
+        return Planned(self, functions, params, layouts, constants.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +149,17 @@ class Planned:
         """Loop IR of every kernel."""
         from strata.loop.text import print_func
 
-        return "\n\n".join(print_func(f) for p in self.functions for f in p.funcs.values())
+        return "\n\n".join(map(print_func, self.funcs.values()))
+
+    @property
+    def funcs(self) -> dict[str, Func]:
+        """Loop functions of all model functions, which share some, by kernel name."""
+        return {name: func for p in self.functions for name, func in p.funcs.items()}
 
     def compile(self, progress: Progress | None = None) -> Compiled:
         """Generate machine code."""
         traced = self.source.source
-        funcs = [f for p in self.functions for f in p.funcs.values()]
+        funcs = list(self.funcs.values())
         records = [p.record for p in self.functions]
         image = build_image(funcs, records, traced.target, progress=progress)
         record = ProgramRecord(
@@ -162,7 +169,7 @@ class Planned:
             str(traced.target),
             traced.target.features,
             dict(traced.config),
-            tuple(k for p in self.functions for k in p.kernels),
+            tuple({k.name: k for p in self.functions for k in p.kernels}.values()),
         )
         plan = json.dumps(plan_json(self.functions))
         return Compiled(record, image.blob, plan, self.constants)

@@ -1,6 +1,7 @@
 """Build the stacked graph of a function: lower each group once, propose schedules, estimate them.
 
-Groups with the same text (the same layer repeated) share one stack and one set of kernels.
+Groups with the same text (one layer and the next, a step of prefill and of decode) share one stack and its
+kernels.
 """
 
 from __future__ import annotations
@@ -47,15 +48,13 @@ class Kernels:
 
 @dataclass
 class StackBuilder:
-    """Builds and shares the stacks of one function.
+    """Builds and shares the stacks of a module's functions.
 
     Attributes:
-        prefix: Prefix of kernel names (the function's name).
         layouts: Stored layout by param name.
         target: The machine.
     """
 
-    prefix: str
     layouts: Mapping[str, Layout]
     target: Target
     known: dict[Hashable, Kernels] = field(default_factory=dict)
@@ -68,7 +67,8 @@ class StackBuilder:
             for number, operand in enumerate(node.inputs)
             if operand.op == "param" and operand.attrs["name"] in self.layouts
         }
-        key = (function_key(body), tuple(layouts.items()))
+        dims = tuple((d.name, d.lo, d.hi, d.multiple_of) for d in body.dims)
+        key = (function_key(body), dims, tuple(layouts.items()))
         if key not in self.known:
             self.known[key] = self._build(node, body, lower_group("naive", body, layouts))
         return self.known[key]
@@ -76,7 +76,7 @@ class StackBuilder:
     def _build(self, node: Node, body: Function, lowered: Lowered) -> Kernels:
         anchor = anchor_op(body)
         rows: Dim = anchor.tensor.shape[-2] if anchor.op == "matmul" and anchor.tensor.rank == 2 else 1
-        base = f"{self.prefix}_{anchor.op}_{len(self.known)}"
+        base = f"k{len(self.known)}_{anchor.op}"
         proposals = propose(lowered.func, self.target)
         candidates: list[Candidate] = []
         bindings, workspace = lowered.bindings, ()
