@@ -164,6 +164,8 @@ def reference_model(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    # Small models gain nothing from more threads, and on a busy machine these wait for each other.
+    torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
