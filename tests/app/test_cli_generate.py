@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from strata.app.session import DEMO_MODEL
+from strata.app.session import DEMO_MODEL, pipeline_text
+from strata.core.knobs import knobs
 
 STATS = re.compile(
     r"\[(compiled|loaded) in \d+\.\d\d s · prefill \d+ tokens \d+ tok/s · decode \d+ tokens \d+\.\d tok/s · "
@@ -116,8 +117,16 @@ def test_pipelines(strata, small):
     common = ["generate", "x = ", "--model", small, "--max-tokens", 3]
     text = "canonicalize,fold_transpose,dead_code,fuse{max_ops=2}"
     assert strata(*common, "--pipeline", text).stdout == strata(*common).stdout
-    again = strata(*common, env={"STRATA_PIPELINE": text})
-    assert again.stderr.startswith("[loaded in")  # the option and the knob are the same thing
+
+
+def test_pipeline_of_the_environment(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("strata.passes.named_pipeline", chosen.append)
+    with knobs(pipeline="zero"):
+        assert pipeline_text("") == "zero"
+        assert pipeline_text("fuse") == "fuse"
+    assert pipeline_text("") == "default"
+    assert chosen == ["zero", "fuse", "default"]
 
 
 def test_hub_ids_go_to_the_hub(strata, monkeypatch):

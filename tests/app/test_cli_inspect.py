@@ -46,9 +46,9 @@ def test_plan():
 def test_llvm_and_assembly():
     llvm = stage_text(view("llvm", op="take"))
     assert "define" in llvm
-    assert re.search(r"@decode_take_\d+\.impl", llvm)
+    assert re.search(r"@\w*take\w*\.impl\b", llvm)
     asm = stage_text(view("asm", op="take"))
-    assert re.search(r"^decode_take_\d+\.impl:$", asm, re.MULTILINE)
+    assert re.search(r"^\w*take\w*\.impl:$", asm, re.MULTILINE)
 
 
 def test_op_selects_nodes():

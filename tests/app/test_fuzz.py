@@ -20,7 +20,7 @@ from strata.engine.generate import LanguageModel
 from strata.models import Checkpoint
 from strata.runtime.artifact import _digest
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -99,7 +99,7 @@ def test_a_forged_record_is_refused_or_loads(artifact, victim, data):
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
 )
-@settings(FUZZ, max_examples=25)
+@settings(FUZZ, max_examples=8)
 @given(data=st.data())
 def test_edited_tokenizer_files(strata, artifact, victim, name, data):
     write(victim / name, mutated(data, json.loads((artifact / name).read_bytes())))
