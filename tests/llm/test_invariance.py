@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_models import BY_ID, INLINE, Session, compile_folder, tokens
+from tolerance import for_model
 
+from strata.core.dtypes import dtype
 from strata.engine.generate import LanguageModel
 from strata.runtime.program import Program
 
@@ -68,6 +70,21 @@ def test_chunks_of_the_engine(program: Program, scores: np.ndarray, chunk: int) 
         alone = Session(program)
         chosen, _ = alone.greedy(alone.step("prefill", {0: prompt})[0], 11)
         assert list(result.token_ids) == chosen
+
+
+@pytest.mark.parametrize(
+    ("case", "format"), [(CASE, "f32"), (GROUPED, "f32"), (CASE, "bf16"), (GROUPED, "f16")]
+)
+def test_every_number_of_tokens(folders: dict[str, Path], case: str, format: str) -> None:
+    # Each number of rows has its own tail of a tile, and its own choice of kernel.
+    program = compile_folder(folders[case], format)
+    session = Session(program)
+    whole = session.step("score", {0: IDS})
+    bound = ROUNDING if format == "f32" else for_model(dtype(format), 2)["atol"]
+    for count in range(1, len(IDS)):
+        got = session.step("score", {count: IDS[:count]})
+        np.testing.assert_allclose(got, whole[:count], rtol=0, atol=bound)
+        session.cache.remove_sequence(count)
 
 
 @pytest.mark.parametrize("case", [CASE, GROUPED, "gpt2-20"])
