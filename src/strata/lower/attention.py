@@ -43,6 +43,7 @@ from .context import LOWERINGS, Access, Context, Index
 
 MAX_HEAD_TILE = 8  # query heads per task: 8 score vectors and 8 output vectors stay in registers
 MAX_LANES = 16
+MAX_PAGE_VECTORS = 8  # vectors of one page's scores that stay in registers
 MAX_UNROLL = 4  # vectors of a row that are handled without a loop
 
 
@@ -151,13 +152,23 @@ class _Attention:
         return self.cache.head_dim
 
 
-def _vector(name: str, extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    """A loop over ``extent`` elements in vectors."""
+def _vector(name: str, extent: int, body: Callable[[Expr], Stmt], unroll_to: int = 4) -> Stmt:
+    """A loop over ``extent`` elements in vectors, unrolled if it is at most ``unroll_to`` vectors."""
     lanes = lanes_for(extent)
     outer, lane = Var(name + "o"), Var(name)
-    kind = ForKind.UNROLL if is_unrolled(extent) else ForKind.SERIAL
     inner = For(lane, size(lanes), ForKind.VECTORIZE, body(b.add(b.mul(outer, lanes), lane)))
+    kind = ForKind.UNROLL if extent // lanes <= unroll_to else ForKind.SERIAL
     return For(outer, size(extent // lanes), kind, inner)
+
+
+def _page(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """A loop over the tokens of a page; unrolled where scores of a page live in registers."""
+    return _vector("t", extent, body, MAX_PAGE_VECTORS)
+
+
+def _score_space(page_size: int) -> MemSpace:
+    """Scores of a page: registers, unless it is many vectors (an odd page size is all scalars)."""
+    return MemSpace.REGISTER if page_size // lanes_for(page_size) <= MAX_PAGE_VECTORS else MemSpace.LOCAL
 
 
 def _heads(name: str, extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -179,18 +190,18 @@ def _scores(a: _Attention, keys: Callable[[Expr, Expr], Expr], valid: Expr, s: B
     """``s[g, t] = sum_d q[g, d] * keys(d, t)``, -inf from ``valid`` on."""
     page = a.cache.page_size
     zero, low = b.const(0.0, f32), b.const(-inf, f32)
-    clear = _heads("g", a.group, lambda g: _vector("t", page, lambda t: Store(s, (g, t), zero)))
+    clear = _heads("g", a.group, lambda g: _page(page, lambda t: Store(s, (g, t), zero)))
 
     def accumulate(d: Expr) -> Stmt:
         def term(g: Expr, t: Expr) -> Stmt:
             return _update(s, (g, t), lambda x: b.add(x, b.mul(Load(a.q, (g, d)), keys(d, t))))
 
-        return _heads("g", a.group, lambda g: _vector("t", page, lambda t: term(g, t)))
+        return _heads("g", a.group, lambda g: _page(page, lambda t: term(g, t)))
 
     def hide(g: Expr, t: Expr) -> Stmt:
         return _update(s, (g, t), lambda x: b.select(b.lt(t, valid), x, low))
 
-    mask = _heads("g", a.group, lambda g: _vector("t", page, lambda t: hide(g, t)))
+    mask = _heads("g", a.group, lambda g: _page(page, lambda t: hide(g, t)))
     return seq(clear, _serial("d", size(a.head_dim), accumulate), mask)
 
 
@@ -202,10 +213,10 @@ def _softmax_step(a: _Attention, s: Buffer, p: Buffer) -> Stmt:
         new = Buffer("new_top", (1,), f32, MemSpace.REGISTER)
         zero = b.const(0, i64)
         top, scale = Var("top", f32), Var("scale", f32)
-        maximum = _vector("t", page, lambda t: _update(new, (zero,), lambda x: b.maximum(x, Load(s, (g, t)))))
-        weights = _vector("t", page, lambda t: _update(s, (g, t), lambda x: b.exp(b.sub(x, top))))
-        copy = _vector("t", page, lambda t: Store(p, (g, t), Load(s, (g, t))))
-        add_up = _vector("t", page, lambda t: _update(a.total, (g,), lambda x: b.add(x, Load(s, (g, t)))))
+        maximum = _page(page, lambda t: _update(new, (zero,), lambda x: b.maximum(x, Load(s, (g, t)))))
+        weights = _page(page, lambda t: _update(s, (g, t), lambda x: b.exp(b.sub(x, top))))
+        copy = _page(page, lambda t: Store(p, (g, t), Load(s, (g, t))))
+        add_up = _page(page, lambda t: _update(a.total, (g,), lambda x: b.add(x, Load(s, (g, t)))))
         rescale = _vector("d", a.head_dim, lambda d: _update(a.o, (g, d), lambda x: b.mul(x, scale)))
         shrink = _update(a.total, (g,), lambda x: b.mul(x, scale))
         keep = Store(a.top, (g,), top)
@@ -270,7 +281,7 @@ def _rotated_keys(
     clear = _serial(
         "d",
         size(a.head_dim),
-        lambda d: _vector("t", a.cache.page_size, lambda t: Store(out, (d, t), b.const(0.0, f32))),
+        lambda d: _page(a.cache.page_size, lambda t: Store(out, (d, t), b.const(0.0, f32))),
     )
     turn = _serial("t", valid, lambda t: _serial("d", size(a.head_dim), lambda d: element(d, t)))
     return seq(clear, turn)

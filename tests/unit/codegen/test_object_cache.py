@@ -80,6 +80,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, caplog):
 
 
 def test_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("STRATA_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x/cache")
     assert cache_folder() == Path("/x/cache/strata")
     assert ObjectCache().folder == Path("/x/cache/strata/objects")

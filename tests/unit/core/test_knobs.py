@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from strata.core.errors import UserError
 from strata.core.knobs import Knobs, code_key, current, describe, knobs, parse_knob
 
 
-def test_defaults() -> None:
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("STRATA_")]:
+        monkeypatch.delenv(name)
     assert current() == Knobs()
     assert current().verify == 1
     assert current().dump is None
