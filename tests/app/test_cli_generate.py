@@ -1,12 +1,13 @@
 """``strata generate``: what goes where, and every option."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from strata.app.session import DEMO_MODEL, pipeline_text
+from strata.app.session import DEMO_MODEL, compile_progress, pipeline_text
 from strata.core.knobs import knobs
 
 STATS = re.compile(
@@ -133,3 +134,24 @@ def test_hub_ids_go_to_the_hub(strata, monkeypatch):
     monkeypatch.setattr("strata.models.hub._download", lambda name: Path(DEMO_MODEL))
     result = strata("generate", "x", "--model", "somebody/model", "--max-tokens", 2)
     assert result.exit_code == 0, result.stderr
+
+
+class Terminal(io.StringIO):
+    """An output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_for_terminals_and_only_while_something_compiles(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    with compile_progress() as progress:
+        assert progress is None  # stderr is captured
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with compile_progress() as progress:
+        assert terminal.getvalue() == ""
+        progress(1, 3, "k0_matmul", False)
+        progress(3, 3, "k1_take", True)
+    assert "loading k1_take" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()

@@ -24,6 +24,7 @@ def test_graph_stages_parse_back(stage, function):
     text = stage_text(view(stage, function=function))
     assert parse_function(text).name == function
     assert ("fused(" in text) == (stage == "fused")
+    assert text.startswith("// default(canonicalize," if stage == "fused" else "dims ")
 
 
 def test_loop_stage_parses_back():

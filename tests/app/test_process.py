@@ -64,6 +64,15 @@ def test_a_full_disk(artifact):
     assert (process.returncode, err) == (2, b"strata: No space left on device\n")
 
 
+@pytest.mark.parametrize(("redirect", "message"), [("<&-", "prompt: is empty"), (">&-", ""), ("2>&-", "")])
+def test_closed_streams(artifact, redirect, message):
+    command = f"echo x | {STRATA} generate - --max-tokens 1 --artifact {artifact} {redirect}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert result.returncode == (2 if message else 0)
+    assert "Traceback" not in result.stderr
+    assert message in result.stderr
+
+
 IMPORTED = """
 import sys
 from strata.app.cli import main

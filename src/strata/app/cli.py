@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,10 +72,18 @@ def main() -> None:
     """Entry point of the program."""
     # tvm-ffi imports PyTorch where it is installed: seconds and hundreds of MB that no command has a use for.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    _prepare_streams()
+    app()
+
+
+def _prepare_streams() -> None:
+    """Closed streams become empty ones; characters that a terminal lacks are no reason to stop."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (it stays open)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
-    app()
+            stream.reconfigure(errors="replace")
 
 
 def _version(wanted: bool) -> None:

@@ -26,6 +26,7 @@ from strata.loop.nodes import Func
 from strata.loop.text import print_func
 from strata.models import ModelDefinition, locate, read_config
 from strata.models.shapes import shape_config
+from strata.passes import named_pipeline
 from strata.plan.assemble import PlannedFunction, PlannedLaunch
 from strata.plan.report import plan_json
 from strata.runtime.artifact import is_artifact
@@ -156,7 +157,8 @@ def stage_text(view: View, as_json: bool = False) -> str:
         return _graph_text(traced.module[view.function], view.op)
     lowered = traced.lower(options.pipeline)
     if stage is Stage.FUSED:
-        return _graph_text(lowered.module[view.function], view.op)
+        passes = f"// {named_pipeline(options.pipeline)}\n" if view.op is None else ""
+        return passes + _graph_text(lowered.module[view.function], view.op)
     part = _planned_function(lowered.plan(), view.function)
     launches = _matching(part, view.op)
     if stage is Stage.PLAN:
