@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -201,7 +201,7 @@ class Compiled:
 
     def program(self, params: Params | Mapping[str, np.ndarray], num_threads: int | None = None) -> Program:
         """Load into this process with these params."""
-        pairs = params.items() if isinstance(params, Mapping) else params
+        pairs = cast("Params", params.items()) if isinstance(params, Mapping) else params
         stored = dict(self.stored_params(pairs))
         return Program(self.record, self.image, stored, num_threads)
 
