@@ -44,17 +44,11 @@ from .context import LOWERINGS, Access, Context, Index
 MAX_HEAD_TILE = 8  # query heads per task: 8 score vectors and 8 output vectors stay in registers
 MAX_LANES = 16
 MAX_PAGE_VECTORS = 8  # vectors of one page's scores that stay in registers
-MAX_UNROLL = 4  # vectors of a row that are handled without a loop
 
 
 def lanes_for(extent: int) -> int:
     """The largest power of two up to ``MAX_LANES`` that divides ``extent``."""
     return min(extent & -extent, MAX_LANES)
-
-
-def is_unrolled(extent: int) -> bool:
-    """Whether :func:`_vector` writes a row of ``extent`` elements without a loop."""
-    return extent // lanes_for(extent) <= MAX_UNROLL
 
 
 def head_tile(group: int) -> int:
@@ -292,8 +286,7 @@ def _page_step(ctx: Context, cache_node: Node, a: _Attention, j: Expr, length: E
     page, f = a.cache.page_size, ctx.cache_field
     k_pages, v_pages = f(cache_node, "k_pages"), f(cache_node, "v_pages")
     page_id, valid = Var("page"), Var("valid")
-    # Registers have no addresses: a loop over the scores needs them in memory.
-    s = Buffer("s", (a.group, page), f32, MemSpace.REGISTER if is_unrolled(page) else MemSpace.LOCAL)
+    s = Buffer("s", (a.group, page), f32, _score_space(page))
     p = Buffer("p", (a.group, page), f32, MemSpace.LOCAL)
     base = b.mul(j, page)
     prepare: list[Stmt] = []
