@@ -409,6 +409,9 @@ def init_comes_first(block: Block, over: set[Var], variables: list[Var], known: 
     for axis in block.axes:
         if axis.kind is AxisKind.REDUCTION and not known.prove(b.eq(substitute(axis.value, zero), index(0))):
             return f"axis {axis.var.name} of block {block.name} does not start at 0"
+    own = [v for v in variables if v not in over]
+    if not all(determines([*x.indices, *x.promised], own, variables, known) for x in stores_of(block)):
+        return f"several iterations of block {block.name} start the same element"
     if not determines([a.value for a in block.axes], variables, variables, known):
         return f"init of block {block.name} runs in several iterations"
     return None

@@ -26,15 +26,26 @@ from strata.loop.nodes import (
     Let,
     Load,
     MemSpace,
+    Ramp,
+    Reduce,
     Seq,
     Size,
+    Splat,
     Stmt,
     Store,
     Var,
     index,
     seq,
 )
-from strata.loop.rewrite import free_vars, map_stmt, refresh, stmt_children, stmt_exprs, substitute, walk
+from strata.loop.rewrite import (
+    free_vars,
+    map_stmt,
+    refresh,
+    stmt_children,
+    stmt_exprs,
+    substitute,
+    walk,
+)
 from strata.loop.simplify import simplify_stmt
 from strata.loop.text import print_expr
 
@@ -110,6 +121,8 @@ def _vectorized(loop: For, known: Analysis) -> Stmt:
     lanes = int(loop.extent.value)
     if lanes == 1:
         return substitute(loop.body, {loop.var: index(0)})
+    if any(isinstance(e, Ramp | Splat | Reduce) for e in walk(loop.body)):
+        raise LegalityError(f"vectorize: loop {loop.var.name} has vectors inside already")
     why = carried(loop, known, reductions=True)
     if why is not None:
         raise LegalityError(f"vectorize: {why}")

@@ -238,9 +238,7 @@ class Vectorizer:
             case Load():
                 return self.load(e, guard)
             case Const() | Size() | Ramp() | Splat() | Reduce() | Intrinsic():
-                raise LegalityError(
-                    f"vectorize: {type(e).__name__} inside loop {self.var.name} is a vector already"
-                )
+                raise LegalityError(f"vectorize: {type(e).__name__.lower()} inside loop {self.var.name}")
             case _:
                 assert_never(e)
 
