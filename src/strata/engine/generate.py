@@ -12,6 +12,7 @@ configuration and the KV cache are described by the program's record.
 from __future__ import annotations
 
 import itertools
+import re
 import resource
 import sys
 import threading
@@ -461,6 +462,11 @@ def _config_int(record: ProgramRecord, key: str, wanted: int | None, default: in
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far, bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: ru_maxrss is inherited from the process that started this one
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
 
