@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from strata.core.dims import Dim, product
+from strata.core.dtypes import bool_
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis
@@ -494,7 +495,10 @@ def _init_nest(block: Block, kept: list[For], over: set[Var]) -> Stmt:
         BlockAxis(_var(fresh[a.var]), a.kind, substitute(a.extent, where), substitute(a.value, where))
         for a in used
     )
-    predicate = substitute(block.predicate, where) if block.predicate is not None else None
+    predicate = None
+    if block.predicate is not None:
+        start = Analysis().simplify(substitute(block.predicate, where))
+        predicate = start if start != b.const(True, bool_) else None
     result: Stmt = Block(block.name + "_init", axes, substitute(block.init, fresh), None, predicate)
     for x in reversed(kept):
         result = For(_var(where[x.var]), substitute(x.extent, where), x.kind, result)
