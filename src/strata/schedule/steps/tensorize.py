@@ -25,7 +25,7 @@ from strata.loop.nodes import (
     index,
 )
 from strata.loop.rewrite import free_vars, substitute, walk_stmts
-from strata.loop.simplify import simplify
+from strata.loop.simplify import prove, simplify
 from strata.schedule.step import Step, find_loop, register, replace_stmt
 
 from .placement import Ranges, loop_ranges
@@ -99,8 +99,8 @@ def _accumulation(block: Block, loop: str) -> tuple[Load, Load, Load]:
                 indices,
                 Binary(
                     BinaryOp.ADD,
-                    Load() as acc,
-                    Binary(BinaryOp.MUL, Cast(_, Load() as x), Cast(_, Load() as w)),
+                    Load(mask=None) as acc,
+                    Binary(BinaryOp.MUL, Cast(_, Load(mask=None) as x), Cast(_, Load(mask=None) as w)),
                 ),
                 None,
             ) if acc.buffer is buffer and acc.indices == indices:
@@ -116,19 +116,13 @@ def _ramp(
     load: Load, n: Var, k: Var, strides: tuple[int, int], lanes: int, ranges: Ranges
 ) -> tuple[Expr, ...]:
     """Indices of ``load`` at ``n = k = 0``, with a ramp in the last dim, which must have these strides."""
-
-    def at(i: Expr, n_value: int, k_value: int) -> Expr:
-        return simplify(substitute(i, {n: index(n_value), k: index(k_value)}), ranges)
-
     *outer, last = load.indices
     if any(v in (n, k) for i in outer for v in free_vars(simplify(i, ranges))):
         raise LegalityError(
             f"tensorize: {load.buffer.name} is indexed by the nest in a dim that is not its last"
         )
-    base = at(last, 0, 0)
-    for n_value, k_value in ((1, 0), (0, 1), (3, 1)):
-        step = simplify(b.sub(at(last, n_value, k_value), base), ranges)
-        expected = n_value * strides[0] + k_value * strides[1]
-        if not isinstance(step, Const) or step.value != expected:
-            raise LegalityError(f"tensorize: {load.buffer.name} has other strides in the nest than {strides}")
+    base = simplify(substitute(last, {n: index(0), k: index(0)}), ranges)
+    linear = b.add(base, b.add(b.mul(n, strides[0]), b.mul(k, strides[1])))
+    if not prove(b.eq(last, linear), ranges):
+        raise LegalityError(f"tensorize: {load.buffer.name} has other strides in the nest than {strides}")
     return (*(simplify(i, ranges) for i in outer), Ramp(base, lanes))
