@@ -14,8 +14,14 @@ STRATA = Path(sys.executable).with_name("strata")
 LONG = ["--max-tokens", "1000", "--ignore-eos"]
 
 
+def heed_interrupts():
+    """A shell starts background jobs with Ctrl-C ignored, which children inherit: undo that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*args, **options):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes["preexec_fn"] = heed_interrupts
     return subprocess.Popen([STRATA, *map(str, args)], **{**pipes, **options})
 
 
