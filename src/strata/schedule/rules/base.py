@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from strata.core.errors import LegalityError
 from strata.core.registry import Registry
-from strata.loop.nodes import Block, Const, For, Func, Load, Ramp, Store
-from strata.loop.rewrite import walk, walk_stmts
+from strata.loop.nodes import AxisKind, Block, Const, For, Func, Load, Ramp, Store
+from strata.loop.rewrite import free_vars, walk, walk_stmts
 from strata.schedule.finalize import finalize
-from strata.schedule.step import Step, Trace, find_loop, loops_around
+from strata.schedule.step import Step, Trace, find_block, find_loop, loops_around
 from strata.schedule.steps.loops import Fuse, Parallel, Split, Unroll, Vectorize
 from strata.target import Target
 
@@ -138,9 +138,11 @@ def stage_names(func: Func) -> list[str]:
     return [s.name for s in walk_stmts(func) if isinstance(s, Block)]
 
 
-def spatial_loops(func: Func, block: str) -> list[str]:
-    """Loops around a naive stage that iterate over spatial axes."""
-    return [x.var.name for x in loops_around(func, block) if "_i" in x.var.name]
+def loops_over(func: Func, block: str, kind: AxisKind) -> list[str]:
+    """Loops around a block that its axes of one kind use, outermost first."""
+    axes = [a for a in find_block(func, block).axes if a.kind is kind]
+    used = {v for a in axes for v in free_vars(a.value)}
+    return [x.var.name for x in loops_around(func, block) if x.var in used]
 
 
 def innermost_loop(func: Func, block: str) -> str | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import Alloc, Func, MemSpace
+from strata.loop.nodes import Alloc, AxisKind, Func, MemSpace
 from strata.loop.rewrite import walk_stmts
 from strata.schedule.step import loops_around
 from strata.schedule.steps.placement import ComputeAt, DecomposeReduction
 from strata.target import Target
 
-from .base import RULES, Draft, Proposal, innermost_loop, spatial_loops, stage_names
+from .base import RULES, Draft, Proposal, innermost_loop, loops_over, stage_names
 
 
 @RULES.register("rows")
@@ -66,14 +66,14 @@ def _place(draft: Draft, stage: str, row: str) -> bool:
 
 def _split_off_init(draft: Draft, stage: str) -> None:
     """Initialise a reduction before its outermost reduction loop, so that the loop itself has no branch."""
-    reduction = [x.var.name for x in loops_around(draft.func, stage) if x.var.name.startswith(f"{stage}_k")]
+    reduction = loops_over(draft.func, stage, AxisKind.REDUCTION)
     if reduction:
         draft.attempt(DecomposeReduction(stage, reduction[0]))
 
 
 def _row_loop(draft: Draft, stage: str, has_producers: bool) -> str | None:
     """Fuse all spatial loops of a stage but the last; a single loop is one only if it has producers."""
-    loops = spatial_loops(draft.func, stage)
+    loops = loops_over(draft.func, stage, AxisKind.SPATIAL)
     if not loops:
         return None
     if len(loops) == 1:
