@@ -46,7 +46,7 @@ OPTIONS: list[tuple[list[object], str]] = [
     (["generate", "x", "--max-context", 5000], "config.json: got a maximum context of 5000 tokens; expected"),
     (["generate", "x", "--print-after", "fold"], "no pass 'fold'. Known: canonicalize, "),
     (["generate", "x", "--print-after", "a b"], "knob print_after=a b: expected names separated by commas"),
-    (["generate", "x", "--dump", DEMO_MODEL], "holds 'config.json', which is no dump; choose an empty"),
+    (["generate", "x", "--dump", DEMO_MODEL], "which is no dump; choose an empty"),
     (["generate", "x", "--dump", "/dev/null/x"], "dump: cannot use /dev/null/x: Not a directory"),
     (["generate", "x", "--model", "no/such/folder"], "no/such/folder: no such folder; expected a model"),
     (["generate", "x", "--model", "/dev/null"], "/dev/null: is a file; expected a model folder with config"),
