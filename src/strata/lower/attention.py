@@ -108,7 +108,7 @@ def lower_kv_append(ctx: Context, node: Node) -> None:
     page = cache.type.page_size
 
     def place(field: str, transpose: bool) -> Callable[[Index], tuple[Buffer, Index]]:
-        pages = ctx.cache_field(cache, field)
+        pages = ctx.cache_field(cache, field, node.attrs["layer"])
 
         def into(i: Index) -> tuple[Buffer, Index]:
             t, h, d = i
@@ -132,6 +132,7 @@ class _Attention:
     """Buffers, sizes and loop-invariant expressions of one attention kernel."""
 
     cache: CacheType
+    layer: int
     group: int  # query heads of the tile
     token: Expr
     kv_head: Expr
@@ -284,7 +285,7 @@ def _rotated_keys(
 def _page_step(ctx: Context, cache_node: Node, a: _Attention, j: Expr, length: Expr, sequence: Expr) -> Stmt:
     """Everything for page number ``j`` of the token's sequence."""
     page, f = a.cache.page_size, ctx.cache_field
-    k_pages, v_pages = f(cache_node, "k_pages"), f(cache_node, "v_pages")
+    k_pages, v_pages = f(cache_node, "k_pages", a.layer), f(cache_node, "v_pages", a.layer)
     page_id, valid = Var("page"), Var("valid")
     s = Buffer("s", (a.group, page), f32, _score_space(page))
     p = Buffer("p", (a.group, page), f32, MemSpace.LOCAL)
@@ -363,7 +364,7 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
         Buffer("total", (group,), f32, MemSpace.REGISTER),
     ]
     token, kv_head = Var("token"), Var("kv_head")
-    a = _Attention(cache, group, token, kv_head, b.mul(tile, group), *local)
+    a = _Attention(cache, node.attrs["layer"], group, token, kv_head, b.mul(tile, group), *local)
     result = Buffer(ctx.unique("attention_buf"), node.tensor.shape, node.tensor.dtype)
     ctx.allocs.append(result)
     length, sequence = Var("length"), Var("sequence")

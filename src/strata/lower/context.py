@@ -45,6 +45,7 @@ Access = Callable[[Index], Expr]
 Place = Callable[[Index], tuple[Buffer, Index]]  # where the element with this index is stored
 
 OUTPUT_BLOCK = "out"
+PAGED_FIELDS = ("k_pages", "v_pages")  # fields of a cache that every layer has its own of
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,12 @@ class Binding:
     Attributes:
         operand: Number of the group's operand; -1 is the result.
         field: Which field of a cache operand.
+        layer: Which layer's pages, for ``PAGED_FIELDS``; the group's own layer is added to it.
     """
 
     operand: int
     field: str = ""
+    layer: int = 0
 
 
 @dataclass
@@ -92,10 +95,10 @@ class Context:
         self.names.add(candidate)
         return candidate
 
-    def cache_field(self, cache: Node, name: str) -> Buffer:
-        """The parameter for a field of a cache operand (added on first use)."""
+    def cache_field(self, cache: Node, name: str, layer: int = 0) -> Buffer:
+        """The parameter for a field (of one layer) of a cache operand, added on first use."""
         assert isinstance(cache.type, CacheType)
-        binding = Binding(self.caches[id(cache)], name)
+        binding = Binding(self.caches[id(cache)], name, layer)
         for buffer, known in self.params:
             if known == binding:
                 return buffer

@@ -9,7 +9,8 @@ from strata.core.errors import UnsupportedError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CACHE_SYMBOLS, CacheType, TensorType
 from strata.loop.nodes import Func
-from strata.passes.memory_plan import MemoryPlan, plan_memory
+from strata.lower.context import PAGED_FIELDS
+from strata.passes.memory_plan import ALIGNMENT_BYTES, MemoryPlan, plan_memory, storage
 from strata.runtime.records import (
     CACHE_DIMS,
     ArgKind,
@@ -25,8 +26,6 @@ from strata.runtime.records import (
 from .choose import choose
 from .stacks import WORKSPACE, Kernels, StackBuilder, anchor_op, group_body
 from .types import Choice, Stack
-
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,7 @@ class _Assembler:
 
     def locate(self, node: Node) -> ArgRef:
         """Where the value of a node lives."""
-        while node.op == "reshape":
-            node = node.inputs[0]
+        node = storage(node)
         known = self.places.get(id(node))
         if known is not None:
             return known
@@ -91,9 +89,7 @@ class _Assembler:
         for output in self.function.outputs:
             if isinstance(output.type, CacheType):
                 continue
-            producer = output
-            while producer.op == "reshape":
-                producer = producer.inputs[0]
+            producer = storage(output)
             if id(producer) in self.places or producer.op in ("param", "const"):
                 raise UnsupportedError(
                     f"{self.function.name}: output {number} is an input, a param or another output; "
@@ -110,12 +106,12 @@ class _Assembler:
         for binding in kernels.bindings:
             if binding.operand == WORKSPACE:
                 refs.append(ArgRef(ArgKind.ARENA, offset))
-                offset += -(-next(sizes) // ALIGNMENT) * ALIGNMENT
+                offset += -(-next(sizes) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
             elif binding.operand < 0:
                 refs.append(self.locate(node))
             elif binding.field:
                 cache = self.locate(node.inputs[binding.operand])
-                layer = int(node.attrs.get("layer", 0)) if binding.field in ("k_pages", "v_pages") else 0
+                layer = node.attrs["layer"] + binding.layer if binding.field in PAGED_FIELDS else 0
                 refs.append(ArgRef(ArgKind.CACHE, cache.index, binding.field, layer))
             else:
                 refs.append(self.locate(node.inputs[binding.operand]))

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 from strata.core.dims import Dim
 from strata.core.dims import bounds as dim_bounds
-from strata.core.errors import LegalityError, UserError
+from strata.core.errors import UserError, VerifyError
+from strata.core.knobs import current
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CACHE_SYMBOLS
+from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.layout import Layout
-from strata.loop.nodes import Alloc, Buffer, Func, MemSpace, Stmt, seq
-from strata.loop.rewrite import map_stmt
+from strata.loop.nodes import Alloc, Buffer, For, Func, MemSpace, Stmt, seq
+from strata.loop.rewrite import map_stmt, walk_stmts
 from strata.lower import Binding, Lowered, lower_group
 from strata.passes.base import function_key
 from strata.schedule import Proposal, propose, trace_text
@@ -79,19 +81,25 @@ class StackBuilder:
         base = f"k{len(self.known)}_{anchor.op}"
         proposals = propose(lowered.func, self.target)
         candidates: list[Candidate] = []
-        bindings, workspace = lowered.bindings, ()
+        workspace: tuple[Buffer, ...] = ()
         for number, proposal in enumerate(proposals):
             name = base if len(proposals) == 1 else f"{base}_c{number}"
             hoisted = hoist_workspace(_renamed(proposal.func, name))
-            if number and len(hoisted.buffers) != len(workspace):
-                raise LegalityError(f"{name}: candidates of one stack need different workspaces")
-            bindings = with_workspace(lowered, len(hoisted.buffers))
-            workspace = tuple(_upper_bytes(b) for b in hoisted.buffers)
+            if current().verify:
+                check(hoisted.func, LOOP_LOWERED)
+            if number and _signature(hoisted.func) != _signature(candidates[0].func):
+                raise VerifyError(
+                    f"{name}: candidate {proposal.name} takes other parameters than {candidates[0].name}"
+                )
+            workspace = hoisted.buffers
             estimates = self._estimates(anchor, body, rows, proposal)
             candidates.append(
                 Candidate(proposal.name, hoisted.func, trace_text(proposal.trace), {}, (), estimates)
             )
-        return Kernels(Stack(node, tuple(candidates)), bindings, rows, workspace)
+        if not candidates:
+            raise VerifyError(f"{base}: no rule proposes a schedule")
+        sizes = tuple(_upper_bytes(b) for b in workspace)
+        return Kernels(Stack(node, tuple(candidates)), with_workspace(lowered, len(sizes)), rows, sizes)
 
     def _estimates(
         self, anchor: Node, body: Function, rows: Dim, proposal: Proposal
@@ -127,6 +135,11 @@ def _renamed(func: Func, name: str) -> Func:
     return Func(name, func.params, func.body, func.num_outputs)
 
 
+def _signature(func: Func) -> tuple[object, ...]:
+    """What a caller has to hand in: candidates of one stack are called in the same way."""
+    return (func.num_outputs, *((p.shape, p.dtype) for p in func.params))
+
+
 @dataclass(frozen=True, slots=True)
 class Hoisted:
     """A function whose global intermediates became parameters (between inputs and outputs)."""
@@ -136,8 +149,16 @@ class Hoisted:
 
 
 def hoist_workspace(func: Func) -> Hoisted:
-    """Turn every global ``alloc`` into a parameter."""
+    """Turn every global ``alloc`` into a parameter.
+
+    Raises:
+        VerifyError: one is inside a loop, whose iterations would share it.
+    """
     found: list[Buffer] = []
+    for loop in walk_stmts(func):
+        for inner in walk_stmts(loop) if isinstance(loop, For) else ():
+            if isinstance(inner, Alloc) and inner.buffer.space is MemSpace.GLOBAL:
+                raise VerifyError(f"{func.name}: global buffer {inner.buffer.name} is allocated in a loop")
 
     def change(stmt: Stmt) -> Stmt:
         if isinstance(stmt, Alloc) and stmt.buffer.space is MemSpace.GLOBAL:
