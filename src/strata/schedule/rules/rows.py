@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import Alloc, AxisKind, Func, MemSpace
-from strata.loop.rewrite import walk_stmts
-from strata.schedule.step import loops_around
+from strata.loop.analysis import has_load
+from strata.loop.nodes import Alloc, AxisKind, For, Func, MemSpace
+from strata.loop.rewrite import free_vars, walk_stmts
+from strata.schedule.dependence import determines, scope_of, with_loop
+from strata.schedule.step import find_block, find_loop, loops_around
 from strata.schedule.steps.placement import ComputeAt, DecomposeReduction
 from strata.target import Target
 
@@ -30,6 +32,8 @@ def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
             if not _place(draft, stage, row):
                 break  # an earlier stage would have to move past this one
             placed.add(stage)
+        if not placed and innermost_loop(draft.func, stages[-1]) == row:
+            row = None  # a single loop that nothing moved into is better vectors than rows
     for stage in stages:
         _split_off_init(draft, stage)
         inner = innermost_loop(draft.func, stage)
@@ -52,6 +56,10 @@ def _place(draft: Draft, stage: str, row: str) -> bool:
         draft.do(ComputeAt(stage, row, "register"))
     except LegalityError:
         return False
+    if _is_repeated(draft.func, stage, row):
+        draft.func = before[0]
+        del draft.steps[before[1] :]
+        return False
     kept = [
         s.buffer
         for s in walk_stmts(draft.func)
@@ -62,6 +70,21 @@ def _place(draft: Draft, stage: str, row: str) -> bool:
         del draft.steps[before[1] :]
         draft.do(ComputeAt(stage, row, "local"))
     return True
+
+
+def _is_repeated(func: Func, stage: str, row: str) -> bool:
+    """Whether several rows compute the same elements of a stage, as for sums of columns.
+
+    Rows that are looked up (those of the last tokens) are taken to be few.
+    """
+    loop, block = find_loop(func, row), find_block(func, stage)
+    known = with_loop(scope_of(func, loop), loop)
+    inner = [s for s in walk_stmts(loop.body) if isinstance(s, For)]
+    for x in inner:
+        known = with_loop(known, x)
+    values = [a.value for a in block.axes if a.kind is AxisKind.SPATIAL]
+    looked_up = any(has_load(v) and loop.var in free_vars(v) for v in values)
+    return not looked_up and not determines(values, [loop.var], [loop.var, *(x.var for x in inner)], known)
 
 
 def _split_off_init(draft: Draft, stage: str) -> None:
