@@ -46,10 +46,14 @@ class Options:
             raise UserError(f"--format: got {self.format!r}; expected one of {', '.join(FORMATS)}")
         for name in ("max_batch", "prefill_chunk", "page_size"):
             value = getattr(self, name)
-            if not 1 <= value <= MAX_SIZE:
+            if not _is_int(value) or not 1 <= value <= MAX_SIZE:
                 raise UserError(f"--{name.replace('_', '-')}: got {value}; expected 1 .. {MAX_SIZE}")
-        if self.max_context is not None and self.max_context < 1:
+        if self.max_context is not None and (not _is_int(self.max_context) or self.max_context < 1):
             raise UserError(f"--max-context: got {self.max_context}; expected at least 1 token")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def artifact_path(folder: Path, options: Options, target: Target | None = None) -> Path:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import numpy as np
 
 from strata.codegen.build import build_image
 from strata.codegen.object_cache import Progress
-from strata.core.errors import UserError
+from strata.core.errors import UnsupportedError, UserError
 from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.ir.passes import Pipeline
@@ -111,18 +112,22 @@ def _array_constants(module: Module) -> _Constants:
     names: dict[int, str] = {}
     types: dict[str, TensorType] = {}
     values: dict[str, np.ndarray] = {}
+    taken = set(module.params)
     for function in module.functions:
         for node in function.nodes:
             if node.op == "const" and id(node) not in names:
-                name = f"const.{len(values)}"
+                name = next(n for k in itertools.count(len(values)) if (n := f"const.{k}") not in taken)
+                taken.add(name)
                 names[id(node)] = name
                 types[name] = node.tensor
-                values[name] = np.ascontiguousarray(node.attrs["value"])
+                values[name] = np.asarray(node.attrs["value"], order="C")
     return _Constants(names, types, values)
 
 
 def _param_record(name: str, tensor: TensorType, layout: Layout | None) -> ParamRecord:
-    shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+    shape = tuple(d for d in tensor.shape if isinstance(d, int))
+    if len(shape) != tensor.rank:
+        raise UnsupportedError(f"param {name}: got {tensor}; expected a constant shape; make it an input")
     stored = tuple(int(d) for d in stored_shape(shape, layout))  # type: ignore[arg-type]
     return ParamRecord(name, tensor.dtype.name, stored, shape, str(layout) if layout is not None else "")
 
@@ -225,13 +230,11 @@ def store_params(
 
     for name, array in chained():
         if name not in left:
-            why = (
-                "comes twice"
-                if name in known
-                else f"is unknown; the graph has: {', '.join(list(known)[:5])}, ..."
-            )
+            why = "comes twice" if name in known else f"is unknown; the graph has: {_some(known)}"
             raise UserError(f"params: {name!r} {why}")
         record = known[name]
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"params: {name}: got a {type(array).__name__}; expected a NumPy array")
         if array.shape != record.logical_shape or array.dtype != np.dtype(_numpy_name(record.dtype)):
             raise UserError(
                 f"params: {name}: got {array.dtype}{list(array.shape)}; "
@@ -239,12 +242,19 @@ def store_params(
             )
         del left[name]
         layout = parse_layout(record.layout)
-        stored = array if layout is None else layout.pack(array)
-        del array  # it may be large, and the consumer takes its time
+        packed = array if layout is None else layout.pack(array)
+        stored = packed if packed.flags.c_contiguous else np.ascontiguousarray(packed)
+        del array, packed  # it may be large, and the consumer takes its time
         yield name, stored
         del stored
     if left:
         raise UserError(f"params: {len(left)} missing, e.g. {next(iter(left))!r}")
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names."""
+    every = list(names)
+    return ", ".join(every[:limit]) + (", ..." if len(every) > limit else "") if every else "none"
 
 
 def _numpy_name(name: str) -> str:

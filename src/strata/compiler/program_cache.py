@@ -11,7 +11,9 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,12 @@ from strata.runtime.records_json import program_from_json, program_to_json
 
 from .artifact_cache import source_fingerprint
 from .driver import Compiled, Traced
+
+# What reading a file of any bytes may raise: zipfile raises RuntimeError for flags that it does not know.
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, UserError),
+)
 
 
 def program_key(traced: Traced, pipeline: str) -> str:
@@ -47,7 +55,7 @@ def load_program(key: str) -> Compiled | None:
             names = [n for n in file.namelist() if n.startswith("constants/")]
             constants = {n.removeprefix("constants/"): _array(file.read(n)) for n in names}
             return Compiled(record, file.read("code.bin"), file.read("plan.json").decode(), constants)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, UserError):
+    except _DAMAGED:
         return None
 
 
