@@ -7,6 +7,7 @@ change of the compiler.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -73,7 +74,8 @@ def store_program(key: str, compiled: Compiled) -> None:
                 file.writestr(f"constants/{name}", _bytes(value))
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _path(key: str) -> Path:
