@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import pi, sqrt
+from math import nan, pi, sqrt
 
 from strata.core.dtypes import bool_
 from strata.graph.nodes import Node
@@ -34,14 +34,13 @@ def _divide(x: Expr, y: Expr) -> Expr:
 
 
 def power(x: Expr, y: Expr) -> Expr:
-    """``x ** y`` of floats."""
-    # exp(y log|x|) with the sign of x for odd integer y, and x**0 == 1.
-    one, zero = b.const(1.0, x.dtype), b.const(0.0, x.dtype)
-    magnitude = b.exp(b.mul(y, b.log(b.abs_(x))))
-    half = b.mul(y, b.const(0.5, x.dtype))
-    odd = b.ne(b.floor(half), half)
-    signed = b.select(b.and_(b.lt(x, zero), odd), b.neg(magnitude), magnitude)
-    return b.select(b.eq(y, zero), one, signed)
+    """``x ** y`` of floats, by ``exp(y log|x|)``; a negative x needs a whole y, else the result is nan."""
+    one, minus, zero = (b.const(v, x.dtype) for v in (1.0, -1.0, 0.0))
+    size, half = b.abs_(x), b.mul(y, b.const(0.5, x.dtype))
+    magnitude = b.select(b.eq(size, one), one, b.exp(b.mul(y, b.log(size))))  # 1 ** inf is 1
+    of_whole = b.select(b.eq(b.floor(half), half), one, minus)
+    sign = b.select(b.eq(b.floor(y), y), of_whole, b.const(nan, x.dtype))
+    return b.select(b.eq(y, zero), one, b.mul(magnitude, b.select(b.lt(x, zero), sign, one)))
 
 
 _BINARY["div"] = _divide

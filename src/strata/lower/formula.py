@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import assert_never
 
-from strata.core.dims import Dim, SymDim, product, shape_symbols
+from strata.core.dims import Dim, Shape, SymDim, product, shape_symbols
 from strata.core.dtypes import DType, bool_, f32, i64
 from strata.graph.nodes import Node
 from strata.graph.ops import formula as f
 from strata.loop import build as b
-from strata.loop.nodes import Expr, size
+from strata.loop.analysis import Analysis
+from strata.loop.nodes import Expr, Var, size
 
 from .context import LOWERINGS, Access, Context, Index
 from .elementwise import gelu, power, silu
@@ -68,6 +69,7 @@ _DTYPES: dict[f.FormulaKind, DType] = {
 class _Lowering:
     ctx: Context
     operands: tuple[Access, ...]
+    shapes: tuple[Shape, ...]  # of the operands
     dims: Mapping[str, SymDim]  # by name, with their ranges
     extents: Mapping[str, Dim]  # of all axes in scope
 
@@ -85,7 +87,8 @@ class _Lowering:
             case f.Number(value=value):
                 return b.const(value, _DTYPES[node.kind])
             case f.Input(number=number, indices=indices):
-                element = self.operands[number](tuple(self.value(i, axes) for i in indices))
+                places = zip(indices, self.shapes[number], strict=True)
+                element = self.operands[number](tuple(self.position(i, d, axes) for i, d in places))
                 return b.cast(_DTYPES[node.kind], element)
             case f.Binary(op=op, a=x, b=y):
                 return _BINARY[op](self.convert(x, axes, node.compute), self.convert(y, axes, node.compute))
@@ -103,6 +106,22 @@ class _Lowering:
                 return self.reduce(node, axes)
             case _:
                 assert_never(node)
+
+    def position(self, node: f.Formula, dim: Dim, axes: Mapping[str, Expr]) -> Expr:
+        """An index; where it is not certainly inside of ``dim``, the nearest one that is.
+
+        A formula that runs out of range is an error of its author; compiled, it reads no foreign memory.
+        """
+        value = self.value(node, axes)
+        if not any(isinstance(n, f.Reduce) for n in f.walk(node)):
+            anywhere: dict[str, Expr] = {name: Var(name) for name in self.extents}
+            known = Analysis()
+            for name, extent in self.extents.items():
+                known = known.with_range(_var(anywhere[name]), 0, b.sub(size(extent), 1))
+            index = self.value(node, anywhere)
+            if known.prove(b.ge(index, 0)) and known.prove(b.lt(index, size(dim))):
+                return value
+        return b.minimum(b.maximum(value, b.const(0, i64)), b.sub(size(dim), 1))
 
     def dim(self, dim: Dim) -> Dim:
         """``dim`` with the declared ranges of its symbols (a formula knows names only)."""
@@ -122,7 +141,9 @@ class _Lowering:
         kept = [name for name in self.extents if name in used]
         extent = self.dim(node.extent)
         init, combine = _REDUCE[node.reduction]
-        inner = _Lowering(self.ctx, self.operands, self.dims, {**self.extents, node.axis: extent})
+        inner = _Lowering(
+            self.ctx, self.operands, self.shapes, self.dims, {**self.extents, node.axis: extent}
+        )
 
         def element(spatial: Index, reduction: Index) -> Expr:
             at = {**dict(zip(kept, spatial, strict=True)), node.axis: reduction[0]}
@@ -133,6 +154,11 @@ class _Lowering:
         return total(tuple(axes[name] for name in kept))
 
 
+def _var(expr: Expr) -> Var:
+    assert isinstance(expr, Var)
+    return expr
+
+
 @LOWERINGS.register("tensor_expr")
 def lower_tensor_expr(ctx: Context, node: Node) -> Access:
     """The formula, with reductions staged once."""
@@ -140,7 +166,9 @@ def lower_tensor_expr(ctx: Context, node: Node) -> Access:
     tree = f.parse_formula(node.attrs["formula"], len(node.inputs), shape)
     known = shape_symbols(d for x in (*node.inputs, node) for d in x.tensor.shape)
     extents: dict[str, Dim] = {f"i{k}": dim for k, dim in enumerate(shape)}
-    lowering = _Lowering(ctx, tuple(ctx.access(x) for x in node.inputs), {d.name: d for d in known}, extents)
+    operands = tuple(ctx.access(x) for x in node.inputs)
+    shapes = tuple(x.tensor.shape for x in node.inputs)
+    lowering = _Lowering(ctx, operands, shapes, {d.name: d for d in known}, extents)
 
     def element(i: Index) -> Expr:
         value = lowering.value(tree, {f"i{k}": e for k, e in enumerate(i)})

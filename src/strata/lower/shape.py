@@ -130,14 +130,15 @@ def lower_concat(ctx: Context, node: Node) -> Access:
 
 @LOWERINGS.register("take")
 def lower_take(ctx: Context, node: Node) -> Access:
-    """Rows of a table by index."""
+    """Rows of a table by index; one that is out of range reads the nearest row rather than foreign memory."""
     table, indices = node.inputs
     rows, ids = ctx.access(table), ctx.access(indices)
     axis = node.attrs["axis"] % table.tensor.rank
     rank = indices.tensor.rank
 
     def element(i: Index) -> Expr:
-        chosen = b.cast(i64, ids(i[axis : axis + rank]))
+        wanted = b.cast(i64, ids(i[axis : axis + rank]))
+        chosen = b.minimum(b.maximum(wanted, b.const(0, i64)), b.sub(size(table.tensor.shape[axis]), 1))
         return rows((*i[:axis], chosen, *i[axis + rank :]))
 
     return element
