@@ -343,6 +343,17 @@ def _load_queries(ctx: Context, cache_node: Node, a: _Attention, source: Access,
     return _heads("g", a.group, row)
 
 
+def _start(a: _Attention) -> Stmt:
+    """The running softmax over no tokens."""
+    zero = b.const(0.0, f32)
+
+    def head(g: Expr) -> Stmt:
+        clear = _vector("d", a.head_dim, lambda d: Store(a.o, (g, d), zero))
+        return seq(Store(a.top, (g,), b.const(-inf, f32)), Store(a.total, (g,), zero), clear)
+
+    return _heads("g", a.group, head)
+
+
 @LOWERINGS.register("paged_attention")
 def lower_paged_attention(ctx: Context, node: Node) -> Access:
     """Causal attention of each token over its sequence's pages; see the module docstring."""
@@ -368,15 +379,6 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     result = Buffer(ctx.unique("attention_buf"), node.tensor.shape, node.tensor.dtype)
     ctx.allocs.append(result)
     length, sequence = Var("length"), Var("sequence")
-    start = _heads(
-        "g",
-        group,
-        lambda g: seq(
-            Store(a.top, (g,), b.const(-inf, f32)),
-            Store(a.total, (g,), b.const(0.0, f32)),
-            _vector("d", head_dim, lambda d: Store(a.o, (g, d), b.const(0.0, f32))),
-        ),
-    )
     num_pages = b.floordiv(b.add(length, cache.page_size - 1), cache.page_size)
     walk = _serial("j", num_pages, lambda j: _page_step(ctx, cache_node, a, j, length, sequence))
 
@@ -385,7 +387,7 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
         return Store(result, (token, b.add(a.first_head, g), d), b.cast(node.tensor.dtype, value))
 
     write = _heads("g", group, lambda g: _vector("d", head_dim, lambda d: finish(g, d)))
-    body = seq(start, _load_queries(ctx, cache_node, a, ctx.access(q), node.attrs["scale"]), walk, write)
+    body = seq(_start(a), _load_queries(ctx, cache_node, a, ctx.access(q), node.attrs["scale"]), walk, write)
     for buffer in local:
         body = Alloc(buffer, body)
     positions, seq_ids = ctx.cache_field(cache_node, "positions"), ctx.cache_field(cache_node, "seq_ids")
