@@ -19,6 +19,7 @@ from strata.loop.check import LOOP_SCHEDULED, check
 from strata.loop.nodes import Alloc, Block, Buffer, Expr, For, Func, Load, Stmt, seq, size
 from strata.loop.rewrite import walk_stmts
 from strata.lower.context import Access, Context, Index, Place
+from strata.schedule import finalize
 from strata.schedule.step import Step, Trace, loops_around
 from strata.schedule.steps import (
     ComputeAt,
@@ -33,18 +34,18 @@ from strata.schedule.steps import (
 
 N = SymDim("n", 1, 9)
 M = SymDim("m", 4, 12, multiple_of=4)
-DIMS: tuple[Dim, ...] = (N, M, 1, 2, 3, 5, 8, 16)
+DIMS: tuple[Dim, ...] = (N, N, M, 1, 2, 3, 5, 8, 16)
 Source = tuple[Access, Shape]
 COMBINE = (b.add, b.maximum, b.minimum)
 
 
-def _position(draw: st.DrawFn, axes: list[tuple[Expr, Dim]], dim: Dim) -> Expr:
-    """An index inside ``dim``: an axis of that extent if there is one, rotated now and then."""
+def _position(draw: st.DrawFn, axes: list[tuple[Expr, Dim]], dim: Dim, last: bool) -> Expr:
+    """An index inside ``dim``: an axis of that extent (the last of them in the last dim), or a rotation."""
     if dim == 1:
         return b.const(0, i64)
     same = [a for a, extent in axes if extent == dim]
     if same and draw(st.integers(0, 7)):
-        return same[0] if draw(st.integers(0, 3)) else draw(st.sampled_from(same))
+        return same[-1 if last else 0] if draw(st.integers(0, 3)) else draw(st.sampled_from(same))
     multiples = [(a, e) for a, e in axes if isinstance(e, int) and isinstance(dim, int) and e % dim == 0]
     if multiples and draw(st.booleans()):
         axis, extent = draw(st.sampled_from(multiples))
@@ -58,7 +59,8 @@ def _value(draw: st.DrawFn, axes: list[tuple[Expr, Dim]], sources: Sequence[Sour
     total: Expr | None = None
     for _ in range(draw(st.integers(1, 3))):
         access, shape = draw(st.sampled_from(sources))
-        element = access(tuple(_position(draw, axes, d) for d in shape))
+        last = len(shape) - 1
+        element = access(tuple(_position(draw, axes, d, k == last) for k, d in enumerate(shape)))
         if draw(st.booleans()):
             element = b.add(b.mul(element, 3), 1)
         if draw(st.integers(0, 4)) == 0:
@@ -124,36 +126,40 @@ def arrays(func: Func, seed: int) -> list[np.ndarray]:
     return [rng.integers(-9, 9, s).astype(np.int32) for s in shapes]
 
 
-def random_step(draw: st.DrawFn, func: Func, early: bool) -> Step:
-    """A step whose names exist; it may be illegal. Early ones rather move stages."""
+def random_step(draw: st.DrawFn, func: Func, early: bool, last: Step | None) -> Step:
+    """A step whose names exist; it may be illegal. Early ones rather move stages, a split is rather used."""
     loops = [s for s in walk_stmts(func) if isinstance(s, For)]
     blocks = [s.name for s in walk_stmts(func) if isinstance(s, Block)] or ["none"]
     names = [x.var.name for x in loops] or ["none"]
-    loop = st.sampled_from(names)
-    kinds = ["split", "fuse", "reorder", "mark", "mark", "compute_at", "decompose"]
-    kind = draw(st.sampled_from(["compute_at"] * len(blocks) if early and len(blocks) > 1 else kinds))
-    match kind:
+    innermost = [x.var.name for x in loops if not any(isinstance(s, For) for s in walk_stmts(x.body))]
+    if isinstance(last, Split) and draw(st.booleans()):
+        inner, outer = f"{last.loop}i", f"{last.loop}o"
+        return draw(st.sampled_from([Vectorize(inner), Vectorize(inner), Reorder((inner, outer))]))
+    kinds = ["split", "split", "fuse", "reorder", "reorder", "mark", "mark", "compute_at", "decompose"]
+    match draw(st.sampled_from(["compute_at"] if early and len(blocks) > 1 else kinds)):
         case "split":
-            return Split(draw(loop), draw(st.sampled_from([1, 2, 3, 4, 8])))
+            loop = draw(st.sampled_from(names if draw(st.integers(0, 3)) == 0 else innermost or names))
+            return Split(loop, draw(st.sampled_from([4, 8, 4, 2, 3, 1])))
         case "fuse":
-            nested = [(x.var.name, x.body.var.name) for x in loops if isinstance(x.body, For)] or [
-                ("none", "none")
-            ]
-            outer, inner = draw(st.sampled_from(nested))
+            nested = [(x.var.name, x.body.var.name) for x in loops if isinstance(x.body, For)]
+            outer, inner = draw(st.sampled_from(nested or [("none", "none")]))
             return Fuse(outer, inner, f"f{draw(st.integers(0, 99))}")
         case "reorder":
             chain = _chain(draw(st.sampled_from(loops))) if loops else ["none"]
             some = draw(st.lists(st.sampled_from(chain), min_size=1, max_size=len(chain), unique=True))
             return Reorder(tuple(some))
         case "mark":
-            return draw(st.sampled_from([Unroll, Vectorize, Vectorize, Parallel]))(draw(loop))
+            mark = draw(st.sampled_from([Unroll, Vectorize, Vectorize, Parallel]))
+            return mark(draw(st.sampled_from(innermost if mark is Vectorize and innermost else names)))
         case "compute_at":
             space = draw(st.sampled_from(["local", "local", "register"]))
             number = draw(st.integers(0, max(0, len(blocks) - 2)))
             later = [x.var.name for other in blocks[number + 1 :] for x in loops_around(func, other)]
             return ComputeAt(blocks[number], draw(st.sampled_from(later or names)), space)
         case _:
-            return DecomposeReduction(draw(st.sampled_from(blocks)), draw(loop))
+            block = draw(st.sampled_from(blocks))
+            around = [x.var.name for x in loops_around(func, block)] if block != "none" else names
+            return DecomposeReduction(block, draw(st.sampled_from(around or names)))
 
 
 def _chain(loop: For) -> list[str]:
@@ -169,11 +175,14 @@ def random_trace(draw: st.DrawFn, func: Func, attempts: int) -> tuple[Func, Trac
     steps: list[Step] = []
     eager = draw(st.integers(0, 4))
     for number in range(attempts):
-        step = random_step(draw, func, number < eager)
+        step = random_step(draw, func, number < eager, steps[-1] if steps else None)
         try:
-            func = step.apply(func)
+            after = step.apply(func)
+            if isinstance(step, Vectorize) and draw(st.integers(0, 3)):
+                finalize(after)  # mostly vectors that can be made
         except LegalityError:
             continue
+        func = after
         check(func, LOOP_SCHEDULED)
         steps.append(step)
     return func, tuple(steps)

@@ -12,7 +12,8 @@ from strata.loop.check import LOOP_LOWERED, LOOP_NAIVE, check
 from strata.loop.interp import run
 from strata.loop.nodes import Func
 from strata.loop.text import canonical_text
-from strata.schedule import apply_trace, finalize, parse_trace, trace_text
+from strata.schedule import apply_trace, finalize, parse_trace, propose, trace_text
+from strata.target import get_target
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -46,14 +47,14 @@ def assert_same(func: Func, data: st.DataObject, seed: int, attempts: int) -> No
 
 
 @given(st.data(), random_stages.functions(), SEEDS)
-@settings(max_examples=80)
+@settings(max_examples=100)
 def test_steps_keep_the_meaning_of_naive_functions(data, func, seed):
     check(func, LOOP_NAIVE)
     assert_same(func, data, seed, data.draw(st.integers(1, 14)))
 
 
 @given(st.data(), random_blocks.functions(), SEEDS)
-@settings(max_examples=80)
+@settings(max_examples=250)
 def test_steps_keep_the_meaning_of_odd_functions(data, func, seed):
     try:
         check(func, LOOP_NAIVE)
@@ -61,3 +62,20 @@ def test_steps_keep_the_meaning_of_odd_functions(data, func, seed):
     except VerifyError:  # an access outside of a buffer
         assume(False)
     assert_same(func, data, seed, data.draw(st.integers(1, 8)))
+
+
+@given(random_stages.functions(), SEEDS)
+@settings(max_examples=100)
+def test_what_rules_propose_keeps_the_meaning(func, seed):
+    """With vectors of four elements small functions have tails, masks, horizontal sums and gathers."""
+    expected = outputs(func, seed)
+    proposals = propose(func, get_target("x86-64"))
+    assert [p.trace for p in proposals] == [p.trace for p in propose(func, get_target("x86-64"))]
+    for proposal in proposals:
+        assert canonical_text(finalize(apply_trace(func, proposal.trace))) == canonical_text(proposal.func)
+        check(proposal.func, LOOP_LOWERED)
+        text = trace_text(proposal.trace)
+        for got, wanted in zip(outputs(proposal.func, seed), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=text)
+        for step in proposal.trace:
+            event(step.step_name())
