@@ -19,6 +19,7 @@ import typer
 import strata
 from strata.core.knobs import current
 
+from . import commands
 from .errors import reported
 
 app = typer.Typer(
@@ -273,6 +274,9 @@ def bench(
         _print_json(figures)
     else:
         print_table(figures)
+
+
+commands.add_to(app)
 
 
 def _print_json(figures: dict[str, Any]) -> None:

@@ -1,0 +1,23 @@
+"""Commands that have a file each: the module ``<name>`` has the function ``command`` and, if it is a group, ``app``.
+
+The command line imports them on start, so they import what costs time inside of their functions.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+COMMANDS: tuple[str, ...] = ()
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register every command of :data:`COMMANDS` under the name of its module."""
+    for name in COMMANDS:
+        module = import_module(f"{__name__}.{name}")
+        group = getattr(module, "app", None)
+        if group is not None:
+            app.add_typer(group, name=name)
+        else:
+            app.command(name)(module.command)
