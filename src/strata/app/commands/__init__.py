@@ -1,4 +1,4 @@
-"""Commands that have a file each: the module ``<name>`` has the function ``command`` and, if it is a group, ``app``.
+"""Commands with a file each: module ``<name>`` has the function ``command`` or, for a group of commands, ``app``.
 
 The command line imports them on start, so they import what costs time inside of their functions.
 """
