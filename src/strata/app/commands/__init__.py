@@ -1,4 +1,4 @@
-"""Commands with a file each: module ``<name>`` has the function ``command`` or, for a group of commands, ``app``.
+"""Commands with a file each: module ``<name>`` has the function ``command``, or ``app`` if it is a group.
 
 The command line imports them on start, so they import what costs time inside of their functions.
 """
