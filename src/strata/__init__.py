@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
     from strata.frontend import nn
+    from strata.schedule.builder import Schedule
 
 __version__ = "0.1.0"
 
@@ -30,9 +31,10 @@ _WHERE = {
     "load": "strata.compiler.api",
     "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
+    "Schedule": "strata.schedule.builder",
 }
 
-__all__ = ["LanguageModel", "SamplingParams", "compile", "compile_model", "load", "nn"]
+__all__ = ["LanguageModel", "SamplingParams", "Schedule", "compile", "compile_model", "load", "nn"]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,11 +45,14 @@ class Step:
             LegalityError: the step does not apply.
         """
 
+    def options(self) -> tuple[object, ...]:
+        """Values of the options, in the order of the fields."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
     def __str__(self) -> str:
         options = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            text = "|".join(value) if isinstance(value, tuple) else str(value)
+        for f, value in zip(fields(self), self.options(), strict=True):
+            text = "|".join(map(str, value)) if isinstance(value, tuple) else str(value)
             options.append(f"{f.name}={text}")
         return f"{self.step_name()}({', '.join(options)})"
 
@@ -66,13 +69,13 @@ def trace_text(trace: Trace) -> str:
 
 
 def parse_trace(text: str) -> Trace:
-    """Parse what :func:`trace_text` prints; options that have a default may be left out.
+    """Parse what :func:`trace_text` prints; one per line and options left out for defaults are fine too.
 
     Raises:
         ParseError: malformed text.
         UserError: unknown step.
     """
-    return tuple(_parse_step(part) for part in (p.strip() for p in text.split(";")) if part)
+    return tuple(_parse_step(part) for part in (p.strip() for p in re.split(r"[;\n]", text)) if part)
 
 
 def _parse_step(text: str) -> Step:
