@@ -16,6 +16,7 @@ from strata.core.dims import DimExpr, SymDim
 from strata.core.dtypes import DType, bool_, i64
 from strata.core.errors import ShapeError
 
+from .externs import EXTERNS, call_problem
 from .nodes import (
     COMPARISONS,
     AxisKind,
@@ -23,6 +24,7 @@ from .nodes import (
     BinaryOp,
     BlockAxis,
     Buffer,
+    Call,
     Cast,
     Const,
     Expr,
@@ -534,6 +536,23 @@ def store(buffer: Buffer, indices: Sequence[ExprLike], value: ExprLike, mask: Ex
 
 
 # ------------------------------------------------------------------------------------------ statements
+
+
+def call(extern: str, *args: Buffer | ExprLike) -> Call:
+    """A call of the extern of that name; numbers become constants of the params' dtypes.
+
+    Raises:
+        UserError: no such extern.
+        ShapeError: the arguments do not fit its params.
+    """
+    params = EXTERNS[extern].params
+    dtypes = [p.dtype for p in params] + [i64] * (len(args) - len(params))
+    made = (a if isinstance(a, Buffer) else as_expr(a, t) for a, t in zip(args, dtypes, strict=False))
+    out = Call(extern, tuple(made))
+    why = call_problem(out)
+    if why is not None:
+        raise ShapeError(f"call @{extern}: {why}")
+    return out
 
 
 def for_(var: Var | str, extent: ExprLike, body: Stmt, kind: ForKind = ForKind.SERIAL) -> For:

@@ -24,10 +24,12 @@ from . import build
 from .affine import lanes_of
 from .analysis import Analysis, has_load
 from .check_types import TypeRuleError, check_expr_type, check_store_type
+from .externs import buffers_of, call_problem, call_writes
 from .nodes import (
     Alloc,
     Block,
     Buffer,
+    Call,
     Const,
     Expr,
     For,
@@ -52,6 +54,7 @@ from .rewrite import free_vars, stmt_exprs, substitute, walk
 from .text import print_expr, print_stmt
 
 _VECTORS = (Ramp, Splat, Reduce, Intrinsic)
+_MANY = (ForKind.PARALLEL, ForKind.VECTORIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ class _Scope:
             never run.
         values: Lets and block axes in terms of loop variables.
         known: Ranges of loop variables.
+        calls: Why no call may be here, or ``""``.
     """
 
     variables: frozenset[Var]
@@ -112,6 +116,7 @@ class _Scope:
     exact: frozenset[Var] | None
     values: Mapping[Var, Expr]
     known: Analysis
+    calls: str = ""
 
 
 class _Checker:
@@ -161,6 +166,8 @@ class _Checker:
             case Seq():
                 for item in stmt.stmts:
                     self.stmt(item, scope)
+            case Call():
+                self.call(stmt, scope)
             case _:
                 assert_never(stmt)
 
@@ -196,6 +203,7 @@ class _Checker:
             unrolled=scope.unrolled | ({stmt.var} if stmt.kind is ForKind.UNROLL else set()),
             exact=exact,
             known=scope.known.with_range(stmt.var, 0, _last(stmt.extent, scope)),
+            calls=f"inside the {stmt.kind.value} loop {stmt.var.name}" if stmt.kind in _MANY else scope.calls,
         )
         self.stmt(stmt.body, inner)
 
@@ -220,6 +228,7 @@ class _Checker:
             variables=frozenset(axes),
             hidden=scope.hidden | scope.variables,
             exact=None if stmt.predicate is not None else scope.exact,
+            calls=f'inside block "{stmt.name}"',
             values={**scope.values, **{a.var: substitute(a.value, scope.values) for a in stmt.axes}},
         )
         if stmt.init is not None:
@@ -276,12 +285,27 @@ class _Checker:
             self.fail(str(error), print_stmt(stmt))
         self.access(stmt, stmt, scope)
 
+    def call(self, stmt: Call, scope: _Scope) -> None:
+        """A place where it may be, arguments that fit, buffers in scope, writable ones where it writes."""
+        if scope.calls:
+            self.fail(f"call @{stmt.extern} {scope.calls}; expected it outside", print_stmt(stmt))
+        why = call_problem(stmt)
+        if why is not None:
+            self.fail(f"call @{stmt.extern}: {why}", print_stmt(stmt))
+        for buffer in buffers_of(stmt):
+            if buffer not in scope.buffers:
+                self.fail(f"buffer {buffer.name} is not in scope", print_stmt(stmt))
+        for buffer in call_writes(stmt):
+            if id(buffer) not in self.writable:
+                rule = f"call @{stmt.extern} writes {buffer.name}"
+                self.fail(f"{rule}; expected an output parameter or an allocated buffer", print_stmt(stmt))
+
     # ----------------------------------------------------------------------------------------- expressions
 
     def expr(self, root: Expr, stmt: Stmt, scope: _Scope) -> None:
         """Check an expression of ``stmt``."""
         for expr in walk(root):
-            assert not isinstance(expr, For | Block | Store | Let | If | Alloc | Seq)
+            assert not isinstance(expr, Stmt)
             if isinstance(expr, _VECTORS) and not self.stage.vectors:
                 self.fail(f"{print_expr(expr)}: no vectors at this stage", print_stmt(stmt))
             try:

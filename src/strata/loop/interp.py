@@ -21,6 +21,7 @@ from strata.core.dims import Dim, DimExpr, SymDim, evaluate, symbols
 from strata.core.dtypes import DType, bool_, i64
 from strata.core.errors import ShapeError, VerifyError
 
+from .externs import EXTERNS, call_problem
 from .interp_support import SUPPORT, fresh_array
 from .nodes import (
     Alloc,
@@ -29,6 +30,7 @@ from .nodes import (
     BinaryOp,
     Block,
     Buffer,
+    Call,
     Cast,
     Const,
     Expr,
@@ -258,6 +260,8 @@ class _Translator:
                     self.statement(item, indent, depth)
                 if not stmt.stmts:
                     self.emit(indent, "pass")
+            case Call():
+                self.call(stmt, indent)
             case _:
                 assert_never(stmt)
 
@@ -328,6 +332,15 @@ class _Translator:
         if indices:
             self.emit(indent, f"if not ({inside}): outside({where}, {name}, ({_tuple(indices)}))")
         self.emit(indent, f"{name}[{_tuple(indices) or '()'}] = {temporary}")
+
+    def call(self, stmt: Call, indent: str) -> None:
+        """The semantics of an extern, on whole arrays."""
+        why = call_problem(stmt)
+        if why is not None:
+            raise VerifyError(f"{self.func.name}: call @{stmt.extern}: {why}")
+        function = self.constant(EXTERNS[stmt.extern].semantics)
+        args = (self.name(a) if isinstance(a, Buffer) else self.expr(a) for a in stmt.args)
+        self.emit(indent, f"{function}({', '.join(args)})")
 
     def where(self, buffer: Buffer) -> str:
         """Name of a constant that says which buffer of which function this is."""

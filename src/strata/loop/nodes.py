@@ -7,6 +7,7 @@
             | Block(name, axes: BlockAxis*, predicate?, init?, body)
             | Store(buffer, indices, value, mask?)
             | Let(var, value, body) | If(cond, then, orelse?) | Alloc(buffer, body) | Seq(stmts)
+            | Call(extern, args: (Buffer | Expr)*)                  code that was not generated here
     Expr  ::= Const(value, dtype) | Var(name, dtype) | Size(dim)
             | Binary(op, a, b) | Unary(op, a) | Cast(dtype, a) | Select(cond, a, b)
             | Load(buffer, indices, mask?)
@@ -28,6 +29,8 @@ Rules that ``loop.check`` enforces:
 * both operands of a Binary have one dtype and one number of lanes (``Splat`` makes lanes explicit);
 * a mask is a bool expression with the access' lanes; masked-off lanes load 0 and store nothing;
 * Div on floats only, FloorDiv/FloorMod on ints only; no access outside the buffer's shape where unmasked;
+* a Call fits its extern (``loop.externs``), stands outside of blocks and of PARALLEL and VECTORIZE loops; a
+  buffer that it writes is passed once; register buffers have no address to pass;
 * REGISTER buffers have constant shapes and after unrolling only constant indices (they become SSA values).
 
 Variables and buffers have identity (two variables called ``i`` are different); statements and expressions are
@@ -378,7 +381,15 @@ class Seq:
     stmts: tuple[Stmt, ...]
 
 
-Stmt = For | Block | Store | Let | If | Alloc | Seq
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Calls the extern of that name (:mod:`.externs`) with addresses of whole buffers and scalar values."""
+
+    extern: str
+    args: tuple[Buffer | Expr, ...]
+
+
+Stmt = For | Block | Store | Let | If | Alloc | Seq | Call
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,14 @@ from typing import TypeVar, assert_never, overload
 
 from strata.core.errors import LegalityError
 
+from .externs import call_reads, call_writes
 from .nodes import (
     Alloc,
     Binary,
     Block,
     BlockAxis,
     Buffer,
+    Call,
     Cast,
     Const,
     Expr,
@@ -44,7 +46,7 @@ ExprFn = Callable[[Expr], Expr]
 StmtFn = Callable[[Stmt], Stmt]
 T = TypeVar("T")
 
-_STMT = (For, Block, Store, Let, If, Alloc, Seq)
+_STMT = (For, Block, Store, Let, If, Alloc, Seq, Call)
 
 
 # --------------------------------------------------------------------------------------------- children
@@ -86,6 +88,8 @@ def stmt_exprs(stmt: Stmt) -> tuple[Expr, ...]:
             return (stmt.value,)
         case If():
             return (stmt.cond,)
+        case Call():
+            return tuple(a for a in stmt.args if not isinstance(a, Buffer))
         case Alloc() | Seq():
             return ()
         case _:
@@ -103,7 +107,7 @@ def stmt_children(stmt: Stmt) -> tuple[Stmt, ...]:
             return (stmt.then,) if stmt.orelse is None else (stmt.then, stmt.orelse)
         case Seq():
             return stmt.stmts
-        case Store():
+        case Store() | Call():
             return ()
         case _:
             assert_never(stmt)
@@ -232,6 +236,9 @@ def rebuild_stmt(stmt: Stmt, on_expr: ExprFn, on_stmt: StmtFn) -> Stmt:
         case Seq():
             stmts = tuple(on_stmt(s) for s in stmt.stmts)
             return stmt if _same(stmt.stmts, stmts) else seq(*stmts)
+        case Call():
+            args = tuple(a if isinstance(a, Buffer) else on_expr(a) for a in stmt.args)
+            return stmt if _same(stmt.args, args) else Call(stmt.extern, args)
         case _:
             assert_never(stmt)
 
@@ -280,7 +287,7 @@ def replace_buffers(node: Expr, mapping: Mapping[Buffer, Buffer]) -> Expr: ...
 @overload
 def replace_buffers(node: Stmt, mapping: Mapping[Buffer, Buffer]) -> Stmt: ...
 def replace_buffers(node: Expr | Stmt, mapping: Mapping[Buffer, Buffer]) -> Expr | Stmt:
-    """``node`` with its loads, stores and allocations on other buffers."""
+    """``node`` with its loads, stores, allocations and calls on other buffers."""
 
     def on_expr(expr: Expr) -> Expr:
         if isinstance(expr, Load) and expr.buffer in mapping:
@@ -290,6 +297,9 @@ def replace_buffers(node: Expr | Stmt, mapping: Mapping[Buffer, Buffer]) -> Expr
     def on_stmt(stmt: Stmt) -> Stmt:
         if isinstance(stmt, Store | Alloc) and stmt.buffer in mapping:
             return replace(stmt, buffer=mapping[stmt.buffer])
+        if isinstance(stmt, Call) and any(isinstance(a, Buffer) and a in mapping for a in stmt.args):
+            args = (mapping.get(a, a) if isinstance(a, Buffer) else a for a in stmt.args)
+            return Call(stmt.extern, tuple(args))
         return stmt
 
     return map_stmt(node, on_expr, on_stmt) if isinstance(node, _STMT) else map_expr(node, on_expr)
@@ -348,13 +358,25 @@ def free_vars(node: Expr | Stmt) -> Set[Var]:
 
 
 def buffers_read(node: Expr | Stmt | Func) -> Set[Buffer]:
-    """Buffers that are loaded from, in textual order."""
-    return {item.buffer: None for item in walk(node) if isinstance(item, Load)}.keys()
+    """Buffers that are loaded from, or read by a call, in textual order."""
+    found: dict[Buffer, None] = {}
+    for item in walk(node):
+        if isinstance(item, Load):
+            found[item.buffer] = None
+        elif isinstance(item, Call):
+            found.update(dict.fromkeys(call_reads(item)))
+    return found.keys()
 
 
 def buffers_written(node: Stmt | Func) -> Set[Buffer]:
-    """Buffers that are stored to, in textual order."""
-    return {item.buffer: None for item in walk_stmts(node) if isinstance(item, Store)}.keys()
+    """Buffers that are stored to, or written by a call, in textual order."""
+    found: dict[Buffer, None] = {}
+    for item in walk_stmts(node):
+        if isinstance(item, Store):
+            found[item.buffer] = None
+        elif isinstance(item, Call):
+            found.update(dict.fromkeys(call_writes(item)))
+    return found.keys()
 
 
 def buffers_allocated(node: Stmt | Func) -> Set[Buffer]:

@@ -23,6 +23,8 @@ from .nodes import (
     Alloc,
     Block,
     BlockAxis,
+    Buffer,
+    Call,
     Const,
     Expr,
     For,
@@ -92,12 +94,21 @@ def _stmt(stmt: Stmt, known: Analysis) -> Stmt:
             return _if(stmt, known)
         case Alloc():
             body = _stmt(stmt.body, known)
-            used = any(isinstance(n, Load | Store) and n.buffer is stmt.buffer for n in walk(body))
+            used = any(_touches(n, stmt.buffer) for n in walk(body))
             return Alloc(stmt.buffer, body) if used else body
         case Seq():
             return seq(*(_stmt(s, known) for s in stmt.stmts))
+        case Call():
+            args = (a if isinstance(a, Buffer) else known.simplify(a) for a in stmt.args)
+            return Call(stmt.extern, tuple(args))
         case _:
             assert_never(stmt)
+
+
+def _touches(node: Expr | Stmt, buffer: Buffer) -> bool:
+    if isinstance(node, Call):
+        return any(a is buffer for a in node.args)
+    return isinstance(node, Load | Store) and node.buffer is buffer
 
 
 def _is_nothing(stmt: Stmt | None) -> bool:

@@ -12,6 +12,7 @@ sequences are flattened. Indentation makes the nesting, as in Python::
     vectorize | "block" STRING "(" axis,* ")" ["where" expr] ":" INDENT ["init" ":" (store | suite)] stmt+
     DEDENT | "if" expr ":" suite ["else" ":" suite] | "alloc" NAME ":" type (NEWLINE | ":" suite)
     without a suite: until the end of this one | "let" NAME "=" expr (NEWLINE | ":" suite) | store NEWLINE
+    | "call" @name "(" (NAME of a buffer | expr),* ")" NEWLINE
     | "pass" NEWLINE axis   ::= NAME ":" ("spatial" | "reduce") expr "=" expr      extent = value store
     ::= NAME "[" expr,* "]" "=" expr ["if" expr]           the expression after "if" is the mask expr
     ::= Python's or, and, not, comparisons, + - * / // %, unary -, parentheses, and NUMBER | NAME | NAME
@@ -43,6 +44,7 @@ from .nodes import (
     BinaryOp,
     Block,
     Buffer,
+    Call,
     Cast,
     Const,
     Expr,
@@ -78,8 +80,8 @@ LOOP_WORDS = {
 }
 REDUCE_WORDS = {ReduceOp.ADD: "reduce_sum", ReduceOp.MAX: "reduce_max", ReduceOp.MIN: "reduce_min"}
 _WORDS = """
-    func dims block where init if else alloc let pass in and or not min max select ramp splat size inf nan
-    True False spatial reduce local register global multiple of
+    func dims block where init if else alloc let call pass in and or not min max select ramp splat size inf
+    nan True False spatial reduce local register global multiple of
 """
 RESERVED = frozenset(
     {
@@ -240,6 +242,9 @@ class _Printer:
                 return self.scoped(head, stmt.body, indent, last)
             case Seq():
                 return self.suite(stmt, indent)
+            case Call():
+                args = (self.name(a) if isinstance(a, Buffer) else self.expr(a) for a in stmt.args)
+                return [f"{indent}call @{stmt.extern}({', '.join(args)})"]
             case _:
                 assert_never(stmt)
 

@@ -18,6 +18,7 @@ from .nodes import (
     Block,
     BlockAxis,
     Buffer,
+    Call,
     Cast,
     Const,
     Expr,
@@ -278,6 +279,8 @@ class _Parser:
                     outer = dict(self.scope)
                     buffer = self.buffer()
                     return Alloc(buffer, self.scoped(outer))
+                case "call":
+                    return self.extern_call()
                 case "pass":
                     self.next()
                     self.take("newline", "the end of the line")
@@ -388,6 +391,24 @@ class _Parser:
         mask = self.expr() if self.accept("if") else None
         self.take("newline", "the end of the line")
         return Store(buffer, indices, value, mask)
+
+    def extern_call(self) -> Call:
+        """``call @name(arguments)``; a buffer without indices is passed as a whole."""
+        self.next()
+        name = self.take("symbol", "@name of an extern").text[1:]
+        self.expect("(")
+        args: list[Buffer | Expr] = []
+        while not self.accept(")"):
+            if args:
+                self.expect(",")
+            found = self.scope.get(self.here.text) if self.here.kind == "name" else None
+            if isinstance(found, Buffer) and self.tokens[self.position + 1].text != "[":
+                self.next()
+                args.append(found)
+            else:
+                args.append(self.expr())
+        self.take("newline", "the end of the line")
+        return Call(name, tuple(args))
 
     # ----------------------------------------------------------------------------------------- expressions
 

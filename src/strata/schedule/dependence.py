@@ -24,6 +24,7 @@ from strata.loop.nodes import (
     BinaryOp,
     Block,
     Buffer,
+    Call,
     Expr,
     For,
     Func,
@@ -258,6 +259,9 @@ def carried(loop: For, known: Analysis, *, reductions: bool = False) -> str | No
     Returns:
         A reason, for messages: "iterations write the same elements of y".
     """
+    call = next((s for s in walk_stmts(loop.body) if isinstance(s, Call)), None)
+    if call is not None:
+        return f"loop {loop.var.name} calls @{call.extern}, which stays as it is"
     known = with_loop(known, loop)
     private = {s.buffer for s in walk_stmts(loop.body) if isinstance(s, Alloc)}
     every = accesses(loop.body)

@@ -17,6 +17,7 @@ from strata.loop.nodes import (
     Alloc,
     AxisKind,
     Block,
+    Call,
     Const,
     Expr,
     For,
@@ -109,7 +110,7 @@ def _vector_loops(stmt: Stmt, known: Analysis) -> Stmt:
             return Alloc(stmt.buffer, _vector_loops(stmt.body, known))
         case Seq():
             return seq(*(_vector_loops(s, known) for s in stmt.stmts))
-        case Store() | Block():
+        case Store() | Block() | Call():
             return stmt
         case _:
             assert_never(stmt)

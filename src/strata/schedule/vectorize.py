@@ -26,6 +26,7 @@ from strata.loop.nodes import (
     BinaryOp,
     Block,
     Buffer,
+    Call,
     Cast,
     Const,
     Expr,
@@ -113,7 +114,7 @@ class Vectorizer:
                 return self.let(stmt, guard)
             case If():
                 return self.branch(stmt, guard)
-            case Alloc() | Block():
+            case Alloc() | Block() | Call():
                 raise LegalityError(f"vectorize: {type(stmt).__name__.lower()} inside loop {self.var.name}")
             case _:
                 assert_never(stmt)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis, has_load
-from strata.loop.nodes import AxisKind, Block, Const, Expr, For, ForKind, Func, Stmt, Store, Var, index
+from strata.loop.nodes import AxisKind, Block, Call, Const, Expr, For, ForKind, Func, Stmt, Store, Var, index
 from strata.loop.rewrite import free_vars, map_stmt, stmt_children, stmt_exprs, substitute, walk_stmts
 from strata.schedule.dependence import (
     carried,
@@ -42,6 +42,8 @@ def _unguardable(stmt: Stmt) -> str | None:
         return "it reads memory outside of blocks"
     if isinstance(stmt, Store):
         return "it stores outside of blocks"
+    if isinstance(stmt, Call):
+        return f"it calls @{stmt.extern}"
     if isinstance(stmt, Block):
         return None
     return next((why for s in stmt_children(stmt) if (why := _unguardable(s)) is not None), None)

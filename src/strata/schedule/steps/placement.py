@@ -10,12 +10,14 @@ from strata.core.dtypes import bool_
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis
+from strata.loop.externs import buffers_of, call_writes
 from strata.loop.nodes import (
     Alloc,
     AxisKind,
     Block,
     BlockAxis,
     Buffer,
+    Call,
     Const,
     Expr,
     For,
@@ -32,7 +34,16 @@ from strata.loop.nodes import (
     seq,
     size,
 )
-from strata.loop.rewrite import buffers_read, free_vars, map_stmt, path_to, substitute, walk, walk_stmts
+from strata.loop.rewrite import (
+    buffers_read,
+    buffers_written,
+    free_vars,
+    map_stmt,
+    path_to,
+    substitute,
+    walk,
+    walk_stmts,
+)
 from strata.schedule.dependence import enter, init_comes_first, one_element, scope_of, with_loop
 from strata.schedule.step import (
     Step,
@@ -161,6 +172,12 @@ def _check_order(func: Func, producer: Block, nest: list[For], loop: For, target
     own = {id(s) for s in walk_stmts(start)}
     needed = {e for part in (producer.body, producer.init) if part is not None for e in buffers_read(part)}
     for stmt in walk_stmts(func):
+        if isinstance(stmt, Call) and target in buffers_of(stmt):
+            raise LegalityError(f"compute_at: {target.name} is passed as a whole to @{stmt.extern}")
+        if isinstance(stmt, Call) and needed & set(call_writes(stmt)) and order[id(stmt)] > order[id(start)]:
+            raise LegalityError(
+                f"compute_at: @{stmt.extern} writes what block {producer.name} reads, after it"
+            )
         if not isinstance(stmt, Store) or id(stmt) in own:
             continue
         if stmt.buffer is target:
@@ -246,7 +263,7 @@ def _check_base(base: Expr, what: str, loop: For, defined: set[Var], known: Anal
     """The start of a region can be computed at the head of the loop, where nothing guards it."""
     loads = [e for e in walk(base) if isinstance(e, Load)]
     inside = all(_in_bounds(e, known) for e in loads)
-    written = {s.buffer for s in walk_stmts(loop) if isinstance(s, Store)}
+    written = buffers_written(loop)
     if set(free_vars(base)) - defined or not inside or any(e.buffer in written for e in loads):
         raise LegalityError(f"compute_at: start of {what} is not known at the head of {loop.var.name}")
     if not loads and not known.prove(b.ge(base, 0)):
