@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from strata.core.dims import Dim
 from strata.core.errors import UnsupportedError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CACHE_SYMBOLS, CacheType, TensorType
@@ -30,12 +33,26 @@ from .types import Choice, Stack
 
 @dataclass(frozen=True, slots=True)
 class PlannedLaunch:
-    """One launch with its stack and choices, for reports and ``plan.json``."""
+    """One launch with its stack and choices, for reports and ``plan.json``.
+
+    Attributes:
+        node: Name of the node, unique in its function.
+        op: Its heaviest op.
+        stack: All candidates.
+        choices: Which of them runs when.
+        group: The node itself (the stack's is the first of those that share the stack).
+        operands: For each operand of ``group`` the position of its buffer among the launch's arguments;
+            ``None`` for a cache, whose fields have several.
+        rows: The size that the candidates' estimates are for.
+    """
 
     node: str
     op: str
     stack: Stack
     choices: tuple[Choice, ...]
+    group: Node
+    operands: tuple[int | None, ...]
+    rows: Dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +152,8 @@ def plan_function(
     launches: list[Launch] = []
     planned: list[PlannedLaunch] = []
     funcs: dict[str, Func] = {}
-    for node in function.nodes:
-        if node.op in ("input", "param", "const", "reshape"):
-            continue
+    groups = [n for n in function.nodes if n.op not in ("input", "param", "const", "reshape")]
+    for node, name in zip(groups, launch_names(groups), strict=True):
         kernels = builder.kernels_of(node)
         candidates = kernels.stack.candidates
         choices = choose(candidates, kernels.rows)
@@ -145,9 +161,10 @@ def plan_function(
             func = candidates[choice.candidate].func
             funcs[func.name] = func
         picked = tuple(KernelChoice(candidates[c.candidate].func.name, c.when) for c in choices)
-        name = node.name or f"{anchor_op(group_body(node)).op}_{len(launches)}"
-        launches.append(Launch(name, picked, asm.args(node, kernels)))
-        planned.append(PlannedLaunch(name, anchor_op(group_body(node)).op, kernels.stack, choices))
+        op = anchor_op(group_body(node)).op
+        launches.append(Launch(name, picked, asm.args(node, kernels), op, len(kernels.workspace_bytes)))
+        operands = _operands(kernels, len(node.inputs))
+        planned.append(PlannedLaunch(name, op, kernels.stack, choices, node, operands, kernels.rows))
     record = FunctionRecord(
         function.name,
         tuple(_spec(n.attrs["name"], n) for n in function.inputs),
@@ -158,6 +175,31 @@ def plan_function(
     )
     kernel_records = tuple(kernel_record(f) for f in funcs.values())
     return PlannedFunction(record, funcs, kernel_records, tuple(planned), asm.memory)
+
+
+def launch_names(groups: Sequence[Node]) -> list[str]:
+    """A distinct name for every launch: the node's own; nodes that share one also get what they compute
+    (``"layers.0.attn:kv_append"``) and, if that is not enough, a number.
+    """
+    bodies = [re.sub(r"_\d+$", "", group_body(node).name) for node in groups]
+    shared = Counter(node.name for node in groups)
+    names = [
+        (f"{node.name}:{body}" if shared[node.name] > 1 else node.name) if node.name else body
+        for node, body in zip(groups, bodies, strict=True)
+    ]
+    repeated = Counter(names)
+    seen: Counter[str] = Counter()
+    for k, name in enumerate(names):
+        if repeated[name] > 1:
+            names[k] = f"{name}#{seen[name]}"
+            seen[name] += 1
+    return names
+
+
+def _operands(kernels: Kernels, count: int) -> tuple[int | None, ...]:
+    """Where each operand of a group is among the arguments; ``None`` for caches."""
+    places = {b.operand: k for k, b in enumerate(kernels.bindings) if not b.field}
+    return tuple(places.get(number) for number in range(count))
 
 
 def _spec(name: str, node: Node) -> TensorSpec:

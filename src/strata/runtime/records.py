@@ -68,11 +68,21 @@ class KernelChoice:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel launch: node name, alternatives (tried in order; the last one has no ranges), buffers."""
+    """One kernel launch.
+
+    Attributes:
+        node: Name of the graph node, unique in its function.
+        choices: Alternatives, tried in order; the last one has no ranges.
+        args: Buffers in the order of the kernel's parameters.
+        op: The node's heaviest op, for people.
+        num_workspace: How many of the kernel's outputs (the first ones) are scratch memory, no results.
+    """
 
     node: str
     choices: tuple[KernelChoice, ...]
     args: tuple[ArgRef, ...]
+    op: str = ""
+    num_workspace: int = 0
 
 
 @dataclass(frozen=True, slots=True)

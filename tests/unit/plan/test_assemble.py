@@ -10,6 +10,7 @@ from strata.core.dtypes import f32
 from strata.core.errors import UnsupportedError
 from strata.graph import builder as b
 from strata.graph.nodes import Function, Module
+from strata.graph.text import parse_function
 from strata.graph.types import CacheType, TensorType
 from strata.passes import run_passes
 from strata.plan.assemble import PlannedFunction, plan_function
@@ -148,6 +149,39 @@ def test_kernels_describe_their_parameters() -> None:
     assert plan.record.launches[0].choices[-1].when == ()
 
 
+def test_launches_have_distinct_names() -> None:
+    x = b.input("x", tensor(N, 8))
+    plan = planned(Function("f", (x,), (b.softmax(b.softmax(b.sum(b.exp(x), 1))),)))
+    names = [launch.node for launch in plan.record.launches]
+    assert names == ["exp_sum", "softmax#0", "softmax#1"]
+    assert [launch.op for launch in plan.record.launches] == ["sum", "softmax", "softmax"]
+
+
+def test_plan_has_the_graph_of_every_launch() -> None:
+    q, k = b.input("q", tensor(N, 4, 8)), b.input("k", tensor(N, 2, 8))
+    cache = later = b.input("cache", CACHE)
+    for layer in range(2):
+        later = b.kv_append(later, k, k, layer)
+    out = b.paged_attention(q, later, 1, 0.5)
+    append, again, attention = plan_json([planned(Function("f", (q, k, cache), (out, later)))])["f"][
+        "launches"
+    ]
+    assert (append["layer"], again["layer"]) == (0, 1)
+    assert parse_function(again["body"]).outputs[0].op == "kv_append"
+    assert attention["operands"] == [0, None]
+    assert append["operands"] == [None, 0]
+    assert append["work"] == {"flop": "0", "read_bytes": "64*n", "write_bytes": "128*n"}
+    assert attention["work"]["read_bytes"] == "128*max_context*num_seqs + 128*n"
+
+
+def test_work_of_a_group_counts_what_is_read() -> None:
+    table, ids = b.input("table", tensor(1000, 8)), b.input("ids", tensor(N, dtype="i32"))
+    (launch,) = plan_json([planned(Function("f", (table, ids), (b.exp(b.take(table, ids)),)))])["f"][
+        "launches"
+    ]
+    assert launch["work"] == {"flop": "8*n", "read_bytes": "36*n", "write_bytes": "32*n"}
+
+
 def test_plan_as_json() -> None:
     x, w = b.input("x", tensor(N, 48)), b.param("w", tensor(80, 48))
     plan = planned(Function("f", (x,), (b.softmax(b.matmul(x, w, transpose_b=True)),)), ("w",))
@@ -155,7 +189,10 @@ def test_plan_as_json() -> None:
     assert list(data) == ["f"]
     assert data["f"]["arena_bytes"] == plan.record.arena_bytes
     for launch, planned_launch in zip(data["f"]["launches"], plan.launches, strict=True):
-        assert set(launch) == {"node", "op", "candidates", "choices"}
+        assert set(launch) == {
+            *("node", "op", "candidates", "choices"),
+            *("rows", "work", "body", "layer", "operands"),
+        }
         assert launch["op"] == planned_launch.op
         for candidate in launch["candidates"]:
             assert set(candidate) == {"name", "kernel", "trace", "estimates"}
