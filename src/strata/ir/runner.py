@@ -18,10 +18,10 @@ from typing import Any, Generic, TypeVar
 
 from strata.core.errors import StrataError, VerifyError
 from strata.core.knobs import Knobs, current
+from strata.core.trace import Trace
 
 from .dump import Dumper
 from .passes import PASSES, OptionError, Pass, Pipeline
-from .trace import Trace
 
 M = TypeVar("M")
 

@@ -8,13 +8,13 @@ ask for.
 from __future__ import annotations
 
 from strata.core.knobs import current
+from strata.core.trace import Trace
 from strata.graph.check import check
 from strata.graph.nodes import Module
 from strata.graph.text import parse_module, print_module
 from strata.ir.dump import Dumper
 from strata.ir.passes import Pipeline, parse_pipeline, register_pipeline
 from strata.ir.runner import IRKind, Result, run_pipeline
-from strata.ir.trace import Trace
 
 from .canonicalize import Canonicalize
 from .common_subexpressions import CommonSubexpressions

@@ -12,10 +12,10 @@ import pytest
 
 from strata.core.errors import ShapeError, UserError, VerifyError
 from strata.core.knobs import knobs
+from strata.core.trace import Trace
 from strata.ir.dump import Dumper
 from strata.ir.passes import PASSES, Pass, Pipeline
 from strata.ir.runner import IRKind, run_pipeline
-from strata.ir.trace import Trace
 
 Words = tuple[str, ...]
 

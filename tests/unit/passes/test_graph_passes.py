@@ -15,6 +15,7 @@ from strata.core.dims import SymDim
 from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import ParseError, ShapeError, UserError, VerifyError
 from strata.core.knobs import knobs
+from strata.core.trace import Trace
 from strata.graph import builder as g
 from strata.graph.nodes import Function, Module, rewrite
 from strata.graph.ops.fused import bind_layer
@@ -22,7 +23,6 @@ from strata.graph.text import parse_module, print_module
 from strata.graph.types import CacheType, TensorType
 from strata.ir.dump import Dumper
 from strata.ir.passes import Pass, Pipeline, parse_pipeline
-from strata.ir.trace import Trace
 from strata.passes import DeadCode, Fuse, named_pipeline, plan_memory, run_passes, transform
 from strata.passes.__main__ import main
 from strata.passes.base import attribute_key, function_key

@@ -1,4 +1,4 @@
-"""A Chrome trace of what the compiler does: spans with times, one file (``STRATA_TRACE=file.json``).
+"""A Chrome trace: spans with times, one file. Of a compilation (``STRATA_TRACE=file.json``) or of a profile.
 
 The format is the "complete event" of the Trace Event Format, which chrome://tracing and Perfetto open.
 """
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from strata.core.errors import UserError
+from .errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
