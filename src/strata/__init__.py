@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load
+    from strata.compiler.pipelines import pipeline
     from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
     from strata.frontend import nn
+    from strata.ir.passes import register_pass, register_pipeline
+    from strata.passes import patterns
     from strata.schedule.builder import Schedule
 
 __version__ = "0.1.0"
@@ -32,9 +35,25 @@ _WHERE = {
     "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
     "Schedule": "strata.schedule.builder",
+    "patterns": "strata.passes",
+    "pipeline": "strata.compiler.pipelines",
+    "register_pass": "strata.ir.passes",
+    "register_pipeline": "strata.ir.passes",
 }
 
-__all__ = ["LanguageModel", "SamplingParams", "Schedule", "compile", "compile_model", "load", "nn"]
+__all__ = [
+    "LanguageModel",
+    "SamplingParams",
+    "Schedule",
+    "compile",
+    "compile_model",
+    "load",
+    "nn",
+    "patterns",
+    "pipeline",
+    "register_pass",
+    "register_pipeline",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from strata.ir.dump import Dumper
 from strata.ir.passes import Pipeline, parse_pipeline, register_pipeline
 from strata.ir.runner import IRKind, Result, run_pipeline
 
+from . import patterns
 from .canonicalize import Canonicalize
 from .common_subexpressions import CommonSubexpressions
 from .dead_code import DeadCode
@@ -34,6 +35,7 @@ __all__ = [
     "Fuse",
     "MemoryPlan",
     "named_pipeline",
+    "patterns",
     "plan_memory",
     "run_passes",
     "transform",

@@ -1,0 +1,20 @@
+"""Every pass and pipeline there is, by name: importing this module registers all of Strata's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from strata.ir.passes import Pipeline
+from strata.passes import named_pipeline
+
+
+def pipeline(text: str | None = None) -> Pipeline[Any]:
+    """The pipeline of a name (``"default"``, ``"zero"``, one of your own) or of text.
+
+    Args:
+        text: Name or text (``"canonicalize,fuse{max_ops=8}"``); default: the ``pipeline`` knob.
+
+    Raises:
+        ParseError: the text is bad; shows the place, and what exists.
+    """
+    return named_pipeline(text)
