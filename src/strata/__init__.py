@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load
-    from strata.compiler.pipelines import pipeline
+    from strata.compiler.pipelines import pipeline, register_pass, register_pipeline
     from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
     from strata.frontend import nn
-    from strata.ir.passes import register_pass, register_pipeline
     from strata.passes import patterns
     from strata.schedule.builder import Schedule
 
@@ -37,8 +36,8 @@ _WHERE = {
     "Schedule": "strata.schedule.builder",
     "patterns": "strata.passes",
     "pipeline": "strata.compiler.pipelines",
-    "register_pass": "strata.ir.passes",
-    "register_pipeline": "strata.ir.passes",
+    "register_pass": "strata.compiler.pipelines",
+    "register_pipeline": "strata.compiler.pipelines",
 }
 
 __all__ = [

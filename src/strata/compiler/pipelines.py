@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from strata.ir.passes import Pipeline
+from strata.ir.passes import Pipeline, register_pass, register_pipeline
 from strata.passes import named_pipeline
+
+__all__ = ["pipeline", "register_pass", "register_pipeline"]
 
 
 def pipeline(text: str | None = None) -> Pipeline[Any]:

@@ -4,12 +4,16 @@
 
     Module   ::= module { func* }
     Function ::= func @name(%input: type, ...) -> (type, ...) { node* return %v, ... }
-    Node     ::= %v: type = op(%a, %b) {attr=value, ...}
+    Node     ::= %v: type = op(%a, %b) {attr=value, ...} !{note=value, ...}
 
 Leaf nodes are ops too: ``input{name}`` (argument of the function), ``param{name}`` (a weight, printed
 ``@name``) and ``const{value}`` (a small array stored in the node). A node has one result; functions may
 return several. The order of execution is any topological order; ``Function.nodes`` gives the canonical one
 (depth first from the outputs).
+
+*Notes* say something about a node that does not change what it computes: how it fuses, how a weight is
+stored, where a value lives. Passes write them (:func:`with_notes`), people may alter them, later stages
+follow them; a node without them is compiled as ever. Each is defined by the pass that writes it.
 
 Build nodes through :func:`make_node` (type inference and attribute check) or ``graph.builder``; an
 ill-typed node cannot be built. Nodes have identity: common subexpressions are merged by a pass, not by
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 # int, float, bool, str, None, DType, Dim, tuple of these, np.ndarray (const), Function (fused)
 AttrValue = Any
+Note = bool | int | str | tuple[bool | int | str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +50,7 @@ class Node:
         attrs: Attributes, complete (defaults filled in), in the order of the op's schema.
         type: Inferred result type.
         name: Where it comes from, for people (``"model.layers.3.mlp.up_proj"``); not part of the meaning.
+        notes: What passes found out or decided about it; not part of the meaning.
     """
 
     op: str
@@ -52,6 +58,7 @@ class Node:
     attrs: Mapping[str, AttrValue]
     type: Type
     name: str = ""
+    notes: Mapping[str, Note] = field(default_factory=dict, repr=False)
 
     @property
     def tensor(self) -> TensorType:
@@ -98,14 +105,31 @@ def make_node(op: str, inputs: Iterable[Node] = (), name: str = "", **attrs: Att
 
 
 def rebuild(node: Node, inputs: Iterable[Node], **attrs: AttrValue) -> Node:
-    """The same operation on other operands (and with changed attributes).
+    """The same operation on other operands (and with changed attributes); it keeps name and notes.
 
     Gives the node itself if nothing changes.
     """
     operands = tuple(inputs)
     if not attrs and len(operands) == len(node.inputs) and all(map(operator.is_, operands, node.inputs)):
         return node
-    return make_node(node.op, operands, **{"name": node.name, **node.attrs, **attrs})
+    new = make_node(node.op, operands, **{"name": node.name, **node.attrs, **attrs})
+    return replace(new, notes=node.notes) if node.notes else new
+
+
+def with_notes(node: Node, /, **notes: Note | None) -> Node:
+    """``node`` with these notes on top of its own; ``None`` takes one away.
+
+    Raises:
+        UserError: a value is no bool, int, str or tuple of these.
+    """
+    for key, value in notes.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if part is not None and not isinstance(part, (bool, int, str)):
+                raise UserError(
+                    f"note {key} of {node.op} {node.name}: got {value!r}; expected bool, int, str or a tuple"
+                )
+    merged = {k: v for k, v in {**node.notes, **notes}.items() if v is not None}
+    return node if merged == node.notes else replace(node, notes=merged)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

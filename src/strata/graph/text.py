@@ -6,10 +6,12 @@
     dims     ::= "dims" dim_decl ("," dim_decl)*
     dim_decl ::= NAME "in" INT ".." INT ["multiple" "of" INT]
     func     ::= "func" @name "(" [input ("," input)*] ")" "->" "(" type ("," type)* ")" "{" node* return "}"
-    input    ::= %name ":" type
-    node     ::= %value ":" type "=" (@param | op "(" [%value ("," %value)*] ")" [attrs]) ["#" origin]
+    input    ::= %name ":" type [notes]
+    node     ::= %value ":" type "=" (@param | op "(" [%value ("," %value)*] ")" [attrs]) [notes] ["#" origin]
     return   ::= "return" %value ("," %value)*
     attrs    ::= "{" NAME "=" attr ("," NAME "=" attr)* "}"          those equal to their default are left out
+    notes    ::= "!" "{" NAME "=" note ("," NAME "=" note)* "}"
+    note     ::= INT | "true" | "false" | STRING | "(" [note ("," note)*] ")"
     attr     ::= INT | HEXFLOAT | "inf" | "-inf" | "nan" | "true" | "false" | "none" | STRING | DTYPE | dim
                | "(" [dim ("," dim)*] ")" | type | array | func
     array    ::= DTYPE "[" INT,* "]" ":" ("[" number,* "]" | STRING)       STRING: base64, little-endian
@@ -113,7 +115,7 @@ def _name(name: str) -> str:
 
 def _function_lines(function: Function, indent: str) -> list[str]:
     values: dict[int, str] = {id(n): f"%{_name(n.attrs['name'])}" for n in function.inputs}
-    args = ", ".join(f"{values[id(n)]}: {n.type}" for n in function.inputs)
+    args = ", ".join(f"{values[id(n)]}: {n.type}{_notes(n)}" for n in function.inputs)
     results = ", ".join(str(n.type) for n in function.outputs)
     lines = [f"{indent}func @{_name(function.name)}({args}) -> ({results}) {{"]
     for node in function.nodes:
@@ -128,20 +130,26 @@ def _function_lines(function: Function, indent: str) -> list[str]:
 
 def _node_lines(node: Node, value: str, operands: str, indent: str) -> list[str]:
     head = f"{indent}{value}: {node.type} = "
-    origin = "" if node.op == "param" or not node.name else f"  # {_origin(node.name)}"
+    tail = _notes(node)
     if node.op == "param":
-        return [f"{head}@{_name(node.attrs['name'])}"]
+        return [f"{head}@{_name(node.attrs['name'])}{tail}"]
+    if node.name:
+        tail += f"  # {_origin(node.name)}"
     head += f"{node.op}({operands})"
     attrs = printed_attrs(node)
     if not attrs:
-        return [head + origin]
+        return [head + tail]
     nested = [(k, v) for k, v in attrs.items() if isinstance(v, Function)]
     if not nested:
-        return [f"{head} {{{', '.join(f'{k}={attr_text(v)}' for k, v in attrs.items())}}}{origin}"]
+        return [f"{head} {{{', '.join(f'{k}={attr_text(v)}' for k, v in attrs.items())}}}{tail}"]
     ((key, body),) = nested  # ``fused`` has one function, the other attributes stay on its first line
     plain = "".join(f"{k}={attr_text(v)}, " for k, v in attrs.items() if k != key).rstrip()
     first, *rest = _function_lines(body, indent + "  ")
-    return [f"{head} {{{plain}", f"{indent}  {key}={first.lstrip()}", *rest, f"{indent}}}{origin}"]
+    return [f"{head} {{{plain}", f"{indent}  {key}={first.lstrip()}", *rest, f"{indent}}}{tail}"]
+
+
+def _notes(node: Node) -> str:
+    return f" !{{{', '.join(f'{k}={attr_text(v)}' for k, v in node.notes.items())}}}" if node.notes else ""
 
 
 def node_slice(node: Node) -> str:

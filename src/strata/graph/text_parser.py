@@ -17,7 +17,7 @@ from strata.core.dims import Dim, SymDim
 from strata.core.dtypes import ALL_DTYPES, DType
 from strata.core.errors import ParseError, Span, StrataError
 
-from .nodes import Function, Module, Node, make_node
+from .nodes import Function, Module, Node, Note, make_node, with_notes
 from .opdef import OPS, Attr
 from .ops.common import np_dtype
 from .types import CacheType, RopeMode, TensorType, Type
@@ -34,7 +34,7 @@ _TOKEN = re.compile(
   | (?P<symbol>@(?:[\w.]+|"(?:[^"\\\n]|\\.)*"))
   | (?P<string>"(?:[^"\\\n]|\\.)*")
   | (?P<name>[A-Za-z_]\w*)
-  | (?P<punct>->|\.\.|[{}()\[\]<>:=,*+-])
+  | (?P<punct>->|\.\.|[{}()\[\]<>:=,*+!-])
     """,
     re.VERBOSE,
 )
@@ -228,6 +228,7 @@ class _Parser:
         self.expect(":")
         type_ = self.type()
         node = self.guarded(offset, lambda: make_node("input", (), name, type=type_))
+        node = with_notes(node, **self.notes())
         self.define(values, name, node, offset)
         return node
 
@@ -253,6 +254,7 @@ class _Parser:
         if self.token.kind == "symbol":
             param = self.unquoted("symbol", "a @param")
             node = self.guarded(offset, lambda: make_node("param", (), param, type=declared))
+            node = with_notes(node, **self.notes())
         else:
             node = self.operation(values)
         if node.type != declared:
@@ -271,12 +273,36 @@ class _Parser:
         self.expect("(")
         operands = self.listed(")", lambda: self.operand(values))
         attrs = dict(self.listed("}", lambda: self.attribute(op, schema))) if self.skip("{") else {}
+        notes = self.notes()
         origin = ""
         if self.token.kind == "origin":
             origin = self.token.text[1:].strip()
             origin = self.string(origin, self.token.offset) if origin.startswith('"') else origin
             self.at += 1
-        return self.guarded(offset, lambda: make_node(op, operands, origin, **attrs))
+        return with_notes(self.guarded(offset, lambda: make_node(op, operands, origin, **attrs)), **notes)
+
+    def notes(self) -> dict[str, Note]:
+        if not self.skip("!"):
+            return {}
+        self.expect("{")
+        return dict(self.listed("}", self.note))
+
+    def note(self) -> tuple[str, Note]:
+        key = self.take("name", "the name of a note")
+        self.expect("=")
+        return key, tuple(self.listed(")", self.note_value)) if self.skip("(") else self.note_value()
+
+    def note_value(self) -> bool | int | str:
+        word, offset = self.token.text, self.token.offset
+        if self.token.kind == "string":
+            self.at += 1
+            return self.string(word, offset)
+        if word in ("true", "false"):
+            self.at += 1
+            return word == "true"
+        if self.token.kind != "int" and word != "-":
+            self.fail("the value of a note: an integer, true, false, a string or a list (..) of these")
+        return self.integer()
 
     # ---- attributes ----
 
