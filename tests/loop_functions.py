@@ -15,6 +15,7 @@ import numpy as np
 from strata.core.dims import SymDim
 from strata.core.dtypes import bf16, bool_, f32, i32, i64
 from strata.loop.nodes import (
+    BOUND_KINDS,
     Alloc,
     AxisKind,
     Binary,
@@ -33,6 +34,7 @@ from strata.loop.nodes import (
     Let,
     Load,
     MemSpace,
+    Notes,
     Ramp,
     Reduce,
     ReduceOp,
@@ -50,6 +52,7 @@ from strata.loop.nodes import (
 LANES = 4
 N = SymDim("n", 1, 9)
 M = SymDim("m", 4, 8, multiple_of=4)
+PLAIN_KINDS = [kind for kind in ForKind if kind not in BOUND_KINDS]
 COMPARE = [BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE]
 
 
@@ -66,10 +69,12 @@ class Scope:
     vectors: list[Var] = field(default_factory=list)  # f32 vectors
     loops: list[tuple[Var, Expr]] = field(default_factory=list)  # loop variables with their extents
     in_block: bool = False
+    bound: frozenset[ForKind] = frozenset()  # hardware axes of the loops around
 
     def inner(self, **changes) -> Scope:
         """A nested scope."""
         names = ("random", "floats", "ints", "halves", "targets", "indices", "vectors", "loops", "in_block")
+        names += ("bound",)
         copied = {n: getattr(self, n) for n in names}
         return Scope(**{**{k: list(v) if isinstance(v, list) else v for k, v in copied.items()}, **changes})
 
@@ -200,9 +205,9 @@ def stored(s: Scope, depth: int = 0) -> Stmt:
 
 
 def loop(s: Scope, depth: int) -> Stmt:
-    kind = s.pick(*ForKind)
+    kind = s.pick(*PLAIN_KINDS, *PLAIN_KINDS, *(k for k in ForKind if k in BOUND_KINDS - s.bound))
     extent = Const(s.pick(1, 2, 3), i64)
-    if kind in (ForKind.SERIAL, ForKind.PARALLEL):
+    if kind not in (ForKind.UNROLL, ForKind.VECTORIZE):
         # Extents as tiling makes them; never more than a few iterations.
         outer = s.indices[-1] if s.indices else Const(1, i64)
         extent = s.pick(
@@ -213,7 +218,8 @@ def loop(s: Scope, depth: int) -> Stmt:
         )
     var = Var(s.pick("i", "j", "k"))
     inner = s.inner(indices=[*s.indices, var], loops=[*s.loops, (var, extent)])
-    return For(var, extent, kind, statement(inner, depth - 1))
+    inner.bound = s.bound | ({kind} & BOUND_KINDS)
+    return For(var, extent, kind, statement(inner, depth - 1), notes(s))
 
 
 def let(s: Scope, depth: int) -> Stmt:
@@ -250,7 +256,11 @@ def block(s: Scope, depth: int) -> Stmt:
     inner = s.inner(indices=[a.var for a in axes], vectors=[], loops=[], in_block=True)
     init = s.pick(None, lambda: stored(inner))
     predicate = s.pick(None, lambda: condition(s, 1))
-    return Block(s.pick("b", "c"), tuple(axes), statement(inner, depth - 1), init, predicate)
+    return Block(s.pick("b", "c"), tuple(axes), statement(inner, depth - 1), init, predicate, notes(s))
+
+
+def notes(s: Scope) -> Notes:
+    return s.pick((), (), (("grain", 2),), (("why", "fits the cache"), ("depth", -3)))
 
 
 def function(seed: int) -> Func:

@@ -3,12 +3,14 @@
 ``emit_func(func, target)`` gives a module that defines::
 
     void @<name>.impl(ptr %p0, ..., ptr %pN, i64 %dim0, ..., i64 %dimM)    data pointers, then dims by name
+    (i32, 0 when done, if it calls functions that can fail: :mod:`.externs`)
     void @<name>.par<k>(ptr %env, i64 %begin, i64 %end)                    the k-th PARALLEL loop, internal
 
 and calls ``void @strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain)``. A PARALLEL loop becomes a
 function of the values that it uses from outside (found while its body is emitted); ``.par<k>`` loads them
 from the environment and calls it, so that inside they are ``noalias`` parameters like any other. PARALLEL
-loops within PARALLEL loops run serially.
+loops within PARALLEL loops run serially. Loops over thread blocks are PARALLEL ones here, loops over threads
+and lanes serial.
 
 UNROLL loops are expanded here, with the variable as a constant. REGISTER buffers are stack slots with
 constant offsets, which LLVM's SROA pass turns into values.
@@ -23,9 +25,12 @@ from strata.core.dims import SymDim
 from strata.core.dtypes import i64
 from strata.core.errors import CodegenError
 from strata.loop.nodes import (
+    BLOCK_KINDS,
+    GRAIN,
     Alloc,
     Block,
     Buffer,
+    Call,
     For,
     ForKind,
     Func,
@@ -39,11 +44,14 @@ from strata.loop.nodes import (
 )
 from strata.target import Target
 
+from .emit_call import emit_call
 from .emit_memory import MemoryEmitter, Slot
 from .emit_values import Builder, Linear, Value, constant, uniform
+from .externs import can_fail
 from .types import memory_type, ssa_type
 
 PARALLEL_FOR = "strata_parallel_for"
+_ON_THREADS = BLOCK_KINDS | {ForKind.PARALLEL}
 LOCAL_ALIGN = 64
 
 
@@ -162,6 +170,10 @@ class FuncEmitter(MemoryEmitter):
                 self._for(stmt)
             case If():
                 self._if(stmt)
+            case Call():
+                if self.parent is not None:
+                    raise CodegenError(f"{self.where}: call @{stmt.extern} is inside a parallel loop")
+                emit_call(self, stmt)
             case Block():
                 raise CodegenError(f"{self.where}: block {stmt.name} is left; finalize the schedule first")
             case _:
@@ -233,12 +245,10 @@ class FuncEmitter(MemoryEmitter):
                 raise CodegenError(
                     f"{self.where}: vectorized loop {loop.var.name} is left; finalize the schedule first"
                 )
-            case ForKind.PARALLEL if self.parent is None:
+            case _ if self.parent is None and loop.kind in _ON_THREADS:
                 self._parallel(loop, extent)
-            case ForKind.PARALLEL | ForKind.SERIAL:
-                self.counted(loop, constant(0, i64), extent)
             case _:
-                assert_never(loop.kind)
+                self.counted(loop, constant(0, i64), extent)
 
     def counted(self, loop: For, begin: Value, end: Value) -> None:
         """``for var in begin .. end-1``: tested at the bottom, with a guard unless it surely runs."""
@@ -283,11 +293,12 @@ class FuncEmitter(MemoryEmitter):
             b.line(f"{env}.{i}.{b.level} = getelementptr inbounds {kind}, ptr {env}, i64 0, i32 {i}")
             b.line(f"store {capture.type} {capture.outer}, ptr {env}.{i}.{b.level}")
         b.declares.setdefault(PARALLEL_FOR, f"declare dso_local void @{PARALLEL_FOR}(ptr, ptr, i64, i64)")
-        b.line(f"call void @{PARALLEL_FOR}(ptr @{name}, ptr {env}, i64 {b.use(extent)}, i64 1)")
+        grain = dict(loop.notes).get(GRAIN, 1)
+        b.line(f"call void @{PARALLEL_FOR}(ptr @{name}, ptr {env}, i64 {b.use(extent)}, i64 {grain})")
 
-    def body_text(self) -> str:
+    def body_text(self, end: str = "ret void") -> str:
         """Basic blocks of the function, after its last statement."""
-        lines = [*self.b.allocas, *self.b.regions[0].lines, "  ret void"]
+        lines = [*self.b.allocas, *self.b.regions[0].lines, f"  {end}"]
         return "entry:\n" + "\n".join(lines) + "\n}\n"
 
 
@@ -346,7 +357,9 @@ def emit_func(func: Func, target: Target, data_layout: str) -> str:
         emitter.bind_dim(sym, f"%dim{i}")
         params.append(f"i64 noundef %dim{i}")
     emitter.stmt(func.body)
-    impl = f"define dso_local void @{func.name}.impl({', '.join(params)}) #0 {{\n{emitter.body_text()}"
+    result, end = ("i32", "ret i32 0") if can_fail(func) else ("void", "ret void")
+    head = f"define dso_local {result} @{func.name}.impl({', '.join(params)}) #0 {{"
+    impl = f"{head}\n{emitter.body_text(end)}"
     common = attributes(target)
     return "\n".join(
         [

@@ -26,6 +26,8 @@ from .analysis import Analysis, has_load
 from .check_types import TypeRuleError, check_expr_type, check_store_type
 from .externs import buffers_of, call_problem, call_writes
 from .nodes import (
+    BOUND_KINDS,
+    GRAIN,
     Alloc,
     Block,
     Buffer,
@@ -54,7 +56,7 @@ from .rewrite import free_vars, stmt_exprs, substitute, walk
 from .text import print_expr, print_stmt
 
 _VECTORS = (Ramp, Splat, Reduce, Intrinsic)
-_MANY = (ForKind.PARALLEL, ForKind.VECTORIZE)
+_MANY = BOUND_KINDS | {ForKind.PARALLEL, ForKind.VECTORIZE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class _Scope:
         values: Lets and block axes in terms of loop variables.
         known: Ranges of loop variables.
         calls: Why no call may be here, or ``""``.
+        bound: Hardware axes that loops around are bound to.
     """
 
     variables: frozenset[Var]
@@ -117,6 +120,7 @@ class _Scope:
     values: Mapping[Var, Expr]
     known: Analysis
     calls: str = ""
+    bound: frozenset[ForKind] = frozenset()
 
 
 class _Checker:
@@ -190,6 +194,15 @@ class _Checker:
         self.index_expr(stmt.extent, f"extent of loop {stmt.var.name}", stmt)
         self.index_expr(stmt.var, f"variable of loop {stmt.var.name}", stmt)
         constant = isinstance(stmt.extent, Const)
+        if stmt.kind in scope.bound:
+            rule = f"loop {stmt.var.name} is bound to {stmt.kind.value}, as is a loop around it"
+            self.fail(f"{rule}; expected different hardware axes", print_stmt(stmt))
+        grain = dict(stmt.notes).get(GRAIN, 1)
+        if not isinstance(grain, int) or grain < 1:
+            self.fail(
+                f"note {GRAIN} of loop {stmt.var.name} is {grain!r}; expected a positive integer",
+                print_stmt(stmt),
+            )
         if stmt.kind in (ForKind.UNROLL, ForKind.VECTORIZE) and not constant:
             rule = f"{stmt.kind.value} loop {stmt.var.name}: got a variable extent; expected a constant"
             self.fail(rule, print_stmt(stmt))
@@ -204,6 +217,7 @@ class _Checker:
             exact=exact,
             known=scope.known.with_range(stmt.var, 0, _last(stmt.extent, scope)),
             calls=f"inside the {stmt.kind.value} loop {stmt.var.name}" if stmt.kind in _MANY else scope.calls,
+            bound=scope.bound | ({stmt.kind} & BOUND_KINDS),
         )
         self.stmt(stmt.body, inner)
 

@@ -24,6 +24,7 @@ from strata.core.errors import ShapeError, VerifyError
 from .externs import EXTERNS, call_problem
 from .interp_support import SUPPORT, fresh_array
 from .nodes import (
+    BOUND_KINDS,
     Alloc,
     AxisKind,
     Binary,
@@ -75,8 +76,8 @@ def run(
         arrays: One array per parameter, of its dtype and shape.
         dims: Values of symbolic dims that cannot be read off the shapes; they are checked against them
             otherwise.
-        parallel_seed: Run the iterations of PARALLEL loops in an order shuffled by this seed, to catch
-            functions that depend on the order.
+        parallel_seed: Run the iterations of PARALLEL and bound loops in an order shuffled by this seed, to
+            catch functions that depend on the order.
 
     Raises:
         ShapeError: number, dtype or shape of the arrays do not fit the parameters, or a dim has no value.
@@ -274,7 +275,8 @@ class _Translator:
             self.emit(indent, f"{inner}()")
             return
         extent = self.expr(stmt.extent)
-        order = "order" if stmt.kind is ForKind.PARALLEL else "range"
+        any_order = stmt.kind is ForKind.PARALLEL or stmt.kind in BOUND_KINDS
+        order = "order" if any_order else "range"
         self.emit(indent, f"for {self.bind(stmt.var)} in {order}({extent}):")
         self.statement(stmt.body, indent + " ", depth + 1)
 

@@ -3,8 +3,8 @@
 ::
 
     Func  ::= Func(name, params: Buffer*, body: Stmt)            dims: symbols of the params' shapes, by name
-    Stmt  ::= For(var, extent, kind, body)                       var runs 0 .. extent-1
-            | Block(name, axes: BlockAxis*, predicate?, init?, body)
+    Stmt  ::= For(var, extent, kind, body, notes)                var runs 0 .. extent-1
+            | Block(name, axes: BlockAxis*, predicate?, init?, body, notes)
             | Store(buffer, indices, value, mask?)
             | Let(var, value, body) | If(cond, then, orelse?) | Alloc(buffer, body) | Seq(stmts)
             | Call(extern, args: (Buffer | Expr)*)                  code that was not generated here
@@ -14,6 +14,7 @@
             | Ramp(base, lanes) | Splat(a, lanes) | Reduce(op, a)
             | Intrinsic(name, args, dtype, lanes)
     BlockAxis ::= (var, SPATIAL | REDUCTION, extent, value)    value: expression of the loops around the block
+    notes ::= (key, value: int | str)*                         what ``annotate`` says about a loop or block
 
 A **block** is the unit that schedule steps move: its axes are bound to expressions of the surrounding loop
 variables, its body uses its own axis variables only. ``init`` runs when all reduction axes are 0,
@@ -27,6 +28,7 @@ Rules that ``loop.check`` enforces:
   inside one access, a ``Ramp`` index is contiguous, any other vector index is a gather;
 * arithmetic is on f32, f64, i32, i64 and bool only; f16 and bf16 are loaded, stored, selected and cast;
 * both operands of a Binary have one dtype and one number of lanes (``Splat`` makes lanes explicit);
+* loops inside of one another are bound to different hardware axes;
 * a mask is a bool expression with the access' lanes; masked-off lanes load 0 and store nothing;
 * Div on floats only, FloorDiv/FloorMod on ints only; no access outside the buffer's shape where unmasked;
 * a Call fits its extern (``loop.externs``), stands outside of blocks and of PARALLEL and VECTORIZE loops; a
@@ -57,6 +59,21 @@ class ForKind(Enum):
     PARALLEL = "parallel"  # iterations may run on several threads, in any order
     UNROLL = "unroll"  # constant extent; expanded by the code generator
     VECTORIZE = "vectorize"  # constant extent; becomes lanes in schedule.finalize
+    # Bound to a hardware axis: iterations may run in any order; a CPU runs blocks on several threads and the
+    # others one after the other.
+    BLOCK_X = "block_x"  # thread blocks of a grid
+    BLOCK_Y = "block_y"
+    BLOCK_Z = "block_z"
+    THREAD_X = "thread_x"  # threads of a block
+    THREAD_Y = "thread_y"
+    THREAD_Z = "thread_z"
+    LANE = "lane"  # lanes of a warp
+
+
+BLOCK_KINDS = frozenset({ForKind.BLOCK_X, ForKind.BLOCK_Y, ForKind.BLOCK_Z})
+BOUND_KINDS = BLOCK_KINDS | {ForKind.THREAD_X, ForKind.THREAD_Y, ForKind.THREAD_Z, ForKind.LANE}
+Notes = tuple[tuple[str, int | str], ...]
+GRAIN = "grain"  # note of a PARALLEL loop: iterations that a thread takes at a time
 
 
 class AxisKind(Enum):
@@ -325,6 +342,7 @@ class For:
     extent: Expr
     kind: ForKind
     body: Stmt
+    notes: Notes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +354,7 @@ class Block:
     body: Stmt
     init: Stmt | None = None
     predicate: Expr | None = None
+    notes: Notes = ()
 
 
 @dataclass(frozen=True, slots=True)

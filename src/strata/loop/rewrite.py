@@ -217,7 +217,7 @@ def rebuild_stmt(stmt: Stmt, on_expr: ExprFn, on_stmt: StmtFn) -> Stmt:
         case For():
             extent, body = on_expr(stmt.extent), on_stmt(stmt.body)
             same = extent is stmt.extent and body is stmt.body
-            return stmt if same else For(stmt.var, extent, stmt.kind, body)
+            return stmt if same else For(stmt.var, extent, stmt.kind, body, stmt.notes)
         case Block():
             return _rebuild_block(stmt, on_expr, on_stmt)
         case Store():
@@ -255,7 +255,7 @@ def _rebuild_block(block: Block, on_expr: ExprFn, on_stmt: StmtFn) -> Block:
     old = (*block.axes, block.predicate, block.init, block.body)
     if _same(old, (*axes, predicate, init, body)):
         return block
-    return Block(block.name, tuple(axes), body, init, predicate)
+    return Block(block.name, tuple(axes), body, init, predicate, block.notes)
 
 
 def _rebuild_store(store: Store, on_expr: ExprFn) -> Store:
@@ -318,7 +318,7 @@ def refresh(stmt: Stmt) -> Stmt:
     def binders(node: Stmt) -> Stmt:
         match node:
             case For():
-                return For(new_var(node.var), node.extent, node.kind, node.body)
+                return replace(node, var=new_var(node.var))
             case Let():
                 return Let(new_var(node.var), node.value, node.body)
             case Block():

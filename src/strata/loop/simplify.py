@@ -127,7 +127,7 @@ def _for(loop: For, known: Analysis) -> Stmt:
     if not has_load(extent):
         inner = inner.with_fact(build.gt(extent, 0))  # inside the loop it runs at least once
     body = _stmt(loop.body, inner)
-    return _NOTHING if _is_nothing(body) else For(loop.var, extent, loop.kind, body)
+    return _NOTHING if _is_nothing(body) else For(loop.var, extent, loop.kind, body, loop.notes)
 
 
 def _block(block: Block, known: Analysis) -> Stmt:
@@ -147,7 +147,7 @@ def _block(block: Block, known: Analysis) -> Stmt:
     body = _stmt(block.body, inner)
     if _is_nothing(body) and _is_nothing(init):
         return _NOTHING
-    return Block(block.name, tuple(axes), body, None if _is_nothing(init) else init, predicate)
+    return Block(block.name, tuple(axes), body, None if _is_nothing(init) else init, predicate, block.notes)
 
 
 def _store(store: Store, known: Analysis) -> Stmt:

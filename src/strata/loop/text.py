@@ -8,20 +8,30 @@ sequences are flattened. Indentation makes the nesting, as in Python::
     params ::= [NAME ":" type ("," NAME ":" type)*]
     type   ::= DTYPE "[" dim,* "]" ["local" | "register"]
     suite  ::= INDENT stmt+ DEDENT
-    stmt   ::= kind NAME "in" expr ":" suite                      kind: for (serial) | parallel | unroll |
-    vectorize | "block" STRING "(" axis,* ")" ["where" expr] ":" INDENT ["init" ":" (store | suite)] stmt+
-    DEDENT | "if" expr ":" suite ["else" ":" suite] | "alloc" NAME ":" type (NEWLINE | ":" suite)
-    without a suite: until the end of this one | "let" NAME "=" expr (NEWLINE | ":" suite) | store NEWLINE
-    | "call" @name "(" (NAME of a buffer | expr),* ")" NEWLINE
-    | "pass" NEWLINE axis   ::= NAME ":" ("spatial" | "reduce") expr "=" expr      extent = value store
-    ::= NAME "[" expr,* "]" "=" expr ["if" expr]           the expression after "if" is the mask expr
-    ::= Python's or, and, not, comparisons, + - * / // %, unary -, parentheses, and NUMBER | NAME | NAME
-    "[" expr,* "]" | "(" NAME "[" expr,* "]" "if" expr ")"        masked load | DTYPE "(" expr ")"
-    cast | "min" "max" (a, b) | "select" (cond, a, b) | "ramp" (base, LANES) | "splat" (a, LANES) |
-    "reduce_sum" "reduce_max" "reduce_min" (a) | "exp" "log" "sqrt" ... (a) | "size" "(" dim ")"
-    a polynomial; one symbol is just its name | @name "<" DTYPE ["x" LANES] ">" "(" expr,* ")"
-    hardware intrinsic NUMBER ::= INT | hexadecimal float | "inf" | "nan" | "True" | "False"   with "_"
-    DTYPE unless i64, f32, bool
+    stmt   ::= loop NAME "in" expr ["on" AXIS] [notes] ":" suite      AXIS: block_x, thread_x, lane, ...
+             | "block" STRING "(" axis,* ")" ["where" expr] [notes] ":"
+                 INDENT ["init" ":" (store | suite)] stmt+ DEDENT
+             | "if" expr ":" suite ["else" ":" suite]
+             | "alloc" NAME ":" type (NEWLINE | ":" suite)          without a suite: up to the end of this one
+             | "let" NAME "=" expr (NEWLINE | ":" suite)
+             | "call" @name "(" (NAME of a buffer | expr),* ")" NEWLINE
+             | store NEWLINE
+             | "pass" NEWLINE
+    loop   ::= "for" | "parallel" | "unroll" | "vectorize"            only "for" with "on"
+    notes  ::= "with" (NAME "=" (INT | STRING)),+
+    axis   ::= NAME ":" ("spatial" | "reduce") expr "=" expr          extent = value
+    store  ::= NAME "[" expr,* "]" "=" expr ["if" expr]               the expression after "if" is the mask
+    expr   ::= Python's or, and, not, comparisons, + - * / // %, unary -, parentheses, and
+             | NUMBER | NAME | NAME "[" expr,* "]"
+             | "(" NAME "[" expr,* "]" "if" expr ")"                  masked load
+             | DTYPE "(" expr ")"                                     cast
+             | "min" "max" (a, b) | "select" (cond, a, b)
+             | "ramp" (base, LANES) | "splat" (a, LANES) | "reduce_sum" "reduce_max" "reduce_min" (a)
+             | "exp" "log" "sqrt" ... (a)
+             | "size" "(" dim ")"                                     a polynomial; a symbol is just its name
+             | @name "<" DTYPE ["x" LANES] ">" "(" expr,* ")"         hardware intrinsic
+    NUMBER ::= INT | hexadecimal float | "inf" | "nan" | "True" | "False"
+                                                                      with "_" DTYPE unless i64, f32, bool
 
 ``#`` starts a comment. Floats are ``float.hex`` without trailing zeros, so they are exact. Names are
 unique in a function's text: what is called ``i`` a second time prints as ``i_1``.
@@ -38,6 +48,7 @@ from strata.core.dims import Dim, SymDim, shape_symbols
 from strata.core.dtypes import ALL_DTYPES, bool_, f32, i64
 
 from .nodes import (
+    BOUND_KINDS,
     COMPARISONS,
     Alloc,
     Binary,
@@ -56,6 +67,7 @@ from .nodes import (
     Let,
     Load,
     MemSpace,
+    Notes,
     Ramp,
     Reduce,
     ReduceOp,
@@ -77,11 +89,12 @@ LOOP_WORDS = {
     ForKind.PARALLEL: "parallel",
     ForKind.UNROLL: "unroll",
     ForKind.VECTORIZE: "vectorize",
+    **dict.fromkeys(BOUND_KINDS, "for"),
 }
 REDUCE_WORDS = {ReduceOp.ADD: "reduce_sum", ReduceOp.MAX: "reduce_max", ReduceOp.MIN: "reduce_min"}
 _WORDS = """
     func dims block where init if else alloc let call pass in and or not min max select ramp splat size inf
-    nan True False spatial reduce local register global multiple of
+    on with nan True False spatial reduce local register global multiple of
 """
 RESERVED = frozenset(
     {
@@ -222,8 +235,9 @@ class _Printer:
         match stmt:
             case For():
                 extent = self.expr(stmt.extent)
-                head = f"{indent}{LOOP_WORDS[stmt.kind]} {self.bind(stmt.var)} in {extent}:"
-                return [head, *self.suite(stmt.body, deeper)]
+                on = f" on {stmt.kind.value}" if stmt.kind in BOUND_KINDS else ""
+                head = f"{indent}{LOOP_WORDS[stmt.kind]} {self.bind(stmt.var)} in {extent}{on}"
+                return [f"{head}{_notes_text(stmt.notes)}:", *self.suite(stmt.body, deeper)]
             case Block():
                 return self.block(stmt, indent)
             case Store():
@@ -264,7 +278,7 @@ class _Printer:
         )
         self.blocks += 1
         name = f"b{self.blocks}" if self.canonical else block.name.replace('"', "'")
-        lines = [f'{indent}block "{name}" ({axes}){where}:']
+        lines = [f'{indent}block "{name}" ({axes}){where}{_notes_text(block.notes)}:']
         deeper = indent + "  "
         if isinstance(block.init, Store):
             lines.append(f"{deeper}init: {self.store(block.init)}")
@@ -342,6 +356,13 @@ class _Printer:
                 args = ", ".join(self.expr(a) for a in expr.args)
                 return f"@{expr.name}<{expr.dtype}{lanes}>({args})"
         raise AssertionError(type(expr))
+
+
+def _notes_text(notes: Notes) -> str:
+    if not notes:
+        return ""
+    items = (f"{key}={value}" if isinstance(value, int) else f'{key}="{value}"' for key, value in notes)
+    return " with " + ", ".join(items)
 
 
 def _flat(stmt: Stmt) -> list[Stmt]:

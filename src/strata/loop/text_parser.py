@@ -10,6 +10,7 @@ from strata.core.dtypes import ALL_DTYPES, DType, bool_, f32, i64
 from strata.core.errors import ShapeError
 
 from .nodes import (
+    BOUND_KINDS,
     COMPARISONS,
     Alloc,
     AxisKind,
@@ -30,6 +31,7 @@ from .nodes import (
     Let,
     Load,
     MemSpace,
+    Notes,
     Ramp,
     Reduce,
     ReduceOp,
@@ -53,6 +55,7 @@ _KINDS = {
     "unroll": ForKind.UNROLL,
     "vectorize": ForKind.VECTORIZE,
 }
+_AXES = {kind.value: kind for kind in ForKind if kind in BOUND_KINDS}
 _REDUCTIONS = {"reduce_sum": ReduceOp.ADD, "reduce_max": ReduceOp.MAX, "reduce_min": ReduceOp.MIN}
 _UNARY = {op.value: op for op in UnaryOp if op not in (UnaryOp.NEG, UnaryOp.NOT)}
 _COMPARE = {op.value: op for op in COMPARISONS}
@@ -308,12 +311,34 @@ class _Parser:
         name = self.new_name()
         self.expect("in")
         extent = self.expr()
+        if kind is ForKind.SERIAL and self.accept("on"):
+            token = self.take("name", "a hardware axis")
+            if token.text not in _AXES:
+                self.fail(f"got {token.text!r}; expected one of {', '.join(_AXES)}", token)
+            kind = _AXES[token.text]
+        notes = self.notes()
         var = Var(name.text)
         outer = dict(self.scope)
         self.scope[name.text] = var
         body = self.colon_suite()
         self.scope = outer
-        return For(var, extent, kind, body)
+        return For(var, extent, kind, body, notes)
+
+    def notes(self) -> Notes:
+        """``with key=value, ...``."""
+        found: dict[str, int | str] = {}
+        more = self.accept("with")
+        while more:
+            token = self.take("name", "the key of a note")
+            if token.text in found:
+                self.fail(f"got the key {token.text!r} again", token)
+            self.expect("=")
+            if self.here.kind == "string":
+                found[token.text] = self.next().text[1:-1]
+            else:
+                found[token.text] = -self.integer() if self.accept("-") else self.integer()
+            more = self.accept(",")
+        return tuple(found.items())
 
     def branch(self) -> If:
         """``if``."""
@@ -348,6 +373,7 @@ class _Parser:
             if any(axis.var.name == token.text for axis in axes[:-1]):
                 self.fail(f"got the axis {token.text!r} again; expected a new name", token)
         predicate = self.expr() if self.accept("where") else None
+        notes = self.notes()
         self.expect(":")
         self.take("newline", "the end of the line")
         if self.here.kind != "indent":
@@ -359,7 +385,7 @@ class _Parser:
         body = self.rest()
         self.next()
         self.scope = outer
-        return Block(name, tuple(axes), body, init, predicate)
+        return Block(name, tuple(axes), body, init, predicate, notes)
 
     def axis(self) -> BlockAxis:
         """``name: spatial extent = value``."""

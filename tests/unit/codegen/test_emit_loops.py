@@ -11,6 +11,7 @@ from strata.core.dtypes import bf16, bool_, f32, i32
 from strata.core.errors import CodegenError
 from strata.loop import build as b
 from strata.loop.nodes import (
+    GRAIN,
     Alloc,
     Block,
     Buffer,
@@ -215,6 +216,18 @@ def test_parallel_captures_every_kind_of_value():
 def test_parallel_loop_of_one_iteration_is_not_outlined():
     body = b.loop("i", 1, lambda i: b.store(y, (i,), 1.0), ForKind.PARALLEL)
     assert "strata_parallel_for" not in mcjit.codegen.emit_module(Func("f", (x, y), body), HOST)
+
+
+def test_loops_over_blocks_are_parallel_and_loops_over_threads_serial():
+    def text(kind, notes=()):
+        loop = For(Var("i"), Size(n), kind, b.store(y, (0,), 1.0), notes)
+        return mcjit.codegen.emit_module(Func("f", (x, y), loop), HOST)
+
+    serial = text(ForKind.SERIAL)
+    assert all(text(kind) == serial for kind in (ForKind.THREAD_X, ForKind.THREAD_Z, ForKind.LANE))
+    assert text(ForKind.BLOCK_Y) == text(ForKind.PARALLEL) == text(ForKind.PARALLEL, (("other", 3),))
+    assert "i64 1)" in text(ForKind.PARALLEL)
+    assert "i64 16)" in text(ForKind.PARALLEL, ((GRAIN, 16),))
 
 
 def test_no_library_calls():

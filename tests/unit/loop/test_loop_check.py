@@ -9,6 +9,7 @@ from strata.core.dtypes import bf16, bool_, f32, i32, i64
 from strata.core.errors import VerifyError
 from strata.loop.check import LOOP_LOWERED, LOOP_NAIVE, LOOP_SCHEDULED, STAGES, check
 from strata.loop.nodes import (
+    GRAIN,
     Alloc,
     AxisKind,
     Binary,
@@ -107,6 +108,15 @@ def loop(body: Stmt, kind: ForKind = ForKind.SERIAL, extent: Expr | None = None)
 
 
 SCOPES = [
+    (
+        loop(For(M, index(2), ForKind.LANE, put(ONE)), ForKind.LANE),
+        "loop m is bound to lane, as is a loop around it; expected different hardware axes",
+    ),
+    (
+        For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((GRAIN, "all"),)),
+        "note grain of loop i is 'all'; expected a positive integer",
+    ),
+    (For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((GRAIN, 0),)), "note grain of loop i is 0"),
     (put(Load(X, (ZERO, ROW))), "variable i is not in scope"),
     (Seq((loop(put(ONE)), at(ROW))), "variable i is not in scope"),
     (loop(loop(put(ONE))), "variable i is bound again inside its own scope"),

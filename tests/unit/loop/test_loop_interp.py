@@ -269,8 +269,9 @@ def test_allocated_memory_starts_as_nan():
     assert k[0] == -(2**31)
 
 
-def test_parallel_order_is_shuffled_by_the_seed():
-    text = "dims n in 1..99\nfunc @f(x: i32[n]) -> (last: i64[1])\n  parallel i in n:\n    last[0] = i\n"
+@pytest.mark.parametrize("loop", ["parallel i in n", "for i in n on block_z", "for i in n on lane"])
+def test_parallel_order_is_shuffled_by_the_seed(loop):
+    text = f"dims n in 1..99\nfunc @f(x: i32[n]) -> (last: i64[1])\n  {loop}:\n    last[0] = i\n"
     func, x, last = parse_func(text), np.zeros(50, np.int32), np.zeros(1, np.int64)
     run(func, [x, last])
     assert last[0] == 49

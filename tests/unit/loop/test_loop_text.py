@@ -206,6 +206,28 @@ def test_block_without_axes_and_empty_names():
     assert print_func(parse_func(text)) == text
 
 
+def test_hardware_axes_and_notes():
+    text = """func @f() -> (y: f32[8,8])
+  for i in 8 on block_x with stage="first, of two", depth=-3:
+    for j in 8 on thread_x:
+      parallel k in 2 with grain=4:
+        block "b" (a: spatial 8 = i, c: spatial 8 = j) where k < 1 with why="example":
+          y[a, c] = 0x0p+0
+"""
+    func = parse_func(text)
+    assert print_func(func) == text
+    outer = func.body
+    assert outer.kind is ForKind.BLOCK_X
+    assert outer.notes == (("stage", "first, of two"), ("depth", -3))
+    assert outer.body.kind is ForKind.THREAD_X
+    assert outer.body.body.body.notes == (("why", "example"),)
+    assert canonical_text(func) != canonical_text(parse_func(text.replace("grain=4", "grain=5")))
+    assert (
+        print_func(parse_func(text.replace("on block_x", "on lane").replace("i in", "on in"))).count(" on_1")
+        == 1
+    )
+
+
 HEAD = "func @f(x: f32[n,4]) -> (y: f32[4])\n"
 
 ERRORS = [
@@ -273,6 +295,12 @@ ERRORS = [
     (HEAD + "  let a = 1:\n    pass\n  y[a] = x[0, 0]\n", 4, 5, "got the unknown name 'a'"),
     (HEAD + "  let a = 1 2\n", 2, 13, "got '2'; expected ':' or the end of the line"),
     (HEAD + "  3\n", 2, 3, "got '3'; expected a statement"),
+    (HEAD + "  for i in 3 on warp:\n    pass\n", 2, 17, "got 'warp'; expected one of block_x, .*, lane"),
+    (HEAD + "  for i in 3 on 4:\n    pass\n", 2, 17, "got '4'; expected a hardware axis"),
+    (HEAD + "  parallel i in 3 on lane:\n    pass\n", 2, 19, "got 'on'; expected ':'"),
+    (HEAD + "  for i in 3 with 4:\n    pass\n", 2, 19, "got '4'; expected the key of a note"),
+    (HEAD + "  for i in 3 with a=1, a=2:\n    pass\n", 2, 24, "got the key 'a' again"),
+    (HEAD + "  for i in 3 with a=b:\n    pass\n", 2, 21, "got 'b'; expected an integer"),
 ]
 
 
