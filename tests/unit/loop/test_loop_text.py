@@ -182,6 +182,46 @@ def test_fragments_print_with_their_own_names():
 
 def test_canonical_text_depends_on_structure_only():
     func = parse_func(EVERYTHING)
+    renamed = EVERYTHING.replace("acc", "sums").replace("scratch", "tmp").replace('"ss"', '"other"')
+    renamed = renamed.replace("@every.thing", "@thing").replace("io", "outer").replace("flags", "switches")
+    assert renamed != EVERYTHING
+    assert canonical_text(parse_func(renamed)) == canonical_text(func)
+    changed = EVERYTHING.replace("0x1.8p-1", "0x1.9p-1")
+    assert canonical_text(parse_func(changed)) != canonical_text(func)
+    assert print_func(parse_func(canonical_text(func))).count("\n") == EVERYTHING.count("\n")
+
+
+def test_symbols_come_from_everywhere():
+    k = SymDim("k", 1, 9)
+    y = Buffer("y", (4,), f32)
+    body = Alloc(Buffer("t", (3 * k,), f32), Store(y, (Size(SymDim("j", 0, 3)),), Const(0.0, f32)))
+    assert [s.name for s in func_symbols(Func("f", (y,), body))] == ["j", "k"]
+
+
+def test_block_without_axes_and_empty_names():
+    y = Buffer("", (), i32)
+    func = Func("f", (y,), Block('say "hi"', (), Store(y, (), Const(1, i32))))
+    text = print_func(func)
+    assert "block \"say 'hi'\" ():\n    _[] = 1_i32" in text
+    assert print_func(parse_func(text)) == text
+
+
+def test_hardware_axes_and_notes():
+    text = """func @f() -> (y: f32[8,8])
+  for i in 8 on block_x with stage="first, of two", depth=-3:
+    for j in 8 on thread_x:
+      parallel k in 2 with grain=4:
+        block "b" (a: spatial 8 = i, c: spatial 8 = j) where k < 1 with why="example":
+          y[a, c] = 0x0p+0
+"""
+    func = parse_func(text)
+    assert print_func(func) == text
+    outer = func.body
+    assert outer.kind is ForKind.BLOCK_X
+    assert outer.notes == (("stage", "first, of two"), ("depth", -3))
+    assert outer.body.kind is ForKind.THREAD_X
+    assert outer.body.body.body.notes == (("why", "example"),)
+    assert canonical_text(func) != canonical_text(parse_func(text.replace("grain=4", "grain=5")))
     y = Buffer("y", (2,), f32)
     named = For(Var("on"), index(2), ForKind.LANE, Store(y, (index(0),), Const(0.0, f32)))
     assert "for on_1 in 2 on lane:" in print_func(Func("f", (y,), named))
