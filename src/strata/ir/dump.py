@@ -1,13 +1,19 @@
-"""A directory of numbered IR texts, one per stage: ``000_input.ir``, ``001_canonicalize.after.ir``, ..."""
+"""A directory of numbered texts, one per stage: ``000_graph.input.ir``, ``001_canonicalize.after.ir``, ..."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from strata.core.errors import UserError
+from strata.core.knobs import current
 
 _OURS = re.compile(r"\d{3,}_[A-Za-z0-9_.-]+")
+
+# What --print-after knows beside the names of passes: naive loop functions, scheduled ones, LLVM text.
+LOWER, SCHEDULE, LLVM = "lower", "schedule", "llvm"
+STAGES = (LOWER, SCHEDULE, LLVM)
 
 
 class Dumper:
@@ -42,9 +48,52 @@ class Dumper:
             path.unlink()
 
     def write(self, label: str, text: str, suffix: str = "ir") -> Path:
-        """Write ``text`` as ``NNN_<label>.<suffix>``; odd characters become ``_``."""
+        """Write ``text`` as ``NNN_<label>.<suffix>``; odd characters become ``_``.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", label)
         path = self.directory / f"{self._next:03d}_{name}.{suffix}"
-        path.write_text(text)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"dump: cannot write {path}: {error.strerror}; choose another directory"
+            ) from None
         self._next += 1
         return path
+
+
+_open: dict[Path, Dumper] = {}  # a directory is one dump of this process, whichever stages write into it
+
+
+def dumper_for(directory: Path) -> Dumper:
+    """The dumper of a directory: a new one when this process uses it first, later the same one.
+
+    Raises:
+        UserError: see :class:`Dumper`.
+    """
+    place = directory.absolute()
+    if place not in _open or not place.is_dir():
+        _open[place] = Dumper(directory)
+    return _open[place]
+
+
+def wants_stage(stage: str) -> bool:
+    """Whether the knobs ``dump`` or ``print_after`` ask for the texts of a stage in :data:`STAGES`."""
+    settings = current()
+    return settings.dump is not None or stage in settings.print_after or "all" in settings.print_after
+
+
+def show_stage(stage: str, name: str, text: str, suffix: str = "ir") -> None:
+    """Dump or print the text of one function at ``stage``, as the knobs ``dump`` and ``print_after`` say.
+
+    Raises:
+        UserError: the dump directory cannot be used.
+    """
+    settings = current()
+    if settings.dump is not None:
+        dumper_for(settings.dump).write(f"{stage}.{name}", text, suffix)
+    if stage in settings.print_after or "all" in settings.print_after:
+        sys.stderr.write(f"// {stage} {name}\n{text.rstrip()}\n")

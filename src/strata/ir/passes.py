@@ -5,6 +5,9 @@
     Pipeline ::= item ("," item)* ","?                one nested pipeline is itself unless a comma follows
     item     ::= name options?                        a registered pass, or a named pipeline (without options)
                | name? "(" Pipeline? ")"              a nested pipeline; the name is only a label
+               | name part ("(" Pipeline? ")")?       the same, or a named pipeline, on a part of the module;
+                                                      the name "only" is no label
+    part     ::= "{" "functions" "=" "[" name ("," name)* "]" "}"          names as in a shell: decode, "pre*"
     options  ::= "{" key "=" value ("," key "=" value)* "}"
     value    ::= integer | float | true | false | none | word | "string" | "[" (value ("," value)*)? "]"
 
@@ -19,14 +22,17 @@ A pass is a frozen dataclass; its fields are its options and its text::
 
     str(Fuse(max_ops=8)) == "fuse{max_ops=8}"
 
-``str`` prints the options that differ from their defaults, and ``parse_pipeline(str(p)) == p``.
+``str`` prints the options that differ from their defaults, and ``parse_pipeline(str(p)) == p``. A pipeline
+on a part of the module, ``only{functions=[decode]}(fuse{max_ops=4})``, leaves the other functions untouched:
+``Pipeline((Fuse(max_ops=4),)).on("decode")``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Generic, TypeVar, Union
 
 from strata.core.errors import UserError
@@ -35,6 +41,8 @@ from strata.core.registry import Registry
 from .options import Scanner, convert_option, format_value, is_word, option_types
 
 M = TypeVar("M")
+
+_ONLY = "only"  # the word for a pipeline on a part of the module that has no label
 
 
 class OptionError(UserError):
@@ -67,35 +75,109 @@ class Pass(ABC, Generic[M]):
 
 
 @dataclass(frozen=True)
+class Partial(Pass[M]):
+    """A pass on those functions of a module whose names match; :meth:`Pipeline.passes` makes these.
+
+    Attributes:
+        step: The pass.
+        parts: A function has to match a pattern of each of them.
+    """
+
+    name: ClassVar[str] = _ONLY
+    step: Pass[M] = field(kw_only=True)
+    parts: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.step.name)  # as it is called in dumps and --print-after
+
+    def __str__(self) -> str:
+        text = str(self.step)
+        for patterns in reversed(self.parts):
+            text = f"{_ONLY}{_part_text(patterns)}({text})"
+        return text
+
+    def run(self, module: M) -> M:
+        """Run the pass on the part, and put what it made in the part's place.
+
+        Raises:
+            OptionError: no function matches, or the module is no set of functions.
+        """
+        functions: tuple[Any, ...] | None = getattr(module, "functions", None)
+        if functions is None:
+            raise OptionError(f"{self}: got a {type(module).__name__}; expected a module of functions")
+        chosen = [f for f in functions if self._selects(f.name)]
+        if not chosen:
+            if getattr(module, "is_excerpt", False):
+                return module
+            known = ", ".join(f.name for f in functions) or "none"
+            raise OptionError(f"{self}: no function has such a name; the module has: {known}")
+        result: Any = self.step.run(replace(module, functions=tuple(chosen)))  # type: ignore[type-var]
+        return replace(result, functions=_merged(functions, chosen, result.functions))
+
+    def _selects(self, name: str) -> bool:
+        return all(any(fnmatchcase(name, p) for p in patterns) for patterns in self.parts)
+
+
+def _merged(functions: tuple[Any, ...], chosen: list[Any], results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``functions`` with ``results`` in place of ``chosen``; new ones go to the end."""
+    left = {f.name: f for f in results}
+    merged: list[Any] = []
+    for function in functions:
+        if not any(function is c for c in chosen):
+            merged.append(function)
+        elif function.name in left:
+            merged.append(left.pop(function.name))
+    return (*merged, *left.values())
+
+
+def _part_text(functions: tuple[str, ...]) -> str:
+    return f"{{functions={format_value(functions)}}}"
+
+
+@dataclass(frozen=True)
 class Pipeline(Generic[M]):
     """Passes and nested pipelines, run in order.
 
     Attributes:
         steps: What runs.
         label: Name in text; ``""`` for the outermost list, which prints without parentheses.
+        functions: If given, it runs only on functions whose names match one of these (``fnmatch`` patterns).
     """
 
     steps: tuple[Step[M], ...] = ()
     label: str = ""
+    functions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.label and not is_word(self.label):
-            raise UserError(f"pipeline: got label {self.label!r}; expected a name")
+        if self.label and (not is_word(self.label) or self.label == _ONLY):
+            raise UserError(f"pipeline: got label {self.label!r}; expected a name (but not {_ONLY!r})")
 
     def __str__(self) -> str:
         # Parentheses around anonymous pipelines, and the comma after a lone one, keep the nesting in text.
-        inner = ",".join(f"({s})" if isinstance(s, Pipeline) and not s.label else str(s) for s in self.steps)
-        if self.label:
-            return f"{self.label}({inner})"
+        inner = ",".join(f"({s})" if isinstance(s, Pipeline) and not s._head else str(s) for s in self.steps)
+        if self._head:
+            return f"{self._head}({inner})"
         return inner + ("," if len(self.steps) == 1 and isinstance(self.steps[0], Pipeline) else "")
 
+    @property
+    def _head(self) -> str:
+        return (self.label or _ONLY) + _part_text(self.functions) if self.functions else self.label
+
+    def on(self, *functions: str) -> Pipeline[M]:
+        """The same on a part of the module: functions whose names match one of these patterns."""
+        return replace(self, functions=functions)
+
     def passes(self) -> Iterator[Pass[M]]:
-        """All passes in execution order, nested ones included."""
+        """All passes in execution order, nested ones included; on a part of the module: :class:`Partial`."""
+        return self._passes(())
+
+    def _passes(self, around: tuple[tuple[str, ...], ...]) -> Iterator[Pass[M]]:
+        parts = (*around, self.functions) if self.functions else around
         for step in self.steps:
             if isinstance(step, Pipeline):
-                yield from step.passes()
+                yield from step._passes(parts)
             else:
-                yield step
+                yield Partial(step=step, parts=parts) if parts else step
 
     def run(self, module: M) -> M:
         """Run all passes, without hooks; ``ir.runner.run_pipeline`` verifies, dumps and times."""
@@ -188,6 +270,10 @@ def register_pipeline(name: str, *steps: Step[Any]) -> Pipeline[Any]:
 
 
 def _check_free(name: str) -> None:
+    if not is_word(name) or name == _ONLY:
+        raise UserError(
+            f"pass or pipeline {name!r}: expected a name of letters, digits, _ . - (not {_ONLY!r})"
+        )
     if name in PASSES or name in PIPELINES:
         raise UserError(f"pass or pipeline {name!r} is registered already")
 
@@ -225,26 +311,34 @@ def _parse_step(scan: Scanner) -> Step[Any]:
     name = scan.word("the name of a pass or pipeline")
     if scan.accept("("):
         return Pipeline(_parse_steps(scan, ")"), name)
+    if name in PASSES:
+        cls = PASSES[name]
+        return cls(**_parse_options(scan, name, option_types(cls))) if scan.accept("{") else cls()
+    if scan.accept("{"):
+        part = _parse_options(scan, name, {"functions": tuple[str, ...]})
+        if not part["functions"]:
+            raise scan.error(f"{name}: option functions is []; expected at least one name")
+        if name in PIPELINES and not scan.accept("("):
+            return PIPELINES[name].on(*part["functions"])
+        if name not in PIPELINES:
+            scan.expect("(", f"'(': {name!r} is no pass or named pipeline")
+        return Pipeline(_parse_steps(scan, ")"), "" if name == _ONLY else name, part["functions"])
     if name in PIPELINES:
         return PIPELINES[name]
-    if name not in PASSES:
-        known = ", ".join(sorted([*PASSES, *PIPELINES]))
-        raise scan.error(f"no pass or pipeline {name!r}; known: {known}")
-    cls = PASSES[name]
-    return cls(**_parse_options(scan, cls)) if scan.accept("{") else cls()
+    known = ", ".join(sorted([*PASSES, *PIPELINES]))
+    raise scan.error(f"no pass or pipeline {name!r}; known: {known}")
 
 
-def _parse_options(scan: Scanner, cls: type[Pass[Any]]) -> dict[str, Any]:
-    types = option_types(cls)
+def _parse_options(scan: Scanner, owner: str, types: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     while True:
         key = scan.word("an option")
         if key not in types:
-            raise scan.error(f"{cls.name}: no option {key!r}; it has: {', '.join(types) or 'none'}")
+            raise scan.error(f"{owner}: no option {key!r}; it has: {', '.join(types) or 'none'}")
         if key in values:
-            raise scan.error(f"{cls.name}: option {key!r} is given twice")
+            raise scan.error(f"{owner}: option {key!r} is given twice")
         scan.expect("=", "'='")
-        values[key] = convert_option(scan, f"{cls.name}: option {key}", scan.value(), types[key])
+        values[key] = convert_option(scan, f"{owner}: option {key}", scan.value(), types[key])
         if scan.accept("}"):
             return values
         scan.expect(",", "',' or '}'")

@@ -7,14 +7,18 @@ ask for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from strata.core.knobs import current
 from strata.core.trace import Trace
 from strata.graph.check import check
 from strata.graph.nodes import Module
 from strata.graph.text import parse_module, print_module
 from strata.ir.dump import Dumper
+from strata.ir.instruments import Instrument
+from strata.ir.kind import IRKind
 from strata.ir.passes import Pipeline, parse_pipeline, register_pipeline
-from strata.ir.runner import IRKind, Result, run_pipeline
+from strata.ir.runner import Result, run_pipeline
 
 from . import patterns
 from .canonicalize import Canonicalize
@@ -78,6 +82,7 @@ def transform(
     *,
     dumper: Dumper | None = None,
     trace: Trace | None = None,
+    instruments: Iterable[Instrument] = (),
 ) -> Result[Module]:
     """Run graph passes on ``module`` with the hooks that the knobs ask for.
 
@@ -86,6 +91,7 @@ def transform(
         module: What to transform; unchanged.
         dumper: Where dumps go; see :func:`strata.ir.runner.run_pipeline`.
         trace: Where times go.
+        instruments: What watches beside the knobs; see :mod:`strata.ir.instruments`.
 
     Returns:
         The module, and what every pass did.
@@ -95,7 +101,7 @@ def transform(
         VerifyError: a pass failed or broke the IR.
     """
     parsed = pipeline if isinstance(pipeline, Pipeline) else named_pipeline(pipeline)
-    return run_pipeline(parsed, module, GRAPH, dumper=dumper, trace=trace)
+    return run_pipeline(parsed, module, GRAPH, dumper=dumper, trace=trace, instruments=instruments)
 
 
 def run_passes(pipeline: Pipeline[Module] | str | None, module: Module) -> Module:

@@ -14,8 +14,9 @@ from strata.core.errors import ShapeError, UserError, VerifyError
 from strata.core.knobs import knobs
 from strata.core.trace import Trace
 from strata.ir.dump import Dumper
+from strata.ir.kind import IRKind
 from strata.ir.passes import PASSES, Pass, Pipeline
-from strata.ir.runner import IRKind, run_pipeline
+from strata.ir.runner import run_pipeline
 
 Words = tuple[str, ...]
 
@@ -137,9 +138,9 @@ def test_error_inside_a_pass(crash_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(KeyError) as caught:
             run_pipeline(Pipeline((Call(change=crash),)), (), KIND)
         assert "pass call (of call) failed\n  reproducer: " in caught.value.__notes__[0]
-        assert "python -m" not in caught.value.__notes__[0]
+        assert "strata opt" not in caught.value.__notes__[0]
         monkeypatch.setitem(PASSES._items, "call", Call)
-        with pytest.raises(VerifyError, match=r"run: python -m strata.passes .*before.ir -p 'call'"):
+        with pytest.raises(VerifyError, match=r"run: strata opt .*before.ir -p 'call'"):
             run_pipeline(Pipeline((Call(change=shape),)), (), KIND)
 
 
@@ -154,7 +155,13 @@ def test_dump(tmp_path: Path) -> None:
         run_pipeline(Pipeline((Add(), Clear())), ("x",), KIND)
         run_pipeline(Pipeline((Add(word="y"),)), ("x",), KIND)
     files = {p.name: p.read_text() for p in sorted((tmp_path / "d").iterdir())}
-    assert files == {"000_words.input.ir": "x\n", "001_add.after.ir": "x y\n"}
+    assert files == {
+        "000_words.input.ir": "x\n",
+        "001_add.after.ir": "x a\n",
+        "002_clear.after.ir": "\n",
+        "003_words.input.ir": "x\n",
+        "004_add.after.ir": "x y\n",
+    }
     dumper = Dumper(tmp_path / "d")
     run_pipeline(Pipeline((Add(),)), (), KIND, dumper=dumper)
     assert dumper.write("a/b", "text", "txt").name == "002_a_b.txt"
