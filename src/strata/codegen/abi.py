@@ -34,6 +34,8 @@ from strata.core.dtypes import DType, Kind
 from strata.core.errors import CodegenError
 from strata.loop.nodes import Func
 
+from .externs import can_fail
+
 BIND = "strata_bind"
 IMPL_SUFFIX = ".impl"
 
@@ -233,15 +235,30 @@ def emit_wrapper(func: Func) -> str:
     return (
         constant(f"{func.name}.descriptor", descriptor(signature))
         + wrapper_head(func.name, len(func.params), len(func.dims))
-        + f"  call void @{func.name}{IMPL_SUFFIX}({', '.join(passed)})\n"
-        + WRAPPER_TAIL
+        + "\n".join([*call_impl(func, passed, "call"), WRAPPER_TAIL])
     )
+
+
+def call_impl(func: Func, args: Sequence[str], label: str) -> list[str]:
+    """Lines that call ``@<name>.impl``, and return -1 where it failed; ``label`` is new in the function."""
+    call = f"@{func.name}{IMPL_SUFFIX}({', '.join(args)})"
+    if not can_fail(func):
+        return [f"  call void {call}"]
+    return [
+        f"  %{label}.status = call i32 {call}",
+        f"  %{label}.failed = icmp ne i32 %{label}.status, 0",
+        f"  br i1 %{label}.failed, label %{label}.stop, label %{label}.done",
+        f"{label}.stop:",
+        f"  ret i32 %{label}.status",
+        f"{label}.done:",
+    ]
 
 
 def declare_impl(func: Func) -> str:
     """Declaration of a kernel's ``@<name>.impl``."""
     types = ["ptr"] * len(func.params) + ["i64"] * len(func.dims)
-    return f"declare dso_local void @{func.name}{IMPL_SUFFIX}({', '.join(types)})\n"
+    result = "i32" if can_fail(func) else "void"
+    return f"declare dso_local {result} @{func.name}{IMPL_SUFFIX}({', '.join(types)})\n"
 
 
 def declare_bind() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from strata.core.errors import CodegenError
 from strata.loop.nodes import Func
+from strata.runtime.externs import SYMBOL_PREFIX
 from strata.runtime.image import Image
 from strata.runtime.records import FunctionRecord
 from strata.target import Target
@@ -13,6 +14,7 @@ from strata.target import Target
 from .abi import emit_wrappers
 from .bind import emit_bind
 from .entry import emit_entries
+from .externs import emit_externs, extern_names
 from .link import link
 from .object_cache import ObjectCache, Progress, compile_functions, compile_text
 from .threads import SUPPORT_EXPORTS, emit_support
@@ -53,5 +55,9 @@ def build_image(
     glue = emit_wrappers(funcs, target.triple)
     entries = emit_entries(functions, kernels, target.triple)
     objects = compile_functions(funcs, target, threads, progress, store)
-    objects += [compile_text(text, target, store)[0] for text in (support, glue, entries)]
-    return link(objects, [*SUPPORT_EXPORTS, *names])
+    texts = [support, glue, entries]
+    externs = extern_names(funcs)
+    if externs:
+        texts.append(emit_externs(externs, target.triple))
+    objects += [compile_text(text, target, store)[0] for text in texts]
+    return link(objects, [*SUPPORT_EXPORTS, *names, *(SYMBOL_PREFIX + name for name in externs)])

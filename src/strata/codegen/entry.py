@@ -28,10 +28,10 @@ from strata.runtime.records import (
 )
 
 from .abi import (
-    IMPL_SUFFIX,
     WRAPPER_TAIL,
     ArgSpec,
     Signature,
+    call_impl,
     constant,
     declare_bind,
     declare_impl,
@@ -157,7 +157,8 @@ class _Entry:
                 f"{where}: {kernel} needs {', '.join(missing)}; no input of the function gives it"
             )
         passed = [f"ptr {p}" for p in pointers] + [f"i64 {self.dims[d.name]}" for d in func.dims]
-        self.lines.append(f"  call void @{kernel}{IMPL_SUFFIX}({', '.join(passed)})")
+        self.count += 1
+        self.lines += call_impl(func, passed, f"k{self.count}")
 
     def condition(self, ranges: Sequence[DimRange], where: str) -> str:
         """i1: all ranges hold."""

@@ -58,6 +58,10 @@ class UnsupportedError(UserError):
     """Something valid that Strata cannot do (yet): names what, where, and what to use instead."""
 
 
+class ExternError(UserError):
+    """A function that Strata did not generate failed while a program called it; names the function."""
+
+
 class LegalityError(StrataError):
     """A schedule step does not apply to this function. The only error that a search catches."""
 

@@ -24,6 +24,7 @@ import os
 import platform
 import struct
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -34,6 +35,7 @@ import tvm_ffi
 from strata.core.errors import DeviceError, ShapeError, UserError
 from strata.core.knobs import current
 
+from .externs import SYMBOL_PREFIX, Bound, resolve
 from .pool import Pool, PoolSymbols
 
 MAGIC = b"STRATAIM"
@@ -209,15 +211,25 @@ def _parse_exports(table: bytes, strings: bytes, memory_bytes: int, source: str)
 class _Mapping:
     """The mapped memory and its thread pool; functions keep it alive, it keeps nothing."""
 
-    def __init__(self, image: Image, base: int, memory: mmap.mmap, num_threads: int) -> None:
+    def __init__(
+        self, image: Image, base: int, memory: mmap.mmap, num_threads: int, externs: Sequence[Bound]
+    ) -> None:
         self.base = base
         self._memory = memory
+        self._externs = externs
         address = {name: base + image.symbols[name] for name in _SUPPORT}
         symbols = PoolSymbols(address["strata_worker"], address["strata_stop"], address["strata_spin"])
         self.pool = Pool(symbols, num_threads)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address["strata_init"])(self.pool.context_address)
         # Workers run code of this memory: they leave before it goes, and before the interpreter does.
         weakref.finalize(self, self.pool.close)
+        self.set_library_threads(num_threads)
+
+    def set_library_threads(self, num_threads: int) -> None:
+        """Give the libraries that the image calls as many threads as the image has."""
+        for library in {id(e.library): e.library for e in self._externs}.values():
+            if library is not None:
+                library.set_num_threads(num_threads)
 
 
 class LoadedImage:
@@ -249,6 +261,7 @@ class LoadedImage:
             UserError: not an integer in 1..256.
         """
         self._mapping.pool.set_num_threads(num_threads)
+        self._mapping.set_library_threads(num_threads)
 
     def address(self, symbol: str) -> int:
         """Where an exported symbol is.
@@ -316,7 +329,8 @@ def load_image(image: bytes | str | Path | Image, num_threads: int | None = None
             ``threads``, by default one per core that this process may use.
 
     Raises:
-        UserError: the file cannot be read, is corrupt or for another machine; bad ``num_threads``.
+        UserError: the file cannot be read, is corrupt or for another machine; it calls a function that is not
+            found (:mod:`.externs`); bad ``num_threads``.
         DeviceError: the operating system refuses to map it.
     """
     source = "image"
@@ -337,5 +351,10 @@ def load_image(image: bytes | str | Path | Image, num_threads: int | None = None
         raise _corrupt(source, f"it does not export {', '.join(missing)}")
     if num_threads is None:
         num_threads = current().threads or len(os.sched_getaffinity(0))
+    places = {n.removeprefix(SYMBOL_PREFIX): n for n in parsed.symbols if n.startswith(SYMBOL_PREFIX)}
+    externs = {parsed.symbols[symbol]: resolve(name, source) for name, symbol in places.items()}
     memory, base = _map(parsed)
-    return LoadedImage(parsed, _Mapping(parsed, base, memory, num_threads), source)
+    for place, extern in externs.items():
+        struct.pack_into("<Q", memory, place, extern.address)
+    mapping = _Mapping(parsed, base, memory, num_threads, tuple(externs.values()))
+    return LoadedImage(parsed, mapping, source)

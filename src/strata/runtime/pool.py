@@ -29,11 +29,15 @@ from dataclasses import dataclass
 
 from strata.core.errors import UserError
 
+from .externs import name_failed_call
+
 # Context table, byte offsets; all entries are 8 bytes.
 CTX_POOL = 0  # address of the pool memory
 CTX_SYSCALL = 8  # libc's syscall(long number, ...)
 CTX_SET_ERROR = 16  # TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message)
 CTX_SPIN = 24  # rounds to spin before sleeping
+CTX_EXTERN_FAILED = 32  # void f(const char* extern, int32_t status): names a failed call in its error
+CTX_RELEASE = 40  # TVMFFIObjectDecRef(object)
 CTX_BYTES = 64
 
 # Pool page, byte offsets.
@@ -72,8 +76,8 @@ class PoolSymbols:
     spin: int
 
 
-def _callbacks() -> tuple[int, int]:
-    """Addresses of libc's ``syscall`` and tvm-ffi's error setter."""
+def _callbacks() -> dict[int, int]:
+    """Addresses of outside functions, by their place in the context table."""
     from tvm_ffi import libinfo
 
     libc = ctypes.CDLL(None)
@@ -82,7 +86,12 @@ def _callbacks() -> tuple[int, int]:
     def address(function: object) -> int:
         return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
-    return address(libc.syscall), address(ffi.TVMFFIErrorSetRaisedFromCStr)
+    return {
+        CTX_SYSCALL: address(libc.syscall),
+        CTX_SET_ERROR: address(ffi.TVMFFIErrorSetRaisedFromCStr),
+        CTX_EXTERN_FAILED: address(name_failed_call),
+        CTX_RELEASE: address(ffi.TVMFFIObjectDecRef),
+    }
 
 
 def _calibrate(spin_address: int) -> int:
@@ -115,10 +124,9 @@ class Pool:
         self._context = (ctypes.c_uint64 * (CTX_BYTES // 8))()
         self._page = (ctypes.c_char * (POOL_BYTES + POOL_ALIGN))()
         self._base = -(-ctypes.addressof(self._page) // POOL_ALIGN) * POOL_ALIGN
-        syscall, set_error = _callbacks()
         self._context[CTX_POOL // 8] = self._base
-        self._context[CTX_SYSCALL // 8] = syscall
-        self._context[CTX_SET_ERROR // 8] = set_error
+        for place, function in _callbacks().items():
+            self._context[place // 8] = function
         self._context[CTX_SPIN // 8] = _calibrate(symbols.spin)
         self.set_num_threads(num_threads)
         _live_pools.add(self)

@@ -177,6 +177,20 @@ class CacheRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ExternRecord:
+    """A function that the code calls and that is found when it is loaded.
+
+    Attributes:
+        name: ``"openblas.sgemm"``: library and function, or the name of an external function of this process.
+        signature: Its C type, ``"void (int, const float*, float*)"``; ``"tensors (...)"`` for one that takes
+            DLPack tensors by the tvm-ffi calling convention.
+    """
+
+    name: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramRecord:
     """A whole compiled model.
 
@@ -190,6 +204,7 @@ class ProgramRecord:
             ``eos_token_ids``, ``format``, ``architecture``, ``model_name``, ``prefill_chunk`` (tokens per
             prefill call).
         kernels: Signatures of the kernels that the launches name (needed to launch them one by one).
+        externs: What the kernels call that is not in the image.
     """
 
     functions: tuple[FunctionRecord, ...]
@@ -199,3 +214,4 @@ class ProgramRecord:
     features: tuple[str, ...]
     config: dict[str, object]
     kernels: tuple[KernelRecord, ...] = ()
+    externs: tuple[ExternRecord, ...] = ()

@@ -1,0 +1,170 @@
+"""Finds the functions that an image calls and does not contain, when it is loaded.
+
+An image exports a variable ``extern:NAME`` for each of them (``codegen.externs``). A name is either that of a
+*library* function, ``"openblas.sgemm"`` (:mod:`.libraries`), or that of a function of this process, which
+:func:`bind` has registered: a Python, PyTorch or tvm-ffi function.
+
+Functions of this process are called by the tvm-ffi convention with tensors that are views of the program's
+own memory: they are valid during the call. An exception in one ends the program call with an ``ExternError``
+that names it (and has the exception as its cause); the program can be called again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import tvm_ffi
+
+from strata.core.errors import ExternError, UserError
+
+from .libraries import LIBRARIES, OpenLibrary
+from .records import ExternRecord
+from .tensors import as_array
+
+SYMBOL_PREFIX = "extern:"  # of the variables in the image that hold addresses
+_ERROR_KIND = "strata.ExternError"
+_FAILED = -1  # the status of a tvm-ffi function that has raised an error
+
+tvm_ffi.register_error(_ERROR_KIND, ExternError)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A function that was found.
+
+    Attributes:
+        address: What the image's variable is set to: of a C function, or the handle of a tvm-ffi function.
+        keep: What must live as long as the image.
+        library: The library that it is from.
+    """
+
+    address: int
+    keep: object
+    library: OpenLibrary | None = None
+
+
+_functions: dict[str, tvm_ffi.Function] = {}
+
+
+def bind(name: str, function: tvm_ffi.Function) -> None:
+    """Let images call ``function`` by ``name``; images that are loaded already keep what they have."""
+    _functions[name] = function
+
+
+def is_library(name: str) -> bool:
+    """Whether the extern is a function of a library, which another process finds too."""
+    library, _, function = name.partition(".")
+    return library in LIBRARIES and function in LIBRARIES[library].functions
+
+
+def resolve(name: str, where: str) -> Bound:
+    """Find an extern.
+
+    Args:
+        name: The extern.
+        where: What calls it, for messages.
+
+    Raises:
+        UserError: its library is not installed (or cannot be loaded), or this process has no such function.
+    """
+    if name in _functions:
+        function = _functions[name]
+        return Bound(function.__chandle__(), function)
+    if not is_library(name):
+        known = ", ".join(_functions) or "none"
+        raise UserError(
+            f"{where}: calls @{name}, which is a function of the process that compiled it; known here: "
+            f"{known}; register it with strata.external before loading"
+        )
+    library = LIBRARIES[name.partition(".")[0]]
+    try:
+        opened = library.open()
+    except UserError as error:
+        raise UserError(f"{where}: calls @{name}: {error}") from error
+    address, keep = opened.function(name.partition(".")[2])
+    return Bound(address, keep, opened)
+
+
+def check_externs(records: Iterable[ExternRecord], where: str) -> None:
+    """Check that everything a program calls is here, and is still called the same way.
+
+    Raises:
+        UserError: as :func:`resolve`; or a library function has another signature than when it was compiled.
+    """
+    for record in records:
+        resolve(record.name, where)
+        if is_library(record.name):
+            library, _, function = record.name.partition(".")
+            have = LIBRARIES[library].functions[function].signature
+            if have != record.signature:
+                raise UserError(
+                    f"{where}: extern {record.name}: got the signature {record.signature!r}; "
+                    f"expected {have!r}; compile the model again"
+                )
+
+
+# ------------------------------------------------------------------------------------------- failures
+
+_raised = threading.local()  # .cause: the exception of the extern that failed last on this thread
+
+
+def guarded(function: Callable[..., object]) -> tvm_ffi.Function:
+    """``function`` as a tvm-ffi function that gets NumPy views and remembers the exception that ends it."""
+
+    def call(*args: Any) -> None:
+        try:
+            function(*(as_array(a) if isinstance(a, tvm_ffi.Tensor) else a for a in args))
+        except BaseException as error:
+            _raised.cause = error
+            raise
+
+    return tvm_ffi.convert(call)
+
+
+def take_cause() -> BaseException | None:
+    """The exception behind the last ``ExternError`` of this thread, once."""
+    cause, _raised.cause = getattr(_raised, "cause", None), None
+    return cause
+
+
+class _ErrorCell(ctypes.Structure):
+    """``TVMFFIObject`` and the head of ``TVMFFIErrorCell`` (tvm/ffi/c_api.h)."""
+
+    _fields_ = (
+        ("object", ctypes.c_char * 24),
+        ("kind", ctypes.c_void_p),
+        ("kind_bytes", ctypes.c_size_t),
+        ("message", ctypes.c_void_p),
+        ("message_bytes", ctypes.c_size_t),
+    )
+
+
+@cache
+def _ffi() -> ctypes.CDLL:
+    return ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int32)
+def name_failed_call(extern: bytes, status: int) -> None:
+    """Called by native code after a tvm-ffi function has failed: names the extern in the raised error.
+
+    Args:
+        extern: Its name.
+        status: What the call returned; only -1 says that an error was raised on this thread.
+    """
+    if status != _FAILED:
+        return
+    raised = ctypes.c_void_p()
+    _ffi().TVMFFIErrorMoveFromRaised(ctypes.byref(raised))
+    what = b"it failed without an error"
+    if raised.value:
+        cell = _ErrorCell.from_address(raised.value)
+        kind = ctypes.string_at(cell.kind, cell.kind_bytes)
+        what = kind + b": " + ctypes.string_at(cell.message, cell.message_bytes)
+        _ffi().TVMFFIObjectDecRef(raised)
+    _ffi().TVMFFIErrorSetRaisedFromCStr(_ERROR_KIND.encode(), b"extern " + extern + b": " + what)
