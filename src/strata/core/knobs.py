@@ -97,7 +97,7 @@ def _meta(kind: _Kind, doc: str, *, affects_code: bool = False) -> dict[str, Any
 
 
 _VERIFY = "IR checks: 0 none, 1 after a pipeline, 2 after each pass, 3 also determinism and the text form"
-_PRINT = "passes after which the IR goes to stderr, or 'all'"
+_PRINT = "passes after which the IR goes to stderr, stages (lower, schedule, llvm), or 'all'"
 _TRACE = "file for a Chrome trace of the compilation (chrome://tracing, Perfetto)"
 _CRASH = "where reproducers of failed passes go; none = the temporary directory"
 _CACHE = "where compiled code is kept; none = the user's cache directory"
@@ -105,6 +105,7 @@ _THREADS = "worker threads of a compiled program; 0 = all available cores"
 _LOG = "least severe messages that are logged to stderr"
 _LEVELS = _choice("debug", "info", "warning", "error")
 _PIPELINE = "graph passes: a named pipeline or pipeline text"
+_LOOP_PIPELINE = "loop passes, before scheduling and after it: a named pipeline or pipeline text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ class Knobs:
 
     verify: int = field(default=1, metadata=_meta(_int(0, 3), _VERIFY))
     dump: Path | None = field(
-        default=None, metadata=_meta(_path(), "directory for the numbered text of the IR after each pass")
+        default=None,
+        metadata=_meta(_path(), "directory for the numbered text of the IR after each pass and stage"),
     )
     print_after: tuple[str, ...] = field(default=(), metadata=_meta(_names(), _PRINT))
     trace: Path | None = field(default=None, metadata=_meta(_path(), _TRACE))
@@ -122,6 +124,9 @@ class Knobs:
     threads: int = field(default=0, metadata=_meta(_int(0, 4096), _THREADS))
     log: str = field(default="warning", metadata=_meta(_LEVELS, _LOG))
     pipeline: str = field(default="default", metadata=_meta(_text(), _PIPELINE, affects_code=True))
+    loop_pipeline: str = field(
+        default="loop_default", metadata=_meta(_text(), _LOOP_PIPELINE, affects_code=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,11 @@ class Pass(ABC, Generic[M]):
 
     Attributes:
         name: Its word in pipelines, ``--print-after`` and dumps.
+        ir: What it works on: ``"graph"`` or ``"loop"``.
     """
 
     name: ClassVar[str]
+    ir: ClassVar[str] = "graph"
 
     @abstractmethod
     def run(self, module: M) -> M:
@@ -88,7 +90,9 @@ class Partial(Pass[M]):
     parts: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.step.name)  # as it is called in dumps and --print-after
+        # As it is called in dumps and --print-after; what it works on.
+        object.__setattr__(self, "name", self.step.name)
+        object.__setattr__(self, "ir", self.step.ir)
 
     def __str__(self) -> str:
         text = str(self.step)

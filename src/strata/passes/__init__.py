@@ -1,4 +1,4 @@
-"""Graph to graph: canonicalise, fold, fuse, clean up, plan memory.
+"""Graph to graph: canonicalise, fold, fuse, clean up, plan memory; and passes on loop functions.
 
 Importing the package registers the passes and two pipelines: ``default``, and ``zero`` (nothing rewritten,
 every op its own launch: what to compare with). :func:`transform` runs a pipeline with the hooks that knobs
@@ -27,22 +27,29 @@ from .dead_code import DeadCode
 from .fold_constants import FoldConstants
 from .fold_transpose import FoldTranspose
 from .fuse import Fuse
+from .loops import LOOP, LoopModule, LoopPass, LoopStage, for_ir, run_loop_passes, transform_loops
 from .memory_plan import MemoryPlan, plan_memory
 
 __all__ = [
     "GRAPH",
+    "LOOP",
     "Canonicalize",
     "CommonSubexpressions",
     "DeadCode",
     "FoldConstants",
     "FoldTranspose",
     "Fuse",
+    "LoopModule",
+    "LoopPass",
+    "LoopStage",
     "MemoryPlan",
     "named_pipeline",
     "patterns",
     "plan_memory",
+    "run_loop_passes",
     "run_passes",
     "transform",
+    "transform_loops",
 ]
 
 
@@ -72,8 +79,9 @@ def named_pipeline(text: str | None = None) -> Pipeline[Module]:
 
     Raises:
         ParseError: the text is bad; shows the place, and what exists.
+        UserError: it has a pass on loop functions.
     """
-    return parse_pipeline(current().pipeline if text is None else text)
+    return for_ir("graph", parse_pipeline(current().pipeline if text is None else text))
 
 
 def transform(
@@ -100,7 +108,7 @@ def transform(
         ParseError: the pipeline text is bad.
         VerifyError: a pass failed or broke the IR.
     """
-    parsed = pipeline if isinstance(pipeline, Pipeline) else named_pipeline(pipeline)
+    parsed = for_ir("graph", pipeline) if isinstance(pipeline, Pipeline) else named_pipeline(pipeline)
     return run_pipeline(parsed, module, GRAPH, dumper=dumper, trace=trace, instruments=instruments)
 
 
