@@ -92,11 +92,11 @@ def check(func: Func, stage: Stage = LOOP_SCHEDULED) -> None:
         VerifyError: a rule is broken; names the function, the stage and the rule, and shows the piece of
             text.
     """
-    _Checker(func, stage).run()
+    Checker(func, stage).run()
 
 
 @dataclass(frozen=True, slots=True)
-class _Scope:
+class Scope:
     """What is visible at a place.
 
     Attributes:
@@ -123,7 +123,7 @@ class _Scope:
     bound: frozenset[ForKind] = frozenset()
 
 
-class _Checker:
+class Checker:
     def __init__(self, func: Func, stage: Stage) -> None:
         self.func, self.stage = func, stage
         self.writable = {id(p) for p in func.params[len(func.params) - func.num_outputs :]}
@@ -146,11 +146,11 @@ class _Checker:
             if param.space is not MemSpace.GLOBAL:
                 self.fail(f"got parameter {param.name} in {param.space.value} memory; expected global", "")
         none: frozenset[Var] = frozenset()
-        self.stmt(func.body, _Scope(none, none, frozenset(func.params), none, none, {}, Analysis()))
+        self.stmt(func.body, Scope(none, none, frozenset(func.params), none, none, {}, Analysis()))
 
     # ------------------------------------------------------------------------------------------ statements
 
-    def stmt(self, stmt: Stmt, scope: _Scope) -> None:
+    def stmt(self, stmt: Stmt, scope: Scope) -> None:
         """Check ``stmt`` and everything in it."""
         for expr in stmt_exprs(stmt):
             self.expr(expr, stmt, scope)
@@ -175,7 +175,7 @@ class _Checker:
             case _:
                 assert_never(stmt)
 
-    def bind(self, var: Var, stmt: Stmt, scope: _Scope) -> frozenset[Var]:
+    def bind(self, var: Var, stmt: Stmt, scope: Scope) -> frozenset[Var]:
         """Variables in scope with a new one."""
         if var in scope.variables or var in scope.hidden:
             self.fail(f"variable {var.name} is bound again inside its own scope", print_stmt(stmt))
@@ -187,7 +187,7 @@ class _Checker:
             got = f"{expr.dtype} x {expr.lanes} lanes"
             self.fail(f"{what} is {got}; expected an i64 scalar", print_stmt(stmt))
 
-    def loop(self, stmt: For, scope: _Scope) -> None:
+    def loop(self, stmt: For, scope: Scope) -> None:
         """Kind, extent and body."""
         if stmt.kind not in self.stage.loop_kinds:
             self.fail(f"{stmt.kind.value} loop {stmt.var.name}: not allowed at this stage", print_stmt(stmt))
@@ -221,7 +221,7 @@ class _Checker:
         )
         self.stmt(stmt.body, inner)
 
-    def block(self, stmt: Block, scope: _Scope) -> None:
+    def block(self, stmt: Block, scope: Scope) -> None:
         """Axes, predicate, and a body that uses the axes only."""
         if not self.stage.blocks:
             self.fail(f'block "{stmt.name}": not allowed at this stage', print_stmt(stmt))
@@ -249,7 +249,7 @@ class _Checker:
             self.stmt(stmt.init, inner)
         self.stmt(stmt.body, inner)
 
-    def let(self, stmt: Let, scope: _Scope) -> None:
+    def let(self, stmt: Let, scope: Scope) -> None:
         """The variable has the value's type."""
         var, value = stmt.var, stmt.value
         if (var.dtype, var.lanes) != (value.dtype, value.lanes):
@@ -265,7 +265,7 @@ class _Checker:
         )
         self.stmt(stmt.body, inner)
 
-    def branch(self, stmt: If, scope: _Scope) -> None:
+    def branch(self, stmt: If, scope: Scope) -> None:
         """Under a condition nothing is certain to run."""
         if stmt.cond.dtype != bool_ or stmt.cond.lanes != 1:
             got = f"{stmt.cond.dtype} x {stmt.cond.lanes} lanes"
@@ -274,7 +274,7 @@ class _Checker:
             if body is not None:
                 self.stmt(body, replace(scope, exact=None))
 
-    def alloc(self, stmt: Alloc, scope: _Scope) -> None:
+    def alloc(self, stmt: Alloc, scope: Scope) -> None:
         """A new buffer; private ones have constant shapes."""
         buffer = stmt.buffer
         if buffer in scope.buffers:
@@ -288,7 +288,7 @@ class _Checker:
         self.writable.add(id(buffer))
         self.stmt(stmt.body, replace(scope, buffers=scope.buffers | {buffer}))
 
-    def store(self, stmt: Store, scope: _Scope) -> None:
+    def store(self, stmt: Store, scope: Scope) -> None:
         """Types, a writable buffer, indices inside of it."""
         if id(stmt.buffer) not in self.writable:
             rule = f"store to {stmt.buffer.name}; expected an output parameter or an allocated buffer"
@@ -299,7 +299,7 @@ class _Checker:
             self.fail(str(error), print_stmt(stmt))
         self.access(stmt, stmt, scope)
 
-    def call(self, stmt: Call, scope: _Scope) -> None:
+    def call(self, stmt: Call, scope: Scope) -> None:
         """A place where it may be, arguments that fit, buffers in scope, writable ones where it writes."""
         if scope.calls:
             self.fail(f"call @{stmt.extern} {scope.calls}; expected it outside", print_stmt(stmt))
@@ -316,7 +316,7 @@ class _Checker:
 
     # ----------------------------------------------------------------------------------------- expressions
 
-    def expr(self, root: Expr, stmt: Stmt, scope: _Scope) -> None:
+    def expr(self, root: Expr, stmt: Stmt, scope: Scope) -> None:
         """Check an expression of ``stmt``."""
         for expr in walk(root):
             assert not isinstance(expr, Stmt)
@@ -344,7 +344,7 @@ class _Checker:
                 rule = f"dim {sym.name} is of no parameter's shape; known: {', '.join(sorted(self.dims))}"
                 self.fail(rule, slice_)
 
-    def access(self, access: Load | Store, stmt: Stmt, scope: _Scope) -> None:
+    def access(self, access: Load | Store, stmt: Stmt, scope: Scope) -> None:
         """Buffer in scope; register indices; nothing that is certainly out of bounds."""
         buffer = access.buffer
         if buffer not in scope.buffers:
@@ -356,7 +356,7 @@ class _Checker:
                     self.fail(f"{rule}; expected constants and unrolled loops", print_stmt(stmt))
         if access.mask is None:
             for axis, (index, dim) in enumerate(zip(access.indices, buffer.shape, strict=True)):
-                if _surely_outside(index, dim, scope):
+                if surely_outside(index, dim, scope):
                     rule = f"index {print_expr(index)} of {buffer.name} is outside of 0..{dim}-1 (dim {axis})"
                     self.fail(rule, print_stmt(stmt))
 
@@ -365,12 +365,12 @@ def _has_size(expr: Expr) -> bool:
     return any(isinstance(e, Size) for e in walk(expr))
 
 
-def _last(extent: Expr, scope: _Scope) -> Expr | None:
+def _last(extent: Expr, scope: Scope) -> Expr | None:
     """The last value of a loop variable, if its bound stays what it is."""
     return None if has_load(extent) else build.sub(substitute(extent, scope.values), 1)
 
 
-def _surely_outside(index: Expr, dim: Dim, scope: _Scope) -> bool:
+def surely_outside(index: Expr, dim: Dim, scope: Scope) -> bool:
     """Whether some execution of the access is certain, and outside of ``0 .. dim-1``."""
     if scope.exact is None:
         return False
