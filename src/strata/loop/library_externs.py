@@ -5,7 +5,7 @@ extern                         what it computes
 ============================== ==============================================================================
 ``openblas.sgemm``             ``c = alpha * a @ b`` of row-major f32, as ``cblas_sgemm``; beta must be 0
 ``openblas.sgemv``             ``y = alpha * a @ x`` of row-major f32, as ``cblas_sgemv``; beta must be 0
-``onednn.matmul_<in>_<out>``   ``c = a @ b`` for f32 -> f32, bf16 -> bf16, bf16 -> f32, i8 -> i32
+``onednn.matmul_<in>_<out>``   ``c[.., m, n] = a[.., m, k] @ b[k, n]``: f32_f32, bf16_bf16, bf16_f32, i8_i32
 ``onednn.matmul_<in>_<out>_t`` the same with ``b[n, k]`` transposed
 ============================== ==============================================================================
 """
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from strata.core.dims import Shape, SymDim
 from strata.core.dtypes import DType, bf16, f32, i8, i32
 from strata.core.errors import VerifyError
 
@@ -149,20 +148,20 @@ EXTERNS.add(
 
 def _matmul(transposed: bool, wide: type) -> Callable[[Array, Array, Array], None]:
     def compute(a: Array, b: Array, c: Array) -> None:
-        c[...] = a.astype(wide) @ (b.T if transposed else b).astype(wide)
+        weight = b.reshape(b.shape[-2:]).astype(wide)
+        rows = a.reshape(-1, a.shape[-1]).astype(wide)
+        c[...] = (rows @ (weight.T if transposed else weight)).reshape(c.shape)
 
     return compute
 
 
 def _add_onednn() -> None:
-    m, n, k = (SymDim(name, 0) for name in "mnk")
     for operand, result in ONEDNN_MATMULS:
         for transposed in (False, True):
-            weight: Shape = (n, k) if transposed else (k, n)
             params = (
-                ExternParam("a", Role.READ, operand, (m, k)),
-                ExternParam("b", Role.READ, operand, weight),
-                ExternParam("c", Role.WRITE, result, (m, n)),
+                ExternParam("a", Role.READ, operand),
+                ExternParam("b", Role.READ, operand),
+                ExternParam("c", Role.WRITE, result),
             )
             name = onednn_matmul(operand, result, transposed=transposed)
             compute = _matmul(transposed, np.int64 if operand is i8 else np.float64)

@@ -8,6 +8,7 @@ nothing is copied here (oneDNN packs the weight inside of the call).
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -61,12 +62,13 @@ class OneDnn:
             raise DeviceError(f"oneDNN: dnnl_{function} returned status {status}; expected 0")
 
     def matmul(self, a: Tensor, b: Tensor, c: Tensor, *, transposed: bool) -> None:
-        """``c[m, n] = a[m, k] @ b[k, n]``, or ``b[n, k]`` transposed.
+        """``c[..., m, n] = a[..., m, k] @ b[k, n]``, or ``b[n, k]`` transposed; batch dims of ``b`` are 1.
 
         Raises:
             DeviceError: oneDNN refuses.
         """
-        (m, k), n = a.shape, c.shape[1]
+        (*rows, k), n = a.shape, c.shape[-1]
+        m = math.prod(rows)
         types = (str(a.dtype), str(b.dtype), str(c.dtype))
         key = (m, k, n, transposed, types)
         with self._lock:
