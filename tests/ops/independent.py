@@ -143,6 +143,7 @@ RESULTS: dict[str, Callable[[list[Any], Any], Any]] = {
     "floor": _unary(torch.floor),
     "logical_not": _unary(torch.logical_not),
     "reshape": lambda x, attrs: x[0].reshape(attrs["shape"]),
+    "view": lambda x, attrs: x[0].view(attrs["shape"]),
     "permute_dims": lambda x, attrs: x[0].permute(attrs["axes"]),
     "slice": _slice,
     "concat": lambda x, attrs: torch.cat(x, dim=attrs["axis"]),

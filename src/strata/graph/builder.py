@@ -261,6 +261,11 @@ def reshape(x: Node, shape: Sequence[Dim], *, name: str = "") -> Node:
     return x if dims == x.tensor.shape else make_node("reshape", (x,), name, shape=dims)
 
 
+def view(x: Node, shape: Sequence[Dim], *, name: str = "") -> Node:
+    """The memory of ``x`` under another shape; see the op."""
+    return make_node("view", (x,), name, shape=tuple(shape))
+
+
 def permute_dims(x: Node, axes: Sequence[int] | None = None, *, name: str = "") -> Node:
     """Axes reordered: result axis i is axis ``axes[i]`` of ``x``; default: reversed."""
     rank = x.tensor.rank

@@ -15,7 +15,7 @@ from strata.core.dims import Dim, evaluate, product
 from .nodes import Function, Node
 from .types import MAX_CONTEXT, NUM_SEQUENCES, CacheType, TensorType
 
-_MOVES_NOTHING = ("input", "param", "const", "reshape")
+_MOVES_NOTHING = ("input", "param", "const", "reshape", "view")
 
 
 @dataclass(frozen=True, slots=True)

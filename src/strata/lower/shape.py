@@ -71,6 +71,7 @@ def reshaped_index(index: Index, source: Shape, target: Shape) -> Index:
     return tuple(out)
 
 
+@LOWERINGS.register("view")
 @LOWERINGS.register("reshape")
 def lower_reshape(ctx: Context, node: Node) -> Access:
     """The same elements in row-major order under another shape."""

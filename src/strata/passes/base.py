@@ -14,6 +14,7 @@ from strata.graph.types import CacheType
 from strata.ir.passes import Pass
 
 Key = tuple[Any, ...]
+VIEWS = frozenset({"reshape", "view"})  # outside of groups they show the memory of their operand
 
 
 @dataclass(frozen=True)

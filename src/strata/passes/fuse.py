@@ -8,35 +8,89 @@ kernel::
     %3: f32[n,256] = rms_norm(%1, %2) {eps=..}        %3: bf16[n,256] = fused(%1, %2) {body=func @rms_norm(
     %4: bf16[n,256] = cast(%3) {dtype=bf16}       ->      %a0: f32[n,256], %a1: f32[256]) -> (..) { .. }}
 
-Which nodes form a group: ``passes.grouping``.
+Which nodes form a group: ``passes.grouping``. ``fuse`` is two passes in one: ``annotate_patterns`` notes how
+each node may fuse, ``fuse_ops`` groups by these notes. Run them apart to put a pass between them::
+
+    annotate_patterns,my_fences,fuse_ops{max_ops=8}
+
+where ``my_fences`` changes ``with_notes(node, pattern="opaque")``: that node is a launch of its own. A note
+can only make a node harder to fuse than its op is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from strata.core.errors import UserError
 from strata.graph import builder as g
-from strata.graph.nodes import Function, Module, Node, make_node
+from strata.graph.nodes import Function, Module, Node, make_node, rebuild, rewrite, with_notes
 from strata.graph.opdef import Pattern
-from strata.graph.types import CacheType, TensorType
+from strata.graph.types import TensorType
 from strata.ir.passes import Pass, register_pass
 
-from .base import Key, function_key, root_cache
-from .grouping import ALONE, Group, Grouping, group_nodes
-
-_QUIET = frozenset({"reshape", "slice", "cast", "broadcast_to", "permute_dims", "const"})
-_MAX_NAME = 48
+from .base import VIEWS, FunctionPass
+from .bodies import Bodies, body_input, launch
+from .grouping import ALONE, PATTERN_NOTE, Grouping, default_pattern, group_nodes
 
 
 @register_pass
 @dataclass(frozen=True)
-class Fuse(Pass[Module]):
-    """Wraps groups of nodes into ``fused`` nodes.
+class AnnotatePatterns(FunctionPass):
+    """Notes on every node how it may fuse: ``!{pattern="broadcast"}``; see ``graph.opdef.Pattern``.
 
-    Stage: canonical graph -> fused graph (a fused graph stays as it is).
+    Stage: any graph -> the same. Notes that are there already stay.
+    Preserves: everything but the notes.
+    """
+
+    name: ClassVar[str] = "annotate_patterns"
+
+    def run_function(self, function: Function) -> Function:
+        """Add the note to every node that is no leaf and not fused yet."""
+        return rewrite(function, _annotated)
+
+
+def _annotated(node: Node) -> Node:
+    if node.opdef.pattern is Pattern.LEAF or node.op in ALONE or PATTERN_NOTE in node.notes:
+        return node
+    return with_notes(node, **{PATTERN_NOTE: default_pattern(node).name.lower()})
+
+
+@register_pass
+@dataclass(frozen=True)
+class FuseOps(Pass[Module]):
+    """Wraps groups of nodes into ``fused`` nodes, by the notes of ``annotate_patterns`` where there are any.
+
+    Stage: canonical graph -> fused graph (``fused`` nodes stay as they are, those of ``partition`` too).
+    Preserves: values bit by bit (bodies compute what the ops define), signatures.
+
+    Attributes:
+        max_ops: Most nodes of a group; 1 launches every node on its own.
+    """
+
+    name: ClassVar[str] = "fuse_ops"
+    max_ops: int = 32
+
+    def __post_init__(self) -> None:
+        if self.max_ops < 1:
+            raise UserError(f"{self.name}: max_ops is {self.max_ops}; expected at least 1")
+
+    def run(self, module: Module) -> Module:
+        """Fuse every function; equal bodies become one object.
+
+        Raises:
+            OptionError: a note names no pattern.
+        """
+        bodies = Bodies()
+        return module.map(lambda f: _Assembler(f, group_nodes(f, self.max_ops), bodies).run())
+
+
+@register_pass
+@dataclass(frozen=True)
+class Fuse(FuseOps):
+    """Decides what is one launch: ``annotate_patterns``, then ``fuse_ops``.
+
+    Stage: canonical graph -> fused graph (``fused`` nodes stay as they are, those of ``partition`` too).
     Preserves: values bit by bit (bodies compute what the ops define), signatures.
 
     Attributes:
@@ -44,45 +98,16 @@ class Fuse(Pass[Module]):
     """
 
     name: ClassVar[str] = "fuse"
-    max_ops: int = 32
-
-    def __post_init__(self) -> None:
-        if self.max_ops < 1:
-            raise UserError(f"fuse: max_ops is {self.max_ops}; expected at least 1")
 
     def run(self, module: Module) -> Module:
-        """Fuse every function; equal bodies become one object."""
-        bodies = _Bodies()
-        return module.map(lambda f: _Assembler(f, group_nodes(f, self.max_ops), bodies).run())
-
-
-@dataclass(slots=True)
-class _Bodies:
-    """One object per distinct body in a module, with a name of its own."""
-
-    by_key: dict[Key, Function] = field(default_factory=dict)
-    names: dict[str, int] = field(default_factory=dict)
-
-    def intern(self, inputs: tuple[Node, ...], output: Node) -> Function:
-        key = function_key(Function("", inputs, (output,)))
-        if key not in self.by_key:
-            base = _body_name(Function("", inputs, (output,)))
-            count = self.names.get(base, 0)
-            self.names[base] = count + 1
-            self.by_key[key] = Function(f"{base}_{count}" if count else base, inputs, (output,))
-        return self.by_key[key]
-
-
-def _body_name(body: Function) -> str:
-    ops = [n.op for n in body.nodes if n.opdef.pattern is not Pattern.LEAF]
-    loud = [op for op in ops if op not in _QUIET] or ops or ["constant"]
-    return "_".join(dict.fromkeys(loud))[:_MAX_NAME].rstrip("_")
+        """Annotate and fuse."""
+        return super().run(AnnotatePatterns().run(module))
 
 
 class _Assembler:
     """Builds the fused function from the decisions of ``grouping``."""
 
-    def __init__(self, function: Function, grouping: Grouping, bodies: _Bodies) -> None:
+    def __init__(self, function: Function, grouping: Grouping, bodies: Bodies) -> None:
         self.function = function
         self.grouping = grouping
         self.bodies = bodies
@@ -92,13 +117,11 @@ class _Assembler:
         for node in self.function.nodes:
             group = self.grouping.groups.get(id(node))
             if group is not None:
-                self.new[id(node)] = self._launch(group)
+                self.new[id(node)] = launch(group, self._stored, self.bodies)
             elif node.opdef.pattern is Pattern.LEAF:
                 self.new[id(node)] = node
             elif node.op in ALONE:
-                self.new[id(node)] = make_node(
-                    node.op, [self._stored(i) for i in node.inputs], node.name, **node.attrs
-                )
+                self.new[id(node)] = rebuild(node, [self._stored(i) for i in node.inputs])
         outputs = self._own_storage([self._stored(n) for n in self.function.outputs])
         return self.function.with_outputs(outputs)
 
@@ -113,43 +136,13 @@ class _Assembler:
             self.new[id(view)] = g.reshape(self.new[id(view.inputs[0])], view.tensor.shape, name=view.name)
         return self.new[id(chain[0])] if chain else self.new[id(node)]
 
-    def _launch(self, group: Group) -> Node:
-        order = _members_in_order(group)
-        cache = _cache_of(group)
-        operands: dict[int, tuple[Node, Node]] = {}  # by id of the operand: it, and its input in the body
-        inner: dict[int, Node] = {}  # by id of an old node: its node in the body
-        layer = 0
-
-        def inside(old: Node) -> Node:
-            if id(old) in inner:
-                return inner[id(old)]
-            if _is_immediate(old):
-                inner[id(old)] = make_node("const", value=old.attrs["value"])
-                return inner[id(old)]
-            if cache is not None and isinstance(old.type, CacheType) and root_cache(old) is root_cache(cache):
-                old = cache
-            stored = self._stored(old)
-            if id(stored) not in operands:
-                operands[id(stored)] = stored, _body_input(stored, operands)
-            return operands[id(stored)][1]
-
-        for operand in _operands_in_order(group):
-            inside(operand)
-        for member in order:
-            attrs: dict[str, Any] = dict(member.attrs)
-            if "layer" in attrs:
-                layer, attrs["layer"] = attrs["layer"], 0
-            inner[id(member)] = make_node(member.op, [inside(i) for i in member.inputs], **attrs)
-        body = self.bodies.intern(tuple(b for _, b in operands.values()), inner[id(group.root)])
-        return g.fused([o for o, _ in operands.values()], body, layer, name=_origin(group, order))
-
     def _own_storage(self, outputs: list[Node]) -> list[Node]:
         """Every tensor result gets memory of its own: leaves, and values returned twice, are copied."""
         taken: set[int] = set()
         own: list[Node] = []
         for node in outputs:
             storage = node
-            while storage.op == "reshape":
+            while storage.op in VIEWS:
                 storage = storage.inputs[0]
             if isinstance(node.type, TensorType) and (
                 id(storage) in taken or storage.opdef.pattern is Pattern.LEAF
@@ -160,65 +153,7 @@ class _Assembler:
         return own
 
     def _copy(self, node: Node) -> Node:
-        a0 = _body_input(node, ())
+        a0 = body_input(node, ())
         # A reshape to the same shape, which the builder would leave out: one launch that copies.
         body = self.bodies.intern((a0,), make_node("reshape", [a0], shape=node.tensor.shape))
         return g.fused([node], body, name=node.name)
-
-
-def _body_input(operand: Node, before: Collection[object]) -> Node:
-    """The input of a body for ``operand``, where ``before`` are the inputs so far."""
-    return g.input(f"{'cache' if isinstance(operand.type, CacheType) else 'a'}{len(before)}", operand.type)
-
-
-def _is_immediate(node: Node) -> bool:
-    """Whether ``node`` is a number that goes into the body, not an operand."""
-    return node.op == "const" and node.attrs["value"].size == 1
-
-
-def _operands_in_order(group: Group) -> list[Node]:
-    """What the group reads: first what its anchor reads, left to right."""
-    found: dict[int, Node] = {}
-    seen: set[int] = set()
-    stack = [group.root] if group.anchor is None else [group.root, group.anchor]
-    while stack:
-        node = stack.pop()
-        if id(node) in group.members:
-            if id(node) not in seen:
-                stack.extend(reversed(node.inputs))
-            seen.add(id(node))
-        elif not _is_immediate(node):
-            found[id(node)] = node
-    return list(found.values())
-
-
-def _members_in_order(group: Group) -> list[Node]:
-    """Members, operands first, in an order that depends on the group alone: equal groups get equal bodies."""
-    order: list[Node] = []
-    done: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(group.root, False)]
-    while stack:
-        node, expanded = stack.pop()
-        if id(node) in done or id(node) not in group.members:
-            continue
-        if expanded:
-            done.add(id(node))
-            order.append(node)
-        else:
-            stack.append((node, True))
-            stack.extend((i, False) for i in reversed(node.inputs))
-    return order
-
-
-def _cache_of(group: Group) -> Node | None:
-    """The cache of a group with an append; ops that read only the batch view can take it too."""
-    appends: Iterable[Node] = (m for m in group.members.values() if m.op == "kv_append")
-    return next((m.inputs[0] for m in appends), None)
-
-
-def _origin(group: Group, order: list[Node]) -> str:
-    """Where a launch comes from: the anchor's name, else the first name from the root upwards."""
-    named = [
-        n.name for n in (*([group.anchor] if group.anchor is not None else []), *reversed(order)) if n.name
-    ]
-    return named[0] if named else ""

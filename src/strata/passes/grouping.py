@@ -22,6 +22,7 @@ from strata.core.dims import product
 from strata.graph.nodes import Function, Node
 from strata.graph.opdef import Pattern
 from strata.graph.types import TensorType
+from strata.ir.passes import OptionError
 
 from .base import uses
 
@@ -39,8 +40,9 @@ _NEVER_INSIDE = frozenset(
     {"concat", "tensor_expr"}
 )  # they fill a buffer piece by piece, or have loops of their own
 _MOVES = frozenset({"slice", "reshape", "permute_dims", "concat"})  # read every element at most once
-ALONE = frozenset({"fused", "create_kv_cache"})
+ALONE = frozenset({"fused", "create_kv_cache", "view"})
 MAX_READS = 8
+PATTERN_NOTE = "pattern"
 
 
 @dataclass(slots=True)
@@ -72,14 +74,34 @@ class Grouping:
     views: frozenset[int]
 
 
-def pattern(node: Node) -> Pattern:
-    """How ``node`` fuses; positions of tokens are opaque to the op table, but one load here."""
+def default_pattern(node: Node) -> Pattern:
+    """How the op of ``node`` fuses; positions of tokens are opaque to the op table, but one load here."""
     return Pattern.INJECTIVE if node.op == "cache_positions" else node.opdef.pattern
+
+
+def pattern(node: Node) -> Pattern:
+    """How ``node`` fuses: what its note ``pattern`` says, which cannot make it fuse more easily than its op.
+
+    Raises:
+        OptionError: the note names no pattern.
+    """
+    note = node.notes.get(PATTERN_NOTE)
+    if note is None:
+        return default_pattern(node)
+    if not isinstance(note, str) or note.upper() not in Pattern.__members__:
+        known = ", ".join(p.name.lower() for p in Pattern)
+        raise OptionError(f"note pattern of {node.op} {node.name}: got {note!r}; expected one of {known}")
+    return max(Pattern[note.upper()], default_pattern(node))
+
+
+def is_fenced(node: Node) -> bool:
+    """Whether a note keeps ``node`` out of all groups but its own."""
+    return pattern(node) is Pattern.OPAQUE and default_pattern(node) is not Pattern.OPAQUE
 
 
 def is_anchor(node: Node) -> bool:
     """Whether ``node`` has loops of its own that consumers can join but producers hardly."""
-    return node.op in _ANCHORS or pattern(node) is Pattern.REDUCTION
+    return (node.op in _ANCHORS or pattern(node) is Pattern.REDUCTION) and not is_fenced(node)
 
 
 def group_nodes(function: Function, max_ops: int) -> Grouping:
@@ -143,7 +165,7 @@ class _Grouper:
             for group, reads in targets:
                 group.add(node, reads)
             self.member_of[id(node)] = [group for group, _ in targets]
-        elif node.op == "reshape":
+        elif node.op == "reshape" and not is_fenced(node):
             self.views.add(id(node))
         else:
             self.start(node, None)
@@ -206,7 +228,7 @@ def _is_epilogue(group: Group, consumer: Node) -> bool:
     """Whether ``consumer`` can be computed on the results of the group's anchor as they come."""
     anchor = group.anchor
     assert anchor is not None
-    if pattern(consumer) > Pattern.BROADCAST or consumer.op == "broadcast_to":
+    if is_fenced(anchor) or pattern(consumer) > Pattern.BROADCAST or consumer.op == "broadcast_to":
         return False
     if anchor.op == "paged_attention":
         return consumer.op == "cast"
@@ -220,7 +242,7 @@ def _is_epilogue(group: Group, consumer: Node) -> bool:
 
 def _can_compute_for(node: Node, consumer: Node, group: Group, reads: int) -> bool:
     """Whether ``group`` can compute ``node`` in place of loading it for its member ``consumer``."""
-    if pattern(node) > Pattern.INJECTIVE or consumer.op in _ANCHORS:
+    if pattern(node) > Pattern.INJECTIVE or consumer.op in _ANCHORS or is_fenced(consumer):
         return False
     if consumer.op == "kv_append":
         return isinstance(node.type, TensorType)

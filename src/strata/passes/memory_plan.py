@@ -25,6 +25,8 @@ from strata.core.errors import UserError, VerifyError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import NUM_SEQUENCES, TensorType
 
+from .base import VIEWS
+
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
 MAX_ARENA_BYTES = 1 << 46
 _LEAVES = frozenset({"input", "param", "const"})
@@ -53,7 +55,7 @@ class MemoryPlan:
     Attributes:
         offsets: By ``id`` of a launch node: byte offset of its value in the arena.
         arena_bytes: Size of the arena.
-        views: By ``id`` of a bare ``reshape``: the node whose memory it shows (a launch or a leaf).
+        views: By ``id`` of a view (``view`` or bare ``reshape``): the launch or leaf whose memory it shows.
         outputs: By ``id`` of a node that makes a tensor result of the function: the number of that result.
         order: Launches in execution order.
         buffers: What ``offsets`` places, in execution order.
@@ -87,8 +89,8 @@ class MemoryPlan:
 
 
 def storage(node: Node) -> Node:
-    """The node whose memory holds the value of ``node``: itself, or what a chain of reshapes shows."""
-    while node.op == "reshape":
+    """The node whose memory holds the value of ``node``: itself, or what a chain of views shows."""
+    while node.op in VIEWS:
         node = node.inputs[0]
     return node
 
@@ -120,7 +122,7 @@ def plan_memory(function: Function, limits: Mapping[str, int] | None = None) -> 
         VerifyError: two results of the function share memory (``fuse`` copies one of them).
     """
     known = {**_sequence_limit(function, limits or {}), **(limits or {})}
-    order = tuple(n for n in function.nodes if n.op not in _LEAVES and n.op != "reshape")
+    order = tuple(n for n in function.nodes if n.op not in _LEAVES and n.op not in VIEWS)
     outputs = _outputs(function)
     buffers = _buffers(function, order, outputs, known)
     offsets = _place(buffers, len(order))
@@ -135,7 +137,7 @@ def plan_memory(function: Function, limits: Mapping[str, int] | None = None) -> 
     return MemoryPlan(
         offsets,
         arena_bytes,
-        {id(n): storage(n) for n in function.nodes if n.op == "reshape"},
+        {id(n): storage(n) for n in function.nodes if n.op in VIEWS},
         outputs,
         order,
         buffers,

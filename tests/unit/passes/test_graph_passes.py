@@ -43,7 +43,7 @@ def test_named_pipelines() -> None:
     assert named_pipeline("canonicalize,fuse{max_ops=8}").steps[1] == Fuse(max_ops=8)
     with knobs(pipeline="zero"):
         assert named_pipeline() == named_pipeline("zero")
-    with pytest.raises(ParseError, match="no pass or pipeline 'fast'; known: canonicalize, "):
+    with pytest.raises(ParseError, match="no pass or pipeline 'fast'; known: annotate_patterns, canonicalize, "):
         named_pipeline("fast")
 
 

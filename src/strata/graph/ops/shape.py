@@ -86,6 +86,19 @@ define_op(
     )
 )
 
+define_op(
+    OpDef(
+        "view",
+        _reshape_infer,
+        _reshape_reference,
+        Pattern.INJECTIVE,
+        {"shape": Attr((tuple,), doc="result dims")},
+        _reshape_samples,
+        _no_flop,
+        "The very memory of x under another shape, so no launch; `reshape_to_view` makes it of a reshape.",
+    )
+)
+
 
 # ---- permute_dims ----
 
