@@ -1,5 +1,6 @@
 """How a compiled model is made up: launches, kernels, memory; and running its launches one by one."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from strata.passes import run_passes
 from strata.passes.memory_plan import plan_memory
 from strata.runtime.program import Program
 from strata.runtime.records import ArgKind, FunctionRecord, ProgramRecord
-from strata.runtime.stepping import LaunchEvent, LaunchHooks
+from strata.runtime.stepping import NodeEvent
+from strata.runtime.tensors import numpy_dtype
 
 MOST_LAUNCHES_PER_LAYER = 10
 IDS = tokens(90, 257)
@@ -84,24 +86,22 @@ class Watch:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.events: list[LaunchEvent] = []
+        self.events: list[NodeEvent] = []
         self.before = b""
 
-    def hooks(self) -> LaunchHooks:
-        return LaunchHooks(self.remember, self.check)
-
-    def remember(self, event: LaunchEvent) -> None:
+    def remember(self, event: NodeEvent) -> None:
         self.before = self.program.arena.copy()
 
-    def check(self, event: LaunchEvent) -> None:
+    def check(self, event: NodeEvent) -> None:
         self.events.append(event)
         arena = self.program.arena
         may_change = np.zeros(arena.nbytes, bool)
-        start = arena.__array_interface__["data"][0]
-        for array in event.arrays[len(event.arrays) - event.num_outputs :]:
-            offset = array.__array_interface__["data"][0] - start
-            if 0 <= offset < arena.nbytes:
-                may_change[offset : offset + array.nbytes] = True
+        node = event.node
+        for operand in (*node.workspace, *node.outputs):
+            if operand.place.kind is ArgKind.ARENA:
+                shape = node.shape(operand, event.dims)
+                size_bytes = math.prod(shape) * numpy_dtype(operand.dtype).itemsize
+                may_change[operand.place.index : operand.place.index + size_bytes] = True
         changed = (arena != self.before) & ~may_change
         assert not changed.any(), f"{event.kernel} wrote to byte {changed.argmax()} of the arena"
 
@@ -118,8 +118,10 @@ def test_launch_by_launch_changes_no_bit(tmp_path: Path, case: str, format: str)
                 stepped.cache.add_sequence(key)
         view = stepped.cache.begin_forward(list(parts), [len(p) for p in parts.values()])
         ids = np.concatenate([np.asarray(p, np.int32) for p in parts.values()])
-        watch = Watch(program)
-        logits = program.launch_by_launch(name, (ids, view), watch.hooks()).copy()
+        watch, run = Watch(program), program.step(name, ids, view)
+        run.before("*", watch.remember)
+        run.after("*", watch.check)
+        logits = run.finish().copy()
         stepped.cache.end_forward()
         assert len(watch.events) == len(program[name].record.launches)
         return logits

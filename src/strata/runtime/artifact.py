@@ -32,6 +32,7 @@ import numpy as np
 from strata.core.errors import UserError
 
 from .cpu import check_features
+from .externs import check_externs, check_portable
 from .records import ProgramRecord
 from .records_json import program_from_json, program_to_json
 from .safetensors_file import SafetensorsFile, TensorShape, write_safetensors
@@ -55,12 +56,14 @@ class Artifact:
         record: The program.
         image: The machine code, checked against its hash.
         params: Params by name, in their stored shapes: read-only views of the mapped weights file.
+        plan: Where the plan is; not read, and it need not be there.
     """
 
     folder: Path
     record: ProgramRecord
     image: bytes
     params: dict[str, np.ndarray]
+    plan: Path
 
 
 def is_artifact(folder: Path | str) -> bool:
@@ -94,9 +97,11 @@ def save_artifact(
         The folder.
 
     Raises:
-        UserError: ``folder`` holds something else, cannot be written, or params do not fit the record.
+        UserError: ``folder`` holds something else, cannot be written, params do not fit the record, or the
+            program calls functions of this process.
     """
     target = Path(folder)
+    check_portable(record.externs, str(target))
     _check_target(target)
     part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
@@ -188,7 +193,9 @@ def open_artifact(folder: Path | str) -> Artifact:
             f"{where}: machine: got {manifest['machine']!r}; expected {platform.machine()!r}; compile it here"
         )
     check_features(record.features, where)
-    artifact = Artifact(folder, record, _read_code(folder, manifest), _map_params(folder, record, manifest))
+    check_externs(record.externs, where)
+    code, params = _read_code(folder, manifest), _map_params(folder, record, manifest)
+    artifact = Artifact(folder, record, code, params, folder / PLAN)
     if manifest.get("program_sha256") != _digest(manifest["program"]):
         raise UserError(f"{where}: program differs from its sha256; it is damaged; compile the model again")
     return artifact

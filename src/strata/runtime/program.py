@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from strata.core.dims import Dim, evaluate, parse_dim
-from strata.core.errors import DeviceError, ShapeError, UserError
+from strata.core.errors import DeviceError, ExternError, ShapeError, UserError
 
+from .externs import take_cause
 from .records import (
     CACHE_DIMS,
     CACHE_HEADER,
@@ -38,7 +39,9 @@ from .records import (
 from .tensors import address, aligned_empty, as_tensor, numpy_dtype, type_text
 
 if TYPE_CHECKING:
-    from .stepping import LaunchHooks
+    from .launches import Launches
+    from .nodes import NodeInfo, PlanSource
+    from .stepping import Hook, Kernel, Run
 
 _MAX_SIZES = 4096  # remembered combinations of argument shapes per function
 
@@ -104,6 +107,10 @@ class Context:
         workspace: Tensors of the param table and the arena, the last arguments of every entry.
         lock: Held during a call: there is one arena.
         params: Arrays that the param table points to: a function may outlive its program.
+        record: The program.
+        arena: Memory of the values between launches.
+        plan: Reads ``plan.json``, where there is one.
+        turn: Tells a run that goes launch by launch whether somebody else used the arena meanwhile.
     """
 
     image: Image
@@ -111,6 +118,22 @@ class Context:
     workspace: tuple[Any, Any]
     lock: threading.RLock
     params: Mapping[str, np.ndarray]
+    record: ProgramRecord
+    arena: np.ndarray
+    plan: PlanSource | None
+    turn: Turn
+
+
+@dataclass(slots=True)
+class Turn:
+    """How many calls of a program have begun."""
+
+    count: int = 0
+
+    def take(self) -> int:
+        """Begin a call; gives its number."""
+        self.count += 1
+        return self.count
 
 
 class CompiledFunction:
@@ -132,6 +155,21 @@ class CompiledFunction:
         self._sizes: dict[tuple[Any, ...], Sizes] = {}
         self._buffers = [aligned_empty((0,), "u1") for _ in record.outputs]
         self._views: list[dict[tuple[int, ...], np.ndarray]] = [{} for _ in record.outputs]
+        self._launches: Launches | None = None
+        self.changes: Any = None  # stepping.Changes: what Program.swap and Program.hook asked for
+
+    @property
+    def launches(self) -> Launches:
+        """Its launches, to be made one by one.
+
+        Raises:
+            UserError: the record has no signature of a kernel.
+        """
+        from .launches import Launches
+
+        if self._launches is None:
+            self._launches = Launches(self.record, self._context)
+        return self._launches
 
     @property
     def name(self) -> str:
@@ -163,11 +201,22 @@ class CompiledFunction:
             ShapeError: number, dtype or shape of an argument, or a size outside of the compiled range.
             DeviceError: the native code refused the call.
         """
+        if self.changes:
+            return self.step(*args, out=out).finish()
         with self._context.lock:
+            self._context.turn.count += 1
             call = self.bind(args, out)
             tensors = [as_tensor(a) for a in (*call.inputs, *call.outputs)]
             invoke(self._entry, self.name, *tensors, *self._context.workspace)
         return call.outputs[0] if len(call.outputs) == 1 else call.outputs
+
+    def step(self, *args: Any, out: Any = None, keep: Any = ()) -> Run:
+        """Begin a run that launches node by node; see ``Program.step``."""
+        from .stepping import Changes, Run
+
+        with self._context.lock:
+            changes = self.changes.copy() if self.changes else Changes()
+            return Run(self.launches, self._context, self.bind(args, out), changes, keep)
 
     def bind(self, args: Sequence[Any], out: Any = None) -> BoundCall:
         """Check the arguments, find the sizes, provide the outputs; see :meth:`__call__`."""
@@ -314,6 +363,7 @@ class Program:
         image: Machine code: bytes or path of the image file, or an image that is loaded already.
         params: Every param of ``record`` in its stored shape, C-contiguous; referenced, not copied.
         num_threads: Threads of the pool (where ``image`` is not loaded yet); ``None`` = one per CPU.
+        plan: ``plan.json``, its text or where it is: what the compiler considered, for people.
 
     Raises:
         UserError: a param is missing or has another dtype or shape than the record says; a symbol is not in
@@ -326,7 +376,10 @@ class Program:
         image: Image | bytes | Path,
         params: Mapping[str, np.ndarray],
         num_threads: int | None = None,
+        plan: str | Path | None = None,
     ) -> None:
+        from .nodes import plan_reader
+
         if isinstance(image, (bytes, Path)):
             from .image import (
                 load_image,
@@ -346,7 +399,11 @@ class Program:
         for function in record.functions:
             if record.cache is None and any(s.dtype == "cache" for s in function.inputs):
                 raise UserError(f"program: {function.name} takes a KV cache, but the record describes none")
-        context = Context(image, record.cache, workspace, self.lock, self.params)
+        self.plan = plan
+        context = Context(
+            *(image, record.cache, workspace, self.lock, self.params),
+            *(record, self.arena, plan_reader(plan), Turn()),
+        )
         self.functions = {f.name: CompiledFunction(f, context) for f in record.functions}
 
     @classmethod
@@ -355,7 +412,7 @@ class Program:
         from .artifact import open_artifact
 
         artifact = open_artifact(folder)
-        return cls(artifact.record, artifact.image, artifact.params, num_threads)
+        return cls(artifact.record, artifact.image, artifact.params, num_threads, artifact.plan)
 
     @property
     def cache(self) -> CacheRecord | None:
@@ -411,21 +468,106 @@ class Program:
             self._kernels[name] = self.image.function(name)
         return self._kernels[name]
 
-    def launch_by_launch(
-        self, function: str, args: Sequence[Any], hooks: LaunchHooks | None = None, out: Any = None
-    ) -> Any:
-        """Like ``program[function](*args, out=out)``, but launching every kernel from here, with hooks around
-        each.
+    def nodes(self, function: str) -> tuple[NodeInfo, ...]:
+        """The nodes of a function, in the order of execution: names, shapes, candidates, costs.
 
-        The results are those of the native entry: it makes the same launches on the same buffers.
+        Raises:
+            UserError: no such function, or the record has no signature of a kernel.
+        """
+        return self[function].launches.nodes
+
+    def step(self, function: str, *args: Any, out: Any = None, keep: Any = ()) -> Run:
+        """Like ``program[function](*args, out=out)``, but launching one node after the other, when asked.
+
+        Args:
+            function: Name.
+            *args: As of a call.
+            out: As of a call.
+            keep: Nodes (names, patterns; ``True`` = all) whose results are copied, because later nodes write
+                to the same memory.
+
+        Returns:
+            A run: ``run.next()``, ``for node in run``, ``run.run_to(name)``, ``run.value(name)``.
 
         Raises:
             UserError: as a call; also when the record has no signature of a kernel.
             VerifyError: a buffer is smaller than the kernel's parameter.
         """
-        from .stepping import run_launches
+        return self[function].step(*args, out=out, keep=keep)
 
-        return run_launches(self, self[function], args, hooks, out)
+    def swap(self, node: Any, kernel: Kernel, function: str | None = None) -> tuple[NodeInfo, ...]:
+        """Put another kernel in the place of a node's, for all later calls and runs; nothing is compiled.
+
+        A function with such nodes is run launch by launch from then on, which costs about a microsecond per
+        node; :meth:`restore` ends that.
+
+        Args:
+            node: Which nodes: a name, a pattern (``"*.mlp.down_proj"``), a node, or several.
+            kernel: See ``Run.replace``.
+            function: Only in this function; ``None``: in every function that has such nodes.
+
+        Returns:
+            The nodes whose kernel is another one now.
+
+        Raises:
+            UserError: no such node, function or kernel; the kernel takes other parameters.
+        """
+        from .stepping import resolve_kernel
+
+        chosen = [(f, n, resolve_kernel(f.launches, n, kernel)) for f, n in self._select(node, function)]
+        with self.lock:
+            for owner, found, call in chosen:
+                self._changes(owner).kernels[found.index] = call
+        return tuple(n for _, n, _ in chosen)
+
+    def hook(
+        self, node: Any, before: Hook | None = None, after: Hook | None = None, function: str | None = None
+    ) -> tuple[NodeInfo, ...]:
+        """Call ``before(event)`` and ``after(event)`` around nodes in all later calls and runs.
+
+        As with :meth:`swap` the function is run launch by launch from then on.
+
+        Raises:
+            UserError: no such node or function.
+        """
+        chosen = self._select(node, function)
+        with self.lock:
+            for owner, found in chosen:
+                self._changes(owner).hook([found], before, after)
+        return tuple(n for _, n in chosen)
+
+    def restore(self, node: Any = "*", function: str | None = None) -> None:
+        """Take back what :meth:`swap` and :meth:`hook` did to nodes (by default: to all).
+
+        Raises:
+            UserError: no such node or function.
+        """
+        with self.lock:
+            for owner, found in self._select(node, function):
+                self._changes(owner).forget([found])
+
+    def _changes(self, function: CompiledFunction) -> Any:
+        from .stepping import Changes
+
+        if function.changes is None:
+            function.changes = Changes()
+        return function.changes
+
+    def _select(self, node: Any, function: str | None) -> list[tuple[CompiledFunction, NodeInfo]]:
+        """Nodes that ``node`` names, with their functions."""
+        from .nodes import NodeInfo, matching, no_such_node
+
+        if function is None and isinstance(node, NodeInfo):
+            function = node.function
+        owners = [self[function]] if function is not None else list(self.functions.values())
+        wanted = [node] if isinstance(node, (NodeInfo, int, str)) else list(node)
+        found: list[tuple[CompiledFunction, NodeInfo]] = []
+        for item in wanted:
+            new = [(owner, n) for owner in owners for n in matching(owner.launches.nodes, item)]
+            if not new:
+                raise no_such_node(owners[0].launches.nodes, item)
+            found += [pair for pair in new if pair not in found]
+        return found
 
 
 def invoke(function: Callable[..., Any], name: str, *args: Any) -> None:
@@ -433,9 +575,15 @@ def invoke(function: Callable[..., Any], name: str, *args: Any) -> None:
 
     Raises:
         DeviceError: it refused the call; names the function.
+        ExternError: an extern that it calls failed; the extern's own exception is the cause.
     """
     try:
         function(*args)
+    except ExternError as error:
+        cause = take_cause()
+        if cause is not None and not isinstance(cause, Exception):  # KeyboardInterrupt
+            raise cause from None
+        raise ExternError(f"{name}: {error}") from cause
     except (RuntimeError, TypeError, ValueError) as error:
         raise DeviceError(f"{name}: the native call failed: {error}") from error
 

@@ -8,7 +8,6 @@ from hf_models import make_model, reference_logits
 
 from strata.compiler.api import Options, compile_model
 from strata.engine.generate import LanguageModel
-from strata.runtime.stepping import LaunchHooks
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +52,11 @@ def test_launch_by_launch_gives_the_entrys_bits(model, function, lengths):
         view = cache.begin_forward(names, lengths)
         whole = program[function](ids, view).copy()
         events = []
-        stepped = program.launch_by_launch(function, (ids, view), LaunchHooks(after=events.append))
-        np.testing.assert_array_equal(stepped, whole)
+        run = program.step(function, ids, view)
+        run.after("*", lambda event: events.append(event.time_ns))
+        np.testing.assert_array_equal(run.finish(), whole)
         assert len(events) == len(program[function].record.launches)
-        assert all(e.time_ns > 0 for e in events)
+        assert all(time_ns > 0 for time_ns in events)
     finally:
         cache.clear()
 

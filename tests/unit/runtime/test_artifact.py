@@ -38,9 +38,7 @@ def test_save_and_open(tmp_path):
     program = Program(opened.record, FakeImage(), opened.params)
     x = np.ones((2, 4), np.float32)
     whole = program["axpy"](x).copy()
-    np.testing.assert_array_equal(
-        program.launch_by_launch("axpy", (x,)), whole
-    )  # read-only params pass as tensors
+    np.testing.assert_array_equal(program.step("axpy", x).finish(), whole)  # read-only params pass as tensors
 
 
 def test_replaces_an_artifact_and_an_empty_folder_only(tmp_path):

@@ -5,12 +5,10 @@ import weakref
 
 import numpy as np
 import pytest
-from small_program import AXPY, KERNELS, PEEK, RECORD, FakeImage, View, small_params
+from small_program import RECORD, FakeImage, View, small_params
 
-from strata.core.errors import DeviceError, ShapeError, UserError, VerifyError
+from strata.core.errors import DeviceError, ShapeError, UserError
 from strata.runtime.program import Program
-from strata.runtime.records import ArgKind, ArgRef, DimRange, KernelChoice, Launch
-from strata.runtime.stepping import LaunchHooks, choose
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def test_cache_argument(program):
     view = View(keys, 3, 2)
     result = program["peek"](np.zeros(3, np.int32), view)
     np.testing.assert_array_equal(result, np.full(2, keys[:, 0, 0, 0].sum()))
-    stepped = program.launch_by_launch("peek", (np.zeros(3, np.int32), view))
+    stepped = program.step("peek", np.zeros(3, np.int32), view).finish()
     np.testing.assert_array_equal(stepped, np.full(2, keys[:, 0, 0, 0].sum()))
 
 
@@ -183,49 +181,3 @@ def test_threads_take_turns(program):
         thread.join()
     for value, out in results:
         np.testing.assert_array_equal(out, expected(rows(2) * value))
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 8])
-def test_launch_by_launch_gives_the_entrys_result(program, n):
-    x = rows(n) - 3
-    whole = program["axpy"](x).copy()
-    before, after = [], []
-    hooks = LaunchHooks(before.append, lambda e: after.append((e, [a.copy() for a in e.arrays])))
-    stepped = program.launch_by_launch("axpy", (x,), hooks)
-    np.testing.assert_array_equal(stepped, whole)
-    assert program.image.calls == ["axpy", "mul_small" if n <= 2 else "mul_large", "add"]
-    assert [e.launch.node for e in before] == ["%1", "%2"]
-    event, arrays = after[0]
-    assert (event.index, event.num_outputs, event.dims) == (0, 1, {"n": n})
-    assert event.time_ns > 0
-    np.testing.assert_array_equal(arrays[2], x * small_params()["scale"].astype(np.float32))
-    assert not event.arrays[1].flags.writeable
-    assert arrays[1].dtype == small_params()["scale"].dtype
-
-
-def test_a_hook_can_change_an_operand(program):
-    def zero(event):
-        if event.index == 1:
-            event.arrays[0][...] = 0
-
-    result = program.launch_by_launch(
-        "axpy", (rows(2),), LaunchHooks(before=zero), out=np.empty((2, 4), np.float32)
-    )
-    np.testing.assert_array_equal(result, expected(np.zeros((2, 4), np.float32)))
-
-
-def test_stepping_errors():
-    launch = Launch("%9", (KernelChoice("mul_small", (DimRange("n", 5, 6),)),), ())
-    with pytest.raises(VerifyError, match=r"launch %9: no kernel for \{'n': 1\}"):
-        choose(launch, {"n": 1})
-    program = Program(dataclasses.replace(RECORD, kernels=KERNELS[1:]), FakeImage(), small_params())
-    with pytest.raises(UserError, match="axpy: the record has no signature of kernel 'mul_small'"):
-        program.launch_by_launch("axpy", (rows(1),))
-    args = (ArgRef(ArgKind.INPUT, 0), ArgRef(ArgKind.PARAM, 0), ArgRef(ArgKind.ARENA, 150))
-    first = dataclasses.replace(AXPY.launches[0], args=args)
-    small = dataclasses.replace(AXPY, launches=(first, AXPY.launches[1]))
-    program = Program(dataclasses.replace(RECORD, functions=(small, PEEK)), FakeImage(), small_params())
-    with pytest.raises(
-        VerifyError, match=r"mul_large parameter x takes 128 bytes; its buffer \(arena 150\) has 42"
-    ):
-        program.launch_by_launch("axpy", (rows(8),))
