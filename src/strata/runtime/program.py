@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from strata.core.dims import Dim, evaluate, parse_dim
-from strata.core.errors import DeviceError, ExternError, ShapeError, UserError
+from strata.core.errors import ShapeError, UserError
 
-from .externs import take_cause
+from .calls import invoke
 from .records import (
     CACHE_DIMS,
     CACHE_HEADER,
@@ -568,24 +568,6 @@ class Program:
                 raise no_such_node(owners[0].launches.nodes, item)
             found += [pair for pair in new if pair not in found]
         return found
-
-
-def invoke(function: Callable[..., Any], name: str, *args: Any) -> None:
-    """Call native code.
-
-    Raises:
-        DeviceError: it refused the call; names the function.
-        ExternError: an extern that it calls failed; the extern's own exception is the cause.
-    """
-    try:
-        function(*args)
-    except ExternError as error:
-        cause = take_cause()
-        if cause is not None and not isinstance(cause, Exception):  # KeyboardInterrupt
-            raise cause from None
-        raise ExternError(f"{name}: {error}") from cause
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DeviceError(f"{name}: the native call failed: {error}") from error
 
 
 def _parse_shape(spec: TensorSpec) -> tuple[Dim, ...]:

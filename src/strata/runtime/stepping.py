@@ -23,13 +23,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import tvm_ffi
 
-from strata.core.errors import DeviceError, UserError
+from strata.core.errors import UserError
 
+from .calls import FAILURES, raise_failure
 from .launches import Bound, Call, Launches
 from .nodes import NodeInfo, select, select_one
 
@@ -296,7 +297,7 @@ class Run:
                 else:
                     try:
                         calls[position]()
-                    except (RuntimeError, TypeError, ValueError) as error:
+                    except FAILURES as error:
                         self._fail(position, error)
                 self.position = position + 1
 
@@ -323,7 +324,7 @@ class Run:
             start = time.perf_counter_ns()
             try:
                 self._calls[position]()
-            except (RuntimeError, TypeError, ValueError) as error:
+            except FAILURES as error:
                 self._fail(position, error)
             event.time_ns = time.perf_counter_ns() - start
         for hook in changes.after.get(position, ()):
@@ -331,13 +332,13 @@ class Run:
         if position in self._kept:
             self._kept[position] = tuple(array.copy() for array in event.outputs)
 
-    def _fail(self, position: int, error: Exception) -> None:
+    def _fail(self, position: int, error: Exception) -> NoReturn:
         """Raise what ``error`` means: native code refused the call, Python code speaks for itself."""
         kernel = self._changes.kernels.get(position)
         if kernel is not None and not isinstance(kernel, (str, tvm_ffi.Function)):
             raise error
         name = self._bound.kernels[position] if kernel is None else kernel_name(kernel)
-        raise DeviceError(f"{self.nodes[position].name} ({name}): the native call failed: {error}") from error
+        raise_failure(f"{self.nodes[position].name} ({name})", error)
 
     # Changing what is launched, in this run.
 
