@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load
+    from strata.compiler.external import external
     from strata.compiler.pipelines import pipeline, register_pass, register_pipeline
     from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
@@ -30,6 +31,7 @@ _WHERE = {
     "nn": "strata.frontend",
     "compile": "strata.compiler.api",
     "compile_model": "strata.compiler.api",
+    "external": "strata.compiler.external",
     "load": "strata.compiler.api",
     "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
@@ -46,6 +48,7 @@ __all__ = [
     "Schedule",
     "compile",
     "compile_model",
+    "external",
     "load",
     "nn",
     "patterns",

@@ -65,9 +65,9 @@ def symbol(extern: str) -> str:
     return f'@"{SYMBOL_PREFIX}{extern}"'
 
 
-def extern_record(extern: Extern) -> ExternRecord:
-    """What the runtime needs to know about an extern."""
-    return ExternRecord(extern.name, c_signature(extern))
+def extern_records(funcs: Iterable[Func]) -> tuple[ExternRecord, ...]:
+    """What the runtime needs to know about the externs of a program."""
+    return tuple(ExternRecord(name, c_signature(EXTERNS[name])) for name in extern_names(funcs))
 
 
 def c_signature(extern: Extern) -> str:

@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from strata.codegen.build import build_image
+from strata.codegen.externs import extern_records
 from strata.codegen.object_cache import Progress
 from strata.core.errors import UnsupportedError, UserError
 from strata.graph.nodes import Function, Module
@@ -175,6 +176,7 @@ class Planned:
             traced.target.features,
             dict(traced.config),
             tuple({k.name: k for p in self.functions for k in p.kernels}.values()),
+            extern_records(funcs),
         )
         plan = json.dumps(plan_json(self.functions))
         return Compiled(record, image.blob, plan, self.constants)

@@ -22,6 +22,7 @@ import numpy as np
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder, code_key
 from strata.graph.text import print_module
+from strata.runtime.externs import is_library
 from strata.runtime.records_json import program_from_json, program_to_json
 
 from .artifact_cache import source_fingerprint
@@ -61,7 +62,9 @@ def load_program(key: str) -> Compiled | None:
 
 
 def store_program(key: str, compiled: Compiled) -> None:
-    """Keep a program; a cache that cannot be written is left alone."""
+    """Keep a program that any process can load; a cache that cannot be written is left alone."""
+    if not all(is_library(extern.name) for extern in compiled.record.externs):
+        return
     path = _path(key)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:

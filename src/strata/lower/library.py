@@ -24,8 +24,8 @@ _MAX_INT = 2**31 - 1  # sizes are ints in the C functions
 def library_calls(node: Node, library: str) -> Emit | None:
     """How a library computes a node, or ``None`` if it does not.
 
-    Both libraries multiply ``a[..., M, K]`` (all dims but the last become rows) by ``b[K, N]``, or ``b[N, K]``
-    with ``transpose_b``; batch dims of ``b`` are 1; only M may be symbolic. OpenBLAS takes f32 and uses its
+    Both libraries multiply ``a[..., M, K]`` (all dims but the last become rows) by ``b[K, N]``, or by
+    ``b[N, K]`` with ``transpose_b``; batch dims of ``b`` are 1; only M may be symbolic. OpenBLAS takes f32 and uses its
     matrix-vector product for one row; oneDNN takes f32 and bf16 (result bf16 or f32).
 
     Args:
@@ -50,7 +50,7 @@ def library_calls(node: Node, library: str) -> Emit | None:
 
 
 def extern_calls(node: Node, extern: str) -> Emit | None:
-    """How an extern that takes a node's operands and then its result computes it; ``None`` if it does not fit.
+    """How an extern that takes a node's operands, then its result, computes it; ``None`` if it does not fit.
 
     Raises:
         UserError: no such extern.

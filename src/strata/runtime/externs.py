@@ -48,12 +48,12 @@ class Bound:
     library: OpenLibrary | None = None
 
 
-_functions: dict[str, tvm_ffi.Function] = {}
+_functions: dict[str, tuple[tvm_ffi.Function, str]] = {}
 
 
-def bind(name: str, function: tvm_ffi.Function) -> None:
-    """Let images call ``function`` by ``name``; images that are loaded already keep what they have."""
-    _functions[name] = function
+def bind(name: str, function: tvm_ffi.Function, signature: str) -> None:
+    """Let images call ``function`` by ``name``; ``signature`` is that of its ``ExternRecord``."""
+    _functions[name] = (function, signature)
 
 
 def is_library(name: str) -> bool:
@@ -73,7 +73,7 @@ def resolve(name: str, where: str) -> Bound:
         UserError: its library is not installed (or cannot be loaded), or this process has no such function.
     """
     if name in _functions:
-        function = _functions[name]
+        function, _ = _functions[name]
         return Bound(function.__chandle__(), function)
     if not is_library(name):
         known = ", ".join(_functions) or "none"
@@ -94,18 +94,37 @@ def check_externs(records: Iterable[ExternRecord], where: str) -> None:
     """Check that everything a program calls is here, and is still called the same way.
 
     Raises:
-        UserError: as :func:`resolve`; or a library function has another signature than when it was compiled.
+        UserError: as :func:`resolve`; or a function has another signature than when it was compiled.
     """
     for record in records:
         resolve(record.name, where)
-        if is_library(record.name):
-            library, _, function = record.name.partition(".")
-            have = LIBRARIES[library].functions[function].signature
-            if have != record.signature:
-                raise UserError(
-                    f"{where}: extern {record.name}: got the signature {record.signature!r}; "
-                    f"expected {have!r}; compile the model again"
-                )
+        have = _signature(record.name)
+        if have != record.signature:
+            raise UserError(
+                f"{where}: extern {record.name}: got the signature {record.signature!r}; expected {have!r}; "
+                "compile the model again"
+            )
+
+
+def check_portable(records: Iterable[ExternRecord], where: str) -> None:
+    """Check that another process can load a program.
+
+    Raises:
+        UserError: it calls functions of this process.
+    """
+    own = [r.name for r in records if not is_library(r.name)]
+    if own:
+        raise UserError(
+            f"{where}: cannot save the program: it calls functions of this process: {', '.join(own)}; "
+            "an artifact may call libraries only; compile without them to save it"
+        )
+
+
+def _signature(name: str) -> str:
+    if name in _functions:
+        return _functions[name][1]
+    library, _, function = name.partition(".")
+    return LIBRARIES[library].functions[function].signature
 
 
 # ------------------------------------------------------------------------------------------- failures

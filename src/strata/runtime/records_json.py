@@ -189,6 +189,7 @@ def _check_program(record: ProgramRecord, where: str) -> None:
     _distinct([f.name for f in record.functions], f"{where}.functions")
     _distinct([p.name for p in record.params], f"{where}.params")
     _distinct([k.name for k in record.kernels], f"{where}.kernels")
+    _distinct([e.name for e in record.externs], f"{where}.externs")
     for i, param in enumerate(record.params):
         _check_param(param, f"{where}.params[{i}]")
     if record.cache is not None:
