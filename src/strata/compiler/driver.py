@@ -29,8 +29,10 @@ from strata.ir.passes import Pipeline
 from strata.loop.layout import Layout, stored_shape
 from strata.loop.nodes import Func
 from strata.passes import run_passes
-from strata.plan.assemble import PlannedFunction, plan_function
-from strata.plan.layouts import choose_layouts
+from strata.plan.assemble import PlannedFunction, check_obeyed, plan_function
+from strata.plan.candidates import takes_rows
+from strata.plan.layouts import choose_layouts, settle_layouts
+from strata.plan.options import PlanOptions
 from strata.plan.report import plan_json
 from strata.plan.stacks import StackBuilder
 from strata.runtime.artifact import save_artifact
@@ -83,19 +85,30 @@ class Lowered:
 
         return print_module(self.module)
 
-    def plan(self) -> Planned:
-        """Lower every group, propose schedules, choose kernels and lay out memory."""
+    def plan(self, options: PlanOptions | None = None) -> Planned:
+        """Lower every group, collect candidates, choose among them and lay out memory.
+
+        Args:
+            options: Libraries, preferences, pins, ...; default: schedule rules and the user's own kernels.
+
+        Raises:
+            UserError: a pin or a preference fits nothing, or a user kernel is wrong.
+        """
         target = self.source.target
+        options = options or PlanOptions()
         layouts = choose_layouts(self.module, target)
+        if takes_rows(options):
+            layouts = settle_layouts(self.module, layouts, target, options)
         constants = _array_constants(self.module)
         shapes: dict[str, TensorType] = dict(self.module.params)
         shapes.update(constants.types)
         positions = {name: k for k, name in enumerate(shapes)}
-        builder = StackBuilder(layouts, target)
+        builder = StackBuilder(layouts, target, options)
         functions = tuple(
             plan_function(function, builder, positions, constants.names)
             for function in compiled_functions(self.module)
         )
+        check_obeyed(functions, options)
         params = tuple(_param_record(name, t, layouts.get(name)) for name, t in shapes.items())
         return Planned(self, functions, params, layouts, constants.values)
 
@@ -210,7 +223,7 @@ class Compiled:
         """Load into this process with these params."""
         pairs = cast("Params", params.items()) if isinstance(params, Mapping) else params
         stored = dict(self.stored_params(pairs))
-        return Program(self.record, self.image, stored, num_threads)
+        return Program(self.record, self.image, stored, num_threads, self.plan)
 
     def save(self, folder: Path | str, params: Params, extra_files: Mapping[str, Any] | None = None) -> None:
         """Write an artifact folder; see ``runtime.artifact``."""

@@ -170,6 +170,17 @@ def evaluate(dim: Dim, env: Mapping[str, int]) -> int:
     return total
 
 
+def substitute_dims(dim: Dim, env: Mapping[str, Dim]) -> Dim:
+    """``dim`` with symbols replaced by other dims, by name; those that ``env`` does not have stay."""
+    total: Dim = 0
+    for coefficient, syms in _terms(dim):
+        term: Dim = coefficient
+        for sym in syms:
+            term = term * env.get(sym.name, sym)
+        total = total + term
+    return total
+
+
 def bounds(dim: Dim) -> tuple[int, int]:
     """Smallest and largest value over the ranges of the symbols (exact for one term)."""
     lo = hi = 0

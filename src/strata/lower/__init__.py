@@ -2,6 +2,6 @@
 
 from . import attention, elementwise, formula, matmul, reduce, shape  # noqa: F401  (fill the table of lowerings)
 from .context import LOWERINGS, Binding
-from .group import Lowered, lower_group
+from .group import Emit, Lowered, lower_group
 
-__all__ = ["LOWERINGS", "Binding", "Lowered", "lower_group"]
+__all__ = ["LOWERINGS", "Binding", "Emit", "Lowered", "lower_group"]

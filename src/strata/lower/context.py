@@ -166,6 +166,12 @@ class Context:
         self.stages.append(nest)
         return lambda i: Load(buffer, place(i)[1])
 
+    def buffer(self, name: str, shape: Shape, dtype: DType) -> Buffer:
+        """A new intermediate buffer; its name is made unique."""
+        stored = Buffer(self.unique(name), shape, dtype)
+        self.allocs.append(stored)
+        return stored
+
     def _intermediate(self, name: str, shape: Shape, dtype: DType) -> Place:
         stored = Buffer(name, shape, dtype)
         self.allocs.append(stored)

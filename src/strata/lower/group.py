@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from strata.core.dims import Dim
@@ -10,10 +10,12 @@ from strata.core.errors import UnsupportedError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CacheType, TensorType
 from strata.loop.layout import Layout, stored_shape
-from strata.loop.nodes import Alloc, Buffer, Func, Load, Stmt, seq
+from strata.loop.nodes import Alloc, Buffer, Func, Load, Stmt, Var, seq
 from strata.loop.rewrite import buffers_written, replace_buffers
 
 from .context import LOWERINGS, OUTPUT_BLOCK, Access, Binding, Context, Index
+
+Emit = Callable[[tuple[Buffer, ...], Buffer], Stmt]  # operands and result of a node -> what computes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,20 @@ def _constant(ctx: Context, node: Node) -> Access:
     return lambda i: element
 
 
-def lower_group(name: str, body: Function, layouts: Mapping[int, Layout] | None = None) -> Lowered:
+def lower_group(
+    name: str,
+    body: Function,
+    layouts: Mapping[int, Layout] | None = None,
+    replace: Mapping[int, Emit] | None = None,
+) -> Lowered:
     """Lower ``body`` (one output) to a loop function called ``name``.
 
     Args:
         name: Name of the function.
         body: Graph function; its inputs are the operands of the group.
         layouts: Stored layout per input number, for 2-d inputs that are not row-major.
+        replace: By ``id`` of a node of ``body``: what computes it instead of its lowering, on whole row-major
+            buffers of its operands and its result.
 
     Raises:
         UnsupportedError: an op of the body has no lowering.
@@ -89,6 +98,10 @@ def lower_group(name: str, body: Function, layouts: Mapping[int, Layout] | None 
     inputs = {id(n) for n in body.inputs}
     for node in body.nodes:
         if id(node) in inputs:
+            continue
+        emit = replace.get(id(node)) if replace else None
+        if emit is not None:
+            ctx.accesses[id(node)] = _replaced(ctx, node, emit)
             continue
         if node.op == "const":
             ctx.accesses[id(node)] = _constant(ctx, node)
@@ -103,16 +116,40 @@ def lower_group(name: str, body: Function, layouts: Mapping[int, Layout] | None 
             ctx.caches[id(node)] = ctx.caches[id(node.inputs[0])]
     (result,) = body.outputs
     if isinstance(result.type, TensorType):
-        _store_result(ctx, result)
+        _store_result(ctx, result, replace)
     return _assemble(name, ctx)
 
 
-def _store_result(ctx: Context, result: Node) -> None:
+def _replaced(ctx: Context, node: Node, emit: Emit) -> Access:
+    """Compute a node by foreign code: operands that are no whole buffers are staged, and so is the result."""
+    operands = tuple(_whole_buffer(ctx, operand) for operand in node.inputs)
+    result = ctx.buffer(node.op + "_result", node.tensor.shape, node.tensor.dtype)
+    ctx.stages.append(emit(operands, result))
+    return lambda i: Load(result, i)
+
+
+def _whole_buffer(ctx: Context, node: Node) -> Buffer:
+    """A buffer with the value of ``node`` in row-major order."""
+    access, shape = ctx.access(node), node.tensor.shape
+    for buffer in (*ctx.allocs, *(p for p, _ in ctx.params)):
+        if buffer.shape == shape and _is_plain(access, buffer):
+            return buffer
+    stored = ctx.stage(node.op + "_operand", shape, node.tensor.dtype, access)
+    return next(b for b in ctx.allocs if _is_plain(stored, b))
+
+
+def _is_plain(access: Access, buffer: Buffer) -> bool:
+    """Whether the access is a load of ``buffer`` at the very index."""
+    index = tuple(Var(f"i{k}") for k in range(len(buffer.shape)))
+    return access(index) == Load(buffer, index)
+
+
+def _store_result(ctx: Context, result: Node, replace: Mapping[int, Emit] | None) -> None:
     """Store into the output parameter: by its last stage if that makes the whole result, else by one more."""
     output = Buffer(ctx.unique("y"), result.tensor.shape, result.tensor.dtype)
     access = ctx.accesses[id(result)]
     ctx.params.append((output, Binding(-1)))
-    finished = result.op in ("concat", "paged_attention")
+    finished = result.op in ("concat", "paged_attention") or id(result) in (replace or {})
     if finished and ctx.allocs and ctx.allocs[-1].shape == output.shape:
         old = ctx.allocs.pop()
         ctx.stages[:] = [replace_buffers(s, {old: output}) for s in ctx.stages]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from strata.core.dims import Dim
-from strata.core.errors import UnsupportedError
+from strata.core.errors import UnsupportedError, UserError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CACHE_SYMBOLS, CacheType, TensorType
 from strata.loop.nodes import Func
@@ -27,8 +28,10 @@ from strata.runtime.records import (
 )
 
 from .choose import choose
-from .stacks import WORKSPACE, Kernels, StackBuilder, anchor_op, group_body
-from .types import Choice, Stack
+from .options import PlanOptions
+from .stacks import Kernels, StackBuilder, group_body
+from .types import Candidate, Choice, Stack
+from .workspace import WORKSPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +159,13 @@ def plan_function(
     for node, name in zip(groups, launch_names(groups), strict=True):
         kernels = builder.kernels_of(node)
         candidates = kernels.stack.candidates
-        choices = choose(candidates, kernels.rows)
+        op = kernels.task.anchor.op
+        favoured = favoured_by(builder.options, name, op)
+        choices = choose(candidates, kernels.rows, favoured)
         for choice in choices:
             func = candidates[choice.candidate].func
             funcs[func.name] = func
         picked = tuple(KernelChoice(candidates[c.candidate].func.name, c.when) for c in choices)
-        op = anchor_op(group_body(node)).op
         launches.append(Launch(name, picked, asm.args(node, kernels), op, len(kernels.workspace_bytes)))
         operands = _operands(kernels, len(node.inputs))
         planned.append(PlannedLaunch(name, op, kernels.stack, choices, node, operands, kernels.rows))
@@ -200,6 +204,48 @@ def _operands(kernels: Kernels, count: int) -> tuple[int | None, ...]:
     """Where each operand of a group is among the arguments; ``None`` for caches."""
     places = {b.operand: k for k, b in enumerate(kernels.bindings) if not b.field}
     return tuple(places.get(number) for number in range(count))
+
+
+def favoured_by(options: PlanOptions, name: str, op: str) -> Callable[[Candidate], bool]:
+    """Which candidates of a node the user wants: those of its pin, else those that are preferred."""
+    pin = options.pin_of(name, op)
+    if pin is not None:
+        return lambda c: fnmatchcase(c.name, pin.candidate)
+    return lambda c: options.prefers(c.name)
+
+
+def check_obeyed(functions: Iterable[PlannedFunction], options: PlanOptions) -> None:
+    """Every pin and every preference has to say something about the model at hand.
+
+    Raises:
+        UserError: one does not; lists the candidates that there are.
+    """
+    launches = [x for f in functions for x in f.launches]
+    for pin in options.pins:
+        nodes = [x for x in launches if options.pin_of(x.node, x.op) == pin]
+        _require(f"--pin {pin}", nodes, launches, lambda c, pin=pin: fnmatchcase(c.name, pin.candidate))
+    for prefix in options.prefer:
+        only = PlanOptions(prefer=(prefix,))
+        _require(f"--prefer {prefix}", launches, launches, lambda c, only=only: only.prefers(c.name))
+
+
+def _require(
+    what: str,
+    nodes: Sequence[PlannedLaunch],
+    launches: Sequence[PlannedLaunch],
+    holds: Callable[[Candidate], bool],
+) -> None:
+    if not nodes:
+        names = list(dict.fromkeys(x.node for x in launches))
+        raise UserError(f"{what}: no node has this name or op; there are {shorten(names)}")
+    if not any(holds(c) for x in nodes for c in x.stack.candidates):
+        names = list(dict.fromkeys(c.name for x in nodes for c in x.stack.candidates))
+        raise UserError(f"{what}: no such candidate; there are {shorten(names)}")
+
+
+def shorten(names: Sequence[str], limit: int = 12) -> str:
+    """The first few names."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _spec(name: str, node: Node) -> TensorSpec:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable, Sequence
 
 from strata.core.dims import Dim, SymDim
 from strata.runtime.records import DimRange
@@ -12,51 +14,65 @@ from .types import Candidate, Choice
 SWITCH_GAIN = 1.05  # an estimate is not better than this: switching for less would only make the plan long
 
 
-def choose(candidates: tuple[Candidate, ...], rows: Dim) -> tuple[Choice, ...]:
+def choose(
+    candidates: tuple[Candidate, ...], rows: Dim, favoured: Callable[[Candidate], bool] = lambda _: False
+) -> tuple[Choice, ...]:
     """Split the range of ``rows`` where the cheapest candidate changes.
 
     Args:
-        candidates: Not empty; each with estimates at the same sample sizes.
+        candidates: Not empty; each with estimates at the same sample sizes. One of them at least is correct
+            for all sizes.
         rows: Number of rows of the activations. The choice depends on it where it is a symbolic dim.
+        favoured: Candidates that win wherever they are correct, whatever their cost.
 
     Returns:
-        Choices in ascending order of size; the last one is unconditional.
+        Choices in ascending order of size; the last one is unconditional. Candidates that are correct only
+        for ranges of other dims than ``rows`` are chosen if they are favoured, and come first.
     """
-    if len(candidates) == 1:
-        return (Choice(0),)
+    everywhere = [k for k, c in enumerate(candidates) if _only_by(rows, c)]
+    first = [Choice(k, c.when) for k, c in enumerate(candidates) if k not in everywhere and favoured(c)]
+    best = [k for k in everywhere if favoured(candidates[k])]
     if not isinstance(rows, SymDim):
-        return (Choice(_safest(candidates)),)
-    best = _winners(candidates)
+        unranged = [k for k in best or everywhere if not candidates[k].when] or everywhere
+        return (*first, Choice(_safest(candidates, unranged)))
+    winners = _winners(candidates, everywhere, best, rows)
     choices: list[Choice] = []
     lo = rows.lo
-    for (size, winner), (_, follower) in itertools.pairwise(best):
+    for (size, winner), (_, follower) in itertools.pairwise(winners):
         if winner != follower:
             choices.append(Choice(winner, (DimRange(rows.name, lo, size),)))
             lo = size + 1
-    choices.append(Choice(best[-1][1]))
-    return tuple(choices)
+    return (*first, *choices, Choice(winners[-1][1]))
 
 
-def _times(candidates: tuple[Candidate, ...]) -> list[tuple[int, list[float]]]:
-    """(size, seconds of every candidate) at every sample size."""
-    sizes = [size for size, _ in candidates[0].estimates]
-    return [(size, [c.estimates[k][1].time_s for c in candidates]) for k, size in enumerate(sizes)]
+def _only_by(rows: Dim, candidate: Candidate) -> bool:
+    """Whether nothing but ``rows`` decides if the candidate is correct."""
+    return all(isinstance(rows, SymDim) and r.dim == rows.name for r in candidate.when)
 
 
-def _winners(candidates: tuple[Candidate, ...]) -> list[tuple[int, int]]:
+def _winners(
+    candidates: Sequence[Candidate], everywhere: Sequence[int], favoured: Sequence[int], rows: SymDim
+) -> list[tuple[int, int]]:
     """(size, winner) at every sample size; a winner stays until another one is clearly cheaper."""
     winners: list[tuple[int, int]] = []
-    for size, times in _times(candidates):
-        best = min(range(len(times)), key=times.__getitem__)
-        if winners and times[winners[-1][1]] <= times[best] * SWITCH_GAIN:
-            best = winners[-1][1]
+    for at, (size, _) in enumerate(candidates[0].estimates):
+        legal = [k for k in everywhere if all(r.lo <= size <= r.hi for r in candidates[k].when)]
+        pool = [k for k in favoured if k in legal] or legal
+        times = {k: candidates[k].estimates[at][1].time_s for k in pool}
+        best = min(pool, key=times.__getitem__)
+        before = winners[-1][1] if winners else None
+        if before in times and times[before] <= times[best] * SWITCH_GAIN:
+            best = before
         winners.append((size, best))
     return winners
 
 
-def _safest(candidates: tuple[Candidate, ...]) -> int:
-    """The candidate whose worst time, relative to the best one's at that size, is least."""
-    worst = [0.0] * len(candidates)
-    for _, times in _times(candidates):
-        worst = [max(w, t / min(times)) for w, t in zip(worst, times, strict=True)]
-    return min(range(len(candidates)), key=worst.__getitem__)
+def _safest(candidates: Sequence[Candidate], pool: Sequence[int]) -> int:
+    """The candidate of ``pool`` whose worst time, relative to the best one's at that size, is least."""
+    worst = dict.fromkeys(pool, 0.0)
+    for at in range(len(candidates[0].estimates)):
+        times = {k: candidates[k].estimates[at][1].time_s for k in pool}
+        least = min(times.values())
+        for k, time_s in times.items():
+            worst[k] = max(worst[k], time_s / least if math.isfinite(time_s) else math.inf)
+    return min(pool, key=worst.__getitem__)

@@ -8,14 +8,27 @@ of these resources needs.
 
 from __future__ import annotations
 
-from strata.core.dims import evaluate
-from strata.graph.nodes import Function
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from strata.core.dims import SymDim, evaluate
+from strata.core.dims import bounds as dim_bounds
+from strata.core.dtypes import bf16
+from strata.graph.nodes import Node
 from strata.graph.stats import function_stats
-from strata.graph.types import TensorType
+from strata.graph.types import CACHE_SYMBOLS, TensorType
+from strata.loop.nodes import Func
 from strata.target import Target
 
+from .loop_cost import FORK_S, issue_time_s
 from .types import Estimate
 
+if TYPE_CHECKING:
+    from .candidates.base import Task
+
+SAMPLE_SIZE = 512  # value of symbolic dims that no choice depends on
+LIBRARY_EFFICIENCY = 0.85  # of the machine's peak: what OpenBLAS and oneDNN reach on large matmuls
 # Sustained level-2/level-3 reads of one core; conservative for x86-64 of the 2020s.
 CACHE_BYTES_PER_CYCLE = 16.0
 VECTORS_PER_TILE = 4
@@ -50,22 +63,79 @@ def matmul_estimate(
     return Estimate(time_s, flop, weight_bytes + 4.0 * m * k, activations - 4.0 * m * k, "roofline")
 
 
-def generic_estimate(body: Function, env: dict[str, int], target: Target) -> Estimate:
-    """Cost of any group: flop at the f32 peak, or every operand touched once at memory bandwidth.
+def loop_estimate(task: Task, func: Func, size: int) -> Estimate:
+    """Cost of any finalised loop function of a task: instructions issued, or operands touched once.
 
     Args:
-        body: The group.
-        env: Value of every symbolic dim.
-        target: The machine.
+        task: What is computed.
+        func: How.
+        size: Value of the task's rows.
     """
-    flop = float(evaluate(function_stats(body).flop, env))
-    read = sum(_bytes(n.type, env) for n in body.inputs if isinstance(n.type, TensorType))
-    written = sum(_bytes(n.type, env) for n in body.outputs if isinstance(n.type, TensorType))
-    time_s = max(flop / target.peak_f32_flop_per_s, (read + written) / target.bandwidth_bytes_per_s)
+    env = task_env(task, size)
+    traffic = traffic_of(task, env)
+    issue_s = issue_time_s(func, env, task.target)
+    return replace(traffic, time_s=max(issue_s, traffic.time_s))
+
+
+def task_model(task: Task, func: Func, rows: int, dot: bool, size: int) -> Estimate:
+    """Cost of what a schedule rule proposed: a register tile of a matmul by its roofline, anything else by
+    its loops.
+
+    Args:
+        task: What is computed.
+        func: How.
+        rows: Rows of the register tile; 0 for anything else.
+        dot: By bf16 dot products.
+        size: Value of the task's rows.
+    """
+    if not rows or not is_flat_matmul(task.anchor):
+        return loop_estimate(task, func, size)
+    n, k = (dim_bounds(d)[1] for d in (task.anchor.tensor.shape[-1], task.anchor.inputs[0].tensor.shape[-1]))
+    weight_bytes = float(n * k * task.anchor.inputs[1].tensor.dtype.itemsize_bytes)
+    return matmul_estimate(size, n, k, weight_bytes, rows, task.target, dot)
+
+
+def is_flat_matmul(node: Node) -> bool:
+    """A matmul of two matrices."""
+    return node.op == "matmul" and node.tensor.rank == 2
+
+
+def task_env(task: Task, size: int) -> dict[str, int]:
+    """A value for every symbolic dim of a task, where its rows are ``size``."""
+    env = {d.name: min(d.hi, SAMPLE_SIZE) for d in (*task.body.dims, *task.dims, *CACHE_SYMBOLS)}
+    if isinstance(task.rows, SymDim):
+        env[task.rows.name] = size
+    return env
+
+
+def traffic_of(task: Task, env: Mapping[str, int]) -> Estimate:
+    """Flop, and every operand touched once at memory bandwidth."""
+    flop = float(evaluate(function_stats(task.body).flop, env))
+    read = sum(_bytes(n.type, env) for n in task.body.inputs if isinstance(n.type, TensorType))
+    written = sum(_bytes(n.type, env) for n in task.body.outputs if isinstance(n.type, TensorType))
+    time_s = max(flop / _peak(task), (read + written) / task.target.bandwidth_bytes_per_s)
     return Estimate(time_s, flop, read, written, "roofline")
 
 
-def _bytes(tensor: TensorType, env: dict[str, int]) -> float:
+def _peak(task: Task) -> float:
+    """The machine's fastest multiply-adds for the operands of the heavy op, flop/s."""
+    operands = [i.type for i in task.anchor.inputs if isinstance(i.type, TensorType)]
+    dot = task.target.has_bf16_dot and bool(operands) and operands[0].dtype is bf16
+    return task.target.peak_bf16_flop_per_s if dot else task.target.peak_f32_flop_per_s
+
+
+def library_estimate(task: Task, size: int) -> Estimate:
+    """Cost of a matmul by a good library: its roofline, at the efficiency that such libraries reach."""
+    traffic = traffic_of(task, task_env(task, size))
+    return replace(traffic, time_s=traffic.time_s / LIBRARY_EFFICIENCY + FORK_S)
+
+
+def with_call(around: Estimate, call: Estimate) -> Estimate:
+    """Cost of loops that contain a call."""
+    return replace(around, time_s=around.time_s + call.time_s)
+
+
+def _bytes(tensor: TensorType, env: Mapping[str, int]) -> float:
     total = float(tensor.dtype.itemsize_bytes)
     for dim in tensor.shape:
         total *= evaluate(dim, env)

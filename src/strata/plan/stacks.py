@@ -1,4 +1,4 @@
-"""Build the stacked graph of a function: lower each group once, propose schedules, estimate them.
+"""Build the stacked graph of a function: lower each group once, collect candidates, estimate them.
 
 Groups with the same text (one layer and the next, a step of prefill and of decode) share one stack and its
 kernels.
@@ -6,29 +6,30 @@ kernels.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from strata.core.dims import Dim
+from strata.core.dims import Dim, SymDim
 from strata.core.dims import bounds as dim_bounds
 from strata.core.errors import UserError, VerifyError
 from strata.core.knobs import current
 from strata.graph.nodes import Function, Node
-from strata.graph.types import CACHE_SYMBOLS
+from strata.graph.types import TensorType
 from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.layout import Layout
-from strata.loop.nodes import Alloc, Buffer, For, Func, MemSpace, Stmt, seq
-from strata.loop.rewrite import map_stmt, walk_stmts
-from strata.lower import Binding, Lowered, lower_group
+from strata.loop.nodes import Func
+from strata.lower import Binding, lower_group
 from strata.passes.base import function_key
-from strata.schedule import Proposal, propose, trace_text
 from strata.target import Target
 
-from .cost import generic_estimate, matmul_estimate, sample_sizes
+from .candidates import Offer, Task, offers_for
+from .cost import is_flat_matmul, sample_sizes
+from .measure import measure_task
+from .options import PlanOptions
 from .types import Candidate, Estimate, Stack
+from .workspace import hoist_workspace, share_workspace, upper_bytes, with_workspace
 
-SAMPLE_SIZE = 512  # value of symbolic dims where the cost of a group does not decide anything
-WORKSPACE = -2  # Binding.operand of an intermediate that needs memory of the step
+Estimates = tuple[tuple[int, Estimate], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,21 @@ class Kernels:
     """Candidates of one distinct group.
 
     Attributes:
+        task: The group.
         stack: The candidates; every candidate's ``func`` has the same parameters.
         bindings: What each buffer parameter is bound to.
-        rows: Number of rows that the choice depends on.
         workspace_bytes: Extra memory per ``WORKSPACE`` parameter, at the upper bounds of the dims.
     """
 
+    task: Task
     stack: Stack
     bindings: tuple[Binding, ...]
-    rows: Dim
     workspace_bytes: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> Dim:
+        """Number of rows that the choice depends on."""
+        return self.task.rows
 
 
 @dataclass
@@ -55,14 +61,20 @@ class StackBuilder:
     Attributes:
         layouts: Stored layout by param name.
         target: The machine.
+        options: What the user said.
     """
 
     layouts: Mapping[str, Layout]
     target: Target
+    options: PlanOptions = field(default_factory=PlanOptions)
     known: dict[Hashable, Kernels] = field(default_factory=dict)
 
     def kernels_of(self, node: Node) -> Kernels:
-        """The kernels for one launch site."""
+        """The kernels for one launch site.
+
+        Raises:
+            UserError: the node is no ``fused`` one, or a user kernel is wrong.
+        """
         body = group_body(node)
         layouts = {
             number: self.layouts[operand.attrs["name"]]
@@ -72,52 +84,70 @@ class StackBuilder:
         dims = tuple((d.name, d.lo, d.hi, d.multiple_of) for d in body.dims)
         key = (function_key(body), dims, tuple(layouts.items()))
         if key not in self.known:
-            self.known[key] = self._build(node, body, lower_group("naive", body, layouts))
+            anchor = anchor_op(body)
+            lowered = lower_group("naive", body, layouts)
+            task = Task(node, body, anchor, layouts, lowered, choice_rows(anchor), self.target)
+            self.known[key] = self._build(task)
         return self.known[key]
 
-    def _build(self, node: Node, body: Function, lowered: Lowered) -> Kernels:
-        anchor = anchor_op(body)
-        rows: Dim = anchor.tensor.shape[-2] if anchor.op == "matmul" and anchor.tensor.rank == 2 else 1
-        base = f"k{len(self.known)}_{anchor.op}"
-        proposals = propose(lowered.func, self.target)
-        candidates: list[Candidate] = []
-        workspace: tuple[Buffer, ...] = ()
-        for number, proposal in enumerate(proposals):
-            name = base if len(proposals) == 1 else f"{base}_c{number}"
-            hoisted = hoist_workspace(_renamed(proposal.func, name))
-            if current().verify:
-                check(hoisted.func, LOOP_LOWERED)
-            if number and _signature(hoisted.func) != _signature(candidates[0].func):
-                raise VerifyError(
-                    f"{name}: candidate {proposal.name} takes other parameters than {candidates[0].name}"
-                )
-            workspace = hoisted.buffers
-            estimates = self._estimates(anchor, body, rows, proposal)
-            candidates.append(
-                Candidate(proposal.name, hoisted.func, trace_text(proposal.trace), {}, (), estimates)
-            )
-        if not candidates:
+    def _build(self, task: Task) -> Kernels:
+        base = f"k{len(self.known)}_{task.anchor.op}"
+        offers = offers_for(task, self.options)
+        if not offers:
             raise VerifyError(f"{base}: no rule proposes a schedule")
-        sizes = tuple(_upper_bytes(b) for b in workspace)
-        return Kernels(Stack(node, tuple(candidates)), with_workspace(lowered, len(sizes)), rows, sizes)
-
-    def _estimates(
-        self, anchor: Node, body: Function, rows: Dim, proposal: Proposal
-    ) -> tuple[tuple[int, Estimate], ...]:
-        lo, hi = dim_bounds(rows)
-        if anchor.op == "matmul" and anchor.tensor.rank == 2:
-            n, k = (dim_bounds(d)[1] for d in (anchor.tensor.shape[-1], anchor.inputs[0].tensor.shape[-1]))
-            weight_bytes = float(n * k * anchor.inputs[1].tensor.dtype.itemsize_bytes)
-            return tuple(
-                (m, matmul_estimate(m, n, k, weight_bytes, proposal.rows, self.target, proposal.dot))
-                for m in sample_sizes(lo, hi)
+        offers = [
+            replace(o, func=_renamed(o.func, base if len(offers) == 1 else f"{base}_c{number}"))
+            for number, o in enumerate(offers)
+        ]
+        hoisted = [hoist_workspace(o.func) for o in offers]
+        funcs, slots = share_workspace(hoisted, task.lowered.func.num_outputs)
+        for offer, func in zip(offers, funcs, strict=True):
+            if current().verify:
+                check(func, LOOP_LOWERED)
+            if _signature(func) != _signature(funcs[0]):
+                raise VerifyError(
+                    f"{func.name}: candidate {offer.name} takes other parameters than {offers[0].name}"
+                )
+        candidates = tuple(
+            Candidate(offer.name, func, offer.trace, offer.origin, offer.when, estimates)
+            for offer, func, estimates in zip(
+                offers, funcs, self._estimates(task, offers, funcs), strict=True
             )
-        env = {d.name: min(d.hi, SAMPLE_SIZE) for d in (*body.dims, *CACHE_SYMBOLS)}
-        return ((1, generic_estimate(body, env, self.target)),)
+        )
+        bindings = with_workspace(task.lowered.bindings, task.lowered.func.num_outputs, len(slots))
+        sizes = tuple(upper_bytes(b) for b in slots)
+        return Kernels(task, Stack(task.node, candidates), bindings, sizes)
+
+    def _estimates(self, task: Task, offers: Sequence[Offer], funcs: Sequence[Func]) -> list[Estimates]:
+        """Cost of every candidate at the same sizes: measured if asked for or if a model is missing."""
+        sizes = compared_sizes(task, offers)
+        models = [o.model for o in offers]
+        if len(offers) > 1 and (self.options.measure or any(m is None for m in models)):
+            return measure_task(task, offers, funcs, sizes, self.options)
+        return [tuple((size, m(size)) for size in sizes) for m in models if m is not None]
+
+
+def compared_sizes(task: Task, offers: Sequence[Offer]) -> list[int]:
+    """Values of the task's rows at which candidates are compared, borders of their ranges included."""
+    lo, hi = dim_bounds(task.rows)
+    if len(offers) == 1:
+        return sorted({lo, min(hi, 512), hi})
+    borders = {
+        x
+        for o in offers
+        for r in o.when
+        if isinstance(task.rows, SymDim) and r.dim == task.rows.name
+        for x in (r.lo - 1, r.lo, r.hi, r.hi + 1)
+    }
+    return sorted({*sample_sizes(lo, hi), *(x for x in borders if lo <= x <= hi)})
 
 
 def group_body(node: Node) -> Function:
-    """The body of a fused node, or a body of its own for any other op."""
+    """The body of a fused node.
+
+    Raises:
+        UserError: it is another op.
+    """
     if node.op == "fused":
         return node.attrs["body"]
     raise UserError(
@@ -131,6 +161,15 @@ def anchor_op(body: Function) -> Node:
     return max(inner, key=lambda n: n.opdef.pattern) if inner else body.outputs[0]
 
 
+def choice_rows(anchor: Node) -> Dim:
+    """The dim that a choice of kernels may depend on: the rows of a matmul, else the first symbolic dim."""
+    if is_flat_matmul(anchor):
+        return anchor.tensor.shape[-2]
+    if isinstance(anchor.type, TensorType):
+        return next((d for d in anchor.type.shape if isinstance(d, SymDim)), 1)
+    return 1
+
+
 def _renamed(func: Func, name: str) -> Func:
     return Func(name, func.params, func.body, func.num_outputs)
 
@@ -138,49 +177,3 @@ def _renamed(func: Func, name: str) -> Func:
 def _signature(func: Func) -> tuple[object, ...]:
     """What a caller has to hand in: candidates of one stack are called in the same way."""
     return (func.num_outputs, *((p.shape, p.dtype) for p in func.params))
-
-
-@dataclass(frozen=True, slots=True)
-class Hoisted:
-    """A function whose global intermediates became parameters (between inputs and outputs)."""
-
-    func: Func
-    buffers: tuple[Buffer, ...]
-
-
-def hoist_workspace(func: Func) -> Hoisted:
-    """Turn every global ``alloc`` into a parameter.
-
-    Raises:
-        VerifyError: one is inside a loop, whose iterations would share it.
-    """
-    found: list[Buffer] = []
-    for loop in walk_stmts(func):
-        for inner in walk_stmts(loop) if isinstance(loop, For) else ():
-            if isinstance(inner, Alloc) and inner.buffer.space is MemSpace.GLOBAL:
-                raise VerifyError(f"{func.name}: global buffer {inner.buffer.name} is allocated in a loop")
-
-    def change(stmt: Stmt) -> Stmt:
-        if isinstance(stmt, Alloc) and stmt.buffer.space is MemSpace.GLOBAL:
-            found.append(stmt.buffer)
-            return stmt.body
-        return stmt
-
-    body = seq(map_stmt(func.body, stmt_fn=change))
-    inputs = func.params[: len(func.params) - func.num_outputs]
-    outputs = func.params[len(inputs) :]
-    hoisted = Func(func.name, (*inputs, *found, *outputs), body, func.num_outputs + len(found))
-    return Hoisted(hoisted, tuple(found))
-
-
-def with_workspace(lowered: Lowered, count: int) -> tuple[Binding, ...]:
-    """Bindings with ``count`` workspace parameters between inputs and outputs."""
-    split = len(lowered.bindings) - lowered.func.num_outputs
-    return (*lowered.bindings[:split], *[Binding(WORKSPACE)] * count, *lowered.bindings[split:])
-
-
-def _upper_bytes(buffer: Buffer) -> int:
-    total = buffer.dtype.itemsize_bytes
-    for dim in buffer.shape:
-        total *= dim_bounds(dim)[1]
-    return total

@@ -1,20 +1,28 @@
 """The stacked graph: per node a stack of candidate implementations, and the plan that picks among them.
 
-A :class:`Candidate` is a finalised loop function with the trace that made it, the layouts it wants for its
-param operands and an :class:`Estimate` of its cost; a :class:`Stack` is all candidates of one launch; a
-:class:`Plan` says for every stack which candidate runs for which sizes. The graph itself is never changed by
-planning.
+A :class:`Candidate` is a finalised loop function with where it comes from, the trace that made it and an
+:class:`Estimate` of its cost; a :class:`Stack` is all candidates of one launch; a :class:`Choice` says which
+of them runs for which sizes. The graph itself is never changed by planning.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 from strata.graph.nodes import Node
-from strata.loop.layout import Layout
 from strata.loop.nodes import Func
 from strata.runtime.records import DimRange
+
+
+class Origin(Enum):
+    """Where a candidate comes from."""
+
+    RULE = "rule"  # a schedule rule
+    TUNED = "tuned"  # a trace of the tuning database
+    KERNEL = "kernel"  # a kernel or function of the user
+    LIBRARY = "library"  # a call of a vendor library
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Candidate:
         name: ``"cpu.matmul.tile6x64"``; unique within its stack.
         func: Finalised loop function (stage LOOP_LOWERED), ready for code generation.
         trace: Text of the schedule steps that led from the lowered function to ``func``.
-        layouts: For param operands, by position in ``func.params``: the stored layout that ``func`` reads.
+        origin: Where it comes from.
         when: Sizes for which it is legal (empty = all).
         estimates: Cost at sample sizes: ``((size, Estimate), ...)``, size = value of the stack's main dim.
     """
@@ -51,7 +59,7 @@ class Candidate:
     name: str
     func: Func
     trace: str
-    layouts: dict[int, Layout] = field(default_factory=dict)
+    origin: Origin = Origin.RULE
     when: tuple[DimRange, ...] = ()
     estimates: tuple[tuple[int, Estimate], ...] = ()
 
@@ -70,11 +78,3 @@ class Choice:
 
     candidate: int
     when: tuple[DimRange, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Per stack (same order as the stacked graph): choices tried in order, the last one unconditional."""
-
-    choices: tuple[tuple[Choice, ...], ...]
-    why: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-import strata.plan.stacks as stacks_module
+import strata.plan.candidates.rules as rules_module
 from strata.core.dims import SymDim
 from strata.core.errors import UserError, VerifyError
 from strata.core.knobs import knobs
@@ -17,7 +17,8 @@ from strata.loop.text import parse_func
 from strata.lower import lower_group
 from strata.passes import run_passes
 from strata.plan.layouts import choose_layouts
-from strata.plan.stacks import WORKSPACE, Kernels, StackBuilder, anchor_op, group_body, hoist_workspace
+from strata.plan.stacks import Kernels, StackBuilder, anchor_op, group_body
+from strata.plan.workspace import WORKSPACE, hoist_workspace
 from strata.schedule import Proposal, propose
 from strata.target import Target, get_target
 
@@ -108,7 +109,7 @@ def with_proposals(monkeypatch: pytest.MonkeyPatch, change) -> tuple[StackBuilde
     def changed(func: Func, target: Target) -> Sequence[Proposal]:
         return change(propose(func, target))
 
-    monkeypatch.setattr(stacks_module, "propose", changed)
+    monkeypatch.setattr(rules_module, "propose", changed)
     module = fused(mlp("f"))
     return builder_of(module), launches(module["f"])[0]
 

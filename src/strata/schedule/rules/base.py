@@ -12,7 +12,7 @@ from strata.loop.nodes import AxisKind, Block, Const, For, Func, Load, Ramp, Sto
 from strata.loop.rewrite import free_vars, walk, walk_stmts
 from strata.schedule.finalize import finalize
 from strata.schedule.step import Step, Trace, find_block, find_loop, loops_around
-from strata.schedule.steps.loops import Fuse, Parallel, Split, Unroll, Vectorize
+from strata.schedule.steps import Fuse, Parallel, Split, Unroll, Vectorize
 from strata.target import Target
 
 
@@ -24,14 +24,14 @@ class Proposal:
         name: Name of the candidate that it makes.
         func: The scheduled function, finalised.
         trace: The steps that make it.
-        rows: Rows that one register tile computes (matmul) or 1: cost estimates use it.
+        rows: Rows that one register tile of a matmul computes, for cost estimates; 0 = no such tile.
         dot: Multiplies by bf16 dot products.
     """
 
     name: str
     func: Func
     trace: Trace
-    rows: int = 1
+    rows: int = 0
     dot: bool = False
 
 
@@ -52,7 +52,7 @@ class Draft:
             self.func = step.apply(self.func)
             self.steps.append(step)
 
-    def proposal(self, name: str, rows: int = 1, dot: bool = False) -> Proposal:
+    def proposal(self, name: str, rows: int = 0, dot: bool = False) -> Proposal:
         """The finished schedule.
 
         Raises:

@@ -1,0 +1,93 @@
+"""What a source of candidates sees, and what it gives: tasks and offers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from strata.core.dims import Dim, SymDim
+from strata.graph.nodes import Function, Node
+from strata.loop.layout import Layout
+from strata.loop.nodes import Func
+from strata.loop.text import print_func
+from strata.lower import Lowered
+from strata.plan.options import PlanOptions
+from strata.plan.types import Estimate, Origin
+from strata.runtime.records import DimRange
+from strata.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One distinct group of the graph: what has to be computed, whatever way.
+
+    Attributes:
+        node: The first launch site of the group.
+        body: Its graph function, one result.
+        anchor: The node of ``body`` that gives the group its name and cost: the heaviest op.
+        layouts: Stored layout by operand number, where it is not row-major.
+        lowered: The naive loop function and what its parameters are bound to.
+        rows: The dim that the choice among candidates depends on (1 if it does not).
+        target: The machine.
+    """
+
+    node: Node
+    body: Function
+    anchor: Node
+    layouts: Mapping[int, Layout]
+    lowered: Lowered
+    rows: Dim
+    target: Target
+    _key: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        """Loop IR of the naive function, under a neutral name: equal iff the computation is the same."""
+        func = self.lowered.func
+        return print_func(Func("task", func.params, func.body, func.num_outputs))
+
+    @property
+    def key(self) -> str:
+        """Digest of the text (ranges of the symbolic dims left out) and the CPU's instruction sets.
+
+        What was measured for one range of a dim is as true for another one, so ranges are not part of it.
+        """
+        if not self._key:
+            lines = [x for x in self.text.splitlines() if not x.lstrip().startswith("dims ")]
+            parts = "\n".join((*lines, self.target.arch, *self.target.features))
+            self._key.append(hashlib.sha256(parts.encode()).hexdigest()[:16])
+        return self._key[0]
+
+    @property
+    def dims(self) -> tuple[SymDim, ...]:
+        """Symbolic dims of the loop function's parameters."""
+        return self.lowered.func.dims
+
+
+Model = Callable[[int], Estimate]  # value of the task's rows -> cost
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One implementation of a task.
+
+    Attributes:
+        name: ``"cpu.matmul.tile6x64"``, ``"openblas"``, ``"user.my_dense"``; unique within the task.
+        func: Finalised loop function with the parameters of the task's lowered function (plus global
+            intermediates, which get memory of the step).
+        trace: Text of the schedule steps that lead from the task's naive function to ``func``.
+        origin: Where it comes from.
+        model: Its modelled cost; ``None`` = nobody can say, it has to be measured.
+        when: Sizes for which it is correct (empty = all).
+    """
+
+    name: str
+    func: Func
+    trace: str
+    origin: Origin
+    model: Model | None
+    when: tuple[DimRange, ...] = ()
+
+
+Source = Callable[[Task, PlanOptions], Iterable[Offer]]

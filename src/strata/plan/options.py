@@ -1,0 +1,81 @@
+"""What a person may say about planning: which sources of candidates, what to prefer, what to pin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from strata.core.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The candidate that a node must use.
+
+    Text form: ``NODE=CANDIDATE``, both with ``*`` and ``?`` as in file names.
+
+    Attributes:
+        node: Pattern of node names or ops (``"*.mlp.*"``, ``"matmul"``).
+        candidate: Pattern of candidate names (``"user.my_dense"``, ``"cpu.matmul.dot6x64"``).
+    """
+
+    node: str
+    candidate: str
+
+    def __str__(self) -> str:
+        return f"{self.node}={self.candidate}"
+
+    def holds_for(self, name: str, op: str) -> bool:
+        """Whether it speaks of the node with this name and op."""
+        return fnmatchcase(name, self.node) or op == self.node
+
+
+def parse_pin(text: str) -> Pin:
+    """Parse ``NODE=CANDIDATE``.
+
+    Raises:
+        UserError: not of that form.
+    """
+    node, eq, candidate = text.partition("=")
+    if not (node and eq and candidate):
+        raise UserError(f"--pin: got {text!r}; expected NODE=CANDIDATE, e.g. '*.mlp.*=cpu.matmul.tile4x64'")
+    return Pin(node, candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """How candidates are found and chosen.
+
+    Attributes:
+        libraries: Vendor libraries that may offer candidates (``("openblas",)``). None by default: a program
+            that calls a library runs only where the library is installed.
+        prefer: Prefixes of candidate names; where one of them applies it wins, whatever the estimates say. A
+            library that is named here is used as if it were in ``libraries``.
+        pins: Choices made by hand, first match wins; they go before ``prefer``.
+        measure: Time all candidates where more than one can win, instead of modelling them.
+        verify_kernels: Check user kernels against the reference of their op on first use.
+        database: Tuning records; ``None`` = the user's own file.
+        sizes: Values of symbolic dims that get kernels of their own: ``(("n", (1, 16)),)``.
+    """
+
+    libraries: tuple[str, ...] = ()
+    prefer: tuple[str, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    measure: bool = False
+    verify_kernels: bool = True
+    database: Path | None = None
+    sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def pin_of(self, name: str, op: str) -> Pin | None:
+        """The pin for a node, if any."""
+        return next((p for p in self.pins if p.holds_for(name, op)), None)
+
+    def prefers(self, candidate: str) -> bool:
+        """Whether a candidate's name starts with something preferred."""
+        return any(candidate == p or candidate.startswith(p + ".") for p in self.prefer)
+
+    def wants(self, name: str) -> bool:
+        """Whether a pin or preference asks for candidates whose names start with ``name.``."""
+        asked = (*self.prefer, *(p.candidate for p in self.pins))
+        return any(a == name or a.startswith(name + ".") for a in asked)
