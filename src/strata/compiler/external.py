@@ -7,8 +7,8 @@
 From then on ``call @my.gelu(x, y)`` may stand in loop functions (``loop.build.call``), and the function can
 be a candidate for an op. Machine code calls it by the tvm-ffi convention, without a copy: a tvm-ffi function
 gets DLPack tensors (and costs no Python), others get NumPy arrays or PyTorch tensors over the program's
-memory, which are valid during the call only. An exception in the function is an ``ExternError`` of the program
-call.
+memory, which are valid during the call only. An exception in the function is an ``ExternError`` of the
+program call.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def external(
     Args:
         name: What calls say; letters, digits, ``_`` and ``.``.
         function: Takes one tensor per input, then (unless ``returns``) one per output, which it fills.
-        signature: Inputs and outputs as in loop text, ``"(x: f32[n,64], w: f32[64,32]) -> (y: f32[n,32])"``; a
+        signature: Inputs and outputs as in loop text, ``"(x: f32[n,64], w: f32[64,8]) -> (y: f32[n,8])"``; a
             name in a shape stands for one size wherever it occurs.
         returns: The function takes inputs only and returns its result (a tuple of several), which is copied.
         arrays: What a Python function is given; default PyTorch tensors for functions and modules of PyTorch,

@@ -25,8 +25,8 @@ def library_calls(node: Node, library: str) -> Emit | None:
     """How a library computes a node, or ``None`` if it does not.
 
     Both libraries multiply ``a[..., M, K]`` (all dims but the last become rows) by ``b[K, N]``, or by
-    ``b[N, K]`` with ``transpose_b``; batch dims of ``b`` are 1; only M may be symbolic. OpenBLAS takes f32 and uses its
-    matrix-vector product for one row; oneDNN takes f32 and bf16 (result bf16 or f32).
+    ``b[N, K]`` with ``transpose_b``; batch dims of ``b`` are 1; only M may be symbolic. OpenBLAS takes
+    f32 and uses its matrix-vector product for one row; oneDNN takes f32 and bf16 (result bf16 or f32).
 
     Args:
         node: Node of a graph.

@@ -17,7 +17,6 @@ a number of threads, last.
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,9 +73,11 @@ class Library:
 
     def find(self) -> Path | None:
         """Path of the shared library, or ``None`` where its package is not installed."""
+        from importlib import metadata  # takes milliseconds to import, and most programs call no library
+
         try:
-            files = importlib.metadata.files(self.package) or []
-        except importlib.metadata.PackageNotFoundError:
+            files = metadata.files(self.package) or []
+        except metadata.PackageNotFoundError:
             return None
         paths = (Path(str(f.locate())).resolve() for f in files if f.name == self.file)
         return next((p for p in paths if p.is_file()), None)
@@ -87,7 +88,9 @@ class Library:
         Raises:
             PackageNotFoundError: it is not installed.
         """
-        return importlib.metadata.version(self.package)
+        from importlib import metadata
+
+        return metadata.version(self.package)
 
     def open(self) -> OpenLibrary:
         """The library, loaded once per process.

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import typer
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("devices",)
 
 
 def add_to(app: typer.Typer) -> None:
