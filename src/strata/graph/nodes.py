@@ -112,6 +112,8 @@ def rebuild(node: Node, inputs: Iterable[Node], **attrs: AttrValue) -> Node:
     operands = tuple(inputs)
     if not attrs and len(operands) == len(node.inputs) and all(map(operator.is_, operands, node.inputs)):
         return node
+    if not attrs and [x.type for x in operands] == [x.type for x in node.inputs]:
+        return replace(node, inputs=operands)  # types and attributes, and so the result's type, are the same
     new = make_node(node.op, operands, **{"name": node.name, **node.attrs, **attrs})
     return replace(new, notes=node.notes) if node.notes else new
 

@@ -1,8 +1,8 @@
 """Graph to graph: canonicalise, fold, fuse, clean up, plan memory; and passes on loop functions.
 
-Importing the package registers the passes and two pipelines: ``default``, and ``zero`` (nothing rewritten,
-every op its own launch: what to compare with). :func:`transform` runs a pipeline with the hooks that knobs
-ask for.
+Importing the package registers the passes and their pipelines: ``default``; ``zero`` (nothing rewritten,
+every op its own launch: what to compare with); ``place`` (where values live), which the planner runs on what
+these two give; ``loop_default``. :func:`transform` runs a pipeline with the hooks that knobs ask for.
 """
 
 from __future__ import annotations
@@ -22,27 +22,43 @@ from strata.ir.runner import Result, run_pipeline
 
 from . import patterns
 from .canonicalize import Canonicalize
+from .clear_notes import ClearNotes
 from .common_subexpressions import CommonSubexpressions
 from .dead_code import DeadCode
 from .fold_constants import FoldConstants
 from .fold_transpose import FoldTranspose
-from .fuse import Fuse
+from .fuse import AnnotatePatterns, Fuse, FuseOps
+from .kill_dead import KillDead
+from .legalize import Legalize, legalization
 from .loops import LOOP, LoopModule, LoopPass, LoopStage, for_ir, run_loop_passes, transform_loops
-from .memory_plan import MemoryPlan, plan_memory
+from .memory_plan import MemoryPlan, PlanMemory, plan_memory
+from .partition import Partition
+from .set_range import SetRange
+from .views import ReshapeToView
 
 __all__ = [
     "GRAPH",
     "LOOP",
+    "AnnotatePatterns",
     "Canonicalize",
+    "ClearNotes",
     "CommonSubexpressions",
     "DeadCode",
     "FoldConstants",
     "FoldTranspose",
     "Fuse",
+    "FuseOps",
+    "KillDead",
+    "Legalize",
     "LoopModule",
     "LoopPass",
     "LoopStage",
     "MemoryPlan",
+    "Partition",
+    "PlanMemory",
+    "ReshapeToView",
+    "SetRange",
+    "legalization",
     "named_pipeline",
     "patterns",
     "plan_memory",
@@ -69,6 +85,7 @@ register_pipeline(
     Fuse(),
 )
 register_pipeline("zero", Fuse(max_ops=1))
+register_pipeline("place", ReshapeToView(), KillDead(), PlanMemory())
 
 
 def named_pipeline(text: str | None = None) -> Pipeline[Module]:

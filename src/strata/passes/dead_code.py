@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from strata.graph.nodes import Function, Module, Node, rebuild, rewrite, topological
+from strata.graph.nodes import Function, Module, Node, rebuild, rewrite, topological, with_notes
 from strata.ir.passes import OptionError, Pass, register_pass
+
+from .kill_dead import KILLS_NOTE
 
 
 @register_pass
@@ -53,4 +55,5 @@ def _drop_operands(node: Node) -> Node:
     if len(live) == len(body.inputs):
         return node
     smaller = body.with_outputs(body.outputs, [body.inputs[k] for k in live])
-    return rebuild(node, [node.inputs[k] for k in live], body=smaller)
+    kept = with_notes(node, **{KILLS_NOTE: None})  # it counts operands
+    return rebuild(kept, [node.inputs[k] for k in live], body=smaller)

@@ -1,8 +1,13 @@
 """The static memory plan: where in one arena every intermediate value of a fused function lives.
 
-An analysis, not a rewrite. Launches run in the order of ``Function.nodes``; a value is *live* from the launch
-that makes it to the last launch that reads it, itself or through a view. Values that are never live together
-may share bytes. Sizes are upper bounds over the ranges of the symbolic dims: one plan holds for every call::
+:func:`plan_memory` is the analysis, which the planner uses. The pass ``plan_memory`` writes its result down
+as notes, ``!{offset=4096}``, and the analysis follows the notes that it finds: what a person or another pass
+pins stays where it is, as long as no two values that live together share bytes.
+
+Launches run in the order of ``Function.nodes``; a value is *live* from the launch that makes it to the last
+launch that reads it, itself or through a view, or to where the notes of ``kill_dead`` end it. Values that are
+never live together may share bytes. Sizes are upper bounds over the ranges of the symbolic dims: one plan
+holds for every call::
 
     bytes                       a: 0..3   b: 1..2   c: 3..4   (first and last launch)
     4096 ┌───────┐
@@ -19,17 +24,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import ClassVar
 
 from strata.core.dims import Dim, DimExpr, SymDim, bounds, product
 from strata.core.errors import UserError, VerifyError
-from strata.graph.nodes import Function, Node
+from strata.graph.nodes import Function, Node, rewrite, with_notes
 from strata.graph.types import NUM_SEQUENCES, TensorType
+from strata.ir.passes import OptionError, register_pass
 
-from .base import VIEWS
+from .base import VIEWS, FunctionPass
+from .kill_dead import intermediates, last_launches, launches, storage
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
 MAX_ARENA_BYTES = 1 << 46
-_LEAVES = frozenset({"input", "param", "const"})
+OFFSET_NOTE = "offset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +96,6 @@ class MemoryPlan:
         )
 
 
-def storage(node: Node) -> Node:
-    """The node whose memory holds the value of ``node``: itself, or what a chain of views shows."""
-    while node.op in VIEWS:
-        node = node.inputs[0]
-    return node
-
-
 def upper_bound(dim: Dim, limits: Mapping[str, int]) -> int:
     """Largest value of ``dim`` where symbol ``s`` is at most ``limits[s]`` (or its own upper bound)."""
     if isinstance(dim, SymDim):
@@ -109,22 +110,26 @@ def _limited(sym: SymDim, limits: Mapping[str, int]) -> SymDim:
     return SymDim(sym.name, min(sym.lo, hi), hi, sym.multiple_of)
 
 
-def plan_memory(function: Function, limits: Mapping[str, int] | None = None) -> MemoryPlan:
+def plan_memory(
+    function: Function, limits: Mapping[str, int] | None = None, reuse: bool = True
+) -> MemoryPlan:
     """Place every intermediate value of a fused function in one arena.
 
     Args:
         function: After the ``fuse`` pass.
         limits: Upper bounds of symbolic dims by name, where they are tighter than the dims' own. A pass has
             no more sequences than tokens, so the rows of ``last_tokens`` bound ``num_seqs`` in any case.
+        reuse: Whether values that never live together may share bytes.
 
     Raises:
+        OptionError: notes contradict each other or the graph.
         UserError: a dim has no usable upper bound, so that the arena would be larger than 64 TiB.
         VerifyError: two results of the function share memory (``fuse`` copies one of them).
     """
     known = {**_sequence_limit(function, limits or {}), **(limits or {})}
-    order = tuple(n for n in function.nodes if n.op not in _LEAVES and n.op not in VIEWS)
+    order = launches(function)
     outputs = _outputs(function)
-    buffers = _buffers(function, order, outputs, known)
+    buffers = _buffers(function, order, known, reuse)
     offsets = _place(buffers, len(order))
     arena_bytes = max((offsets[id(b.node)] + b.size_bytes for b in buffers), default=0)
     if arena_bytes > MAX_ARENA_BYTES:
@@ -166,19 +171,14 @@ def _outputs(function: Function) -> dict[int, int]:
 
 
 def _buffers(
-    function: Function, order: tuple[Node, ...], outputs: Mapping[int, int], limits: Mapping[str, int]
+    function: Function, order: tuple[Node, ...], limits: Mapping[str, int], reuse: bool
 ) -> tuple[Buffer, ...]:
     number = {id(n): k for k, n in enumerate(order)}
-    last: dict[int, int] = dict(number)
-    for node in order:
-        for operand in node.inputs:
-            source = storage(operand)
-            if id(source) in last:
-                last[id(source)] = max(last[id(source)], number[id(node)])
+    last = last_launches(function)
+    always = (0, len(order) - 1)
     return tuple(
-        Buffer(n, _size_bytes(n.type, limits), number[id(n)], last[id(n)])
-        for n in order
-        if isinstance(n.type, TensorType) and id(n) not in outputs
+        Buffer(n, _size_bytes(n.tensor, limits), *((number[key], last[key]) if reuse else always))
+        for key, n in intermediates(function).items()
     )
 
 
@@ -187,18 +187,46 @@ def _size_bytes(type_: TensorType, limits: Mapping[str, int]) -> int:
     return -(-elements * type_.dtype.itemsize_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def _place(buffers: tuple[Buffer, ...], launches: int) -> dict[int, int]:
-    """Offsets by id of the node: largest first, each into the tightest gap among those live with it."""
+def _place(buffers: tuple[Buffer, ...], num_launches: int) -> dict[int, int]:
+    """Offsets by id of the node: pinned ones, then largest first, each into the tightest gap of its life."""
     offsets: dict[int, int] = {}
-    live: list[list[Buffer]] = [[] for _ in range(launches)]  # placed so far, by launch
-    for buffer in sorted(buffers, key=lambda b: (-b.size_bytes, b.first)):
+    live: list[list[Buffer]] = [[] for _ in range(num_launches)]  # placed so far, by launch
+    pinned = {id(b.node): offset for b in buffers if (offset := _pinned(b.node)) is not None}
+    for buffer in sorted(buffers, key=lambda b: (id(b.node) not in pinned, -b.size_bytes, b.first)):
         span = live[buffer.first : buffer.last + 1]
-        beside = {id(b.node): b.size_bytes for at in span for b in at}
-        taken = sorted((offsets[k], offsets[k] + size) for k, size in beside.items())
-        offsets[id(buffer.node)] = _best_fit(taken, buffer.size_bytes)
+        beside = {id(b.node): b for at in span for b in at}
+        if id(buffer.node) in pinned:
+            offsets[id(buffer.node)] = pinned[id(buffer.node)]
+            for other in beside.values():
+                _check_apart(buffer, other, offsets)
+        else:
+            taken = sorted((offsets[k], offsets[k] + b.size_bytes) for k, b in beside.items())
+            offsets[id(buffer.node)] = _best_fit(taken, buffer.size_bytes)
         for at in span:
             at.append(buffer)
     return offsets
+
+
+def _pinned(node: Node) -> int | None:
+    """The offset that a note on ``node`` says."""
+    offset = node.notes.get(OFFSET_NOTE)
+    if offset is None:
+        return None
+    if type(offset) is not int or offset < 0 or offset % ALIGNMENT_BYTES:
+        raise OptionError(
+            f"note offset of {node.op} {node.name}: got {offset!r}; expected a multiple of {ALIGNMENT_BYTES}"
+        )
+    return offset
+
+
+def _check_apart(a: Buffer, b: Buffer, offsets: Mapping[int, int]) -> None:
+    begin_a, begin_b = offsets[id(a.node)], offsets[id(b.node)]
+    if begin_a < begin_b + b.size_bytes and begin_b < begin_a + a.size_bytes:
+        raise OptionError(
+            f"note offset of {a.node.op} {a.node.name}: bytes {begin_a}..{begin_a + a.size_bytes - 1} are "
+            f"those of {b.node.op} {b.node.name} ({begin_b}..{begin_b + b.size_bytes - 1}) too, which lives at "
+            "the same time; change the notes, or take away those of another graph: clear_notes{names=[offset]}"
+        )
 
 
 def _best_fit(taken: list[tuple[int, int]], size: int) -> int:
@@ -219,3 +247,35 @@ def _max_live_bytes(buffers: tuple[Buffer, ...], launches: int) -> int:
         change[buffer.first] += buffer.size_bytes
         change[buffer.last + 1] -= buffer.size_bytes
     return max(accumulate(change))
+
+
+@register_pass
+@dataclass(frozen=True)
+class PlanMemory(FunctionPass):
+    """Notes on every launch where in the arena its value lives: ``!{offset=4096}``, in bytes.
+
+    Stage: fused graph -> the same; offsets that are there already stay.
+    Preserves: everything but the notes.
+
+    Attributes:
+        reuse: Whether values that never live together may share bytes; without, every value can be read after
+            a run.
+    """
+
+    name: ClassVar[str] = "plan_memory"
+    reuse: bool = True
+
+    def run_function(self, function: Function) -> Function:
+        """Add the notes.
+
+        Raises:
+            OptionError: notes contradict each other or the graph.
+            UserError: a dim has no usable upper bound.
+        """
+        offsets = plan_memory(function, reuse=self.reuse).offsets
+        order = iter([offsets.get(id(n)) for n in function.nodes])
+        return rewrite(function, lambda node: _noted(node, next(order)))
+
+
+def _noted(node: Node, offset: int | None) -> Node:
+    return node if offset is None else with_notes(node, **{OFFSET_NOTE: offset})
