@@ -224,8 +224,8 @@ def _check_apart(a: Buffer, b: Buffer, offsets: Mapping[int, int]) -> None:
     if begin_a < begin_b + b.size_bytes and begin_b < begin_a + a.size_bytes:
         raise OptionError(
             f"note offset of {a.node.op} {a.node.name}: bytes {begin_a}..{begin_a + a.size_bytes - 1} are "
-            f"those of {b.node.op} {b.node.name} ({begin_b}..{begin_b + b.size_bytes - 1}) too, which lives at "
-            "the same time; change the notes, or take away those of another graph: clear_notes{names=[offset]}"
+            f"also of {b.node.op} {b.node.name} ({begin_b}..{begin_b + b.size_bytes - 1}), which lives at "
+            "the same time; change the notes, or drop those of another graph: clear_notes{names=[offset]}"
         )
 
 
