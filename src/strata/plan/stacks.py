@@ -22,7 +22,9 @@ from strata.lower import Binding, lower_group
 from strata.passes.base import function_key
 from strata.target import Target
 
+from .calibrate import calibrated
 from .candidates import Offer, Task, offers_for
+from .candidates.tuned import open_database
 from .cost import is_flat_matmul, sample_sizes
 from .measure import measure_task
 from .options import PlanOptions
@@ -121,7 +123,7 @@ class StackBuilder:
     def _estimates(self, task: Task, offers: Sequence[Offer], funcs: Sequence[Func]) -> list[Estimates]:
         """Cost of every candidate at the same sizes: measured if asked for or if a model is missing."""
         sizes = compared_sizes(task, offers)
-        models = [o.model for o in offers]
+        models = calibrated(task, offers, open_database(self.options))
         if len(offers) > 1 and (self.options.measure or any(m is None for m in models)):
             return measure_task(task, offers, funcs, sizes, self.options)
         return [tuple((size, m(size)) for size in sizes) for m in models if m is not None]

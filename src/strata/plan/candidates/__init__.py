@@ -5,19 +5,25 @@ from __future__ import annotations
 from strata.plan.options import PlanOptions
 
 from .base import Offer, Source, Task
+from .libraries import library_offers, wanted_libraries
 from .rules import rule_offers
+from .tuned import tuned_offers
 
-SOURCES: tuple[Source, ...] = (rule_offers,)
+SOURCES: tuple[Source, ...] = (rule_offers, tuned_offers, library_offers)
 
 
 def offers_for(task: Task, options: PlanOptions) -> list[Offer]:
-    """All implementations of ``task``; those of the rules come first."""
-    return [offer for source in SOURCES for offer in source(task, options)]
+    """All implementations of ``task``; those of the rules come first. A trace is offered once."""
+    offers: list[Offer] = []
+    for source in SOURCES:
+        known = {o.trace for o in offers}
+        offers += [o for o in source(task, options) if not o.trace or o.trace not in known]
+    return offers
 
 
 def takes_rows(options: PlanOptions) -> bool:
     """Whether some source may offer candidates that read matrices row by row."""
-    return bool(options.libraries)
+    return bool(wanted_libraries(options))
 
 
 __all__ = ["SOURCES", "Offer", "Source", "Task", "offers_for", "takes_rows"]
