@@ -20,11 +20,13 @@ from typing import Any, cast
 import numpy as np
 
 from strata.codegen.build import build_image
+from strata.codegen.compile import emit_module
 from strata.codegen.externs import extern_records
 from strata.codegen.object_cache import Progress
 from strata.core.errors import UnsupportedError, UserError
 from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
+from strata.ir.dump import LLVM, show_stage, wants_stage
 from strata.ir.passes import Pipeline
 from strata.loop.layout import Layout, stored_shape
 from strata.loop.nodes import Func
@@ -96,17 +98,18 @@ class Lowered:
         """
         target = self.source.target
         options = options or PlanOptions()
-        layouts = choose_layouts(self.module, target)
+        module = run_passes("place", self.module)
+        layouts = choose_layouts(module, target)
         if takes_rows(options):
-            layouts = settle_layouts(self.module, layouts, target, options)
-        constants = _array_constants(self.module)
-        shapes: dict[str, TensorType] = dict(self.module.params)
+            layouts = settle_layouts(module, layouts, target, options)
+        constants = _array_constants(module)
+        shapes: dict[str, TensorType] = dict(module.params)
         shapes.update(constants.types)
         positions = {name: k for k, name in enumerate(shapes)}
         builder = StackBuilder(layouts, target, options)
         functions = tuple(
             plan_function(function, builder, positions, constants.names)
-            for function in compiled_functions(self.module)
+            for function in compiled_functions(module)
         )
         check_obeyed(functions, options)
         params = tuple(_param_record(name, t, layouts.get(name)) for name, t in shapes.items())
@@ -180,6 +183,9 @@ class Planned:
         traced = self.source.source
         funcs = list(self.funcs.values())
         records = [p.record for p in self.functions]
+        if wants_stage(LLVM):
+            for func in funcs:
+                show_stage(LLVM, func.name, emit_module(func, traced.target), "ll")
         image = build_image(funcs, records, traced.target, progress=progress)
         record = ProgramRecord(
             tuple(records),

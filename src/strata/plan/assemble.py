@@ -155,7 +155,7 @@ def plan_function(
     launches: list[Launch] = []
     planned: list[PlannedLaunch] = []
     funcs: dict[str, Func] = {}
-    groups = [n for n in function.nodes if n.op not in ("input", "param", "const", "reshape")]
+    groups = [n for n in function.nodes if n.op not in ("input", "param", "const", "reshape", "view")]
     for node, name in zip(groups, launch_names(groups), strict=True):
         kernels = builder.kernels_of(node)
         candidates = kernels.stack.candidates

@@ -1,22 +1,67 @@
 """Which params are stored in tiles: every matrix that some matmul multiplies by.
 
 A stored layout is a property of the param: all functions and all kernels read the same bytes, an embedding
-table that is also the output head included.
+table that is also the output head included. The pass ``layouts`` shows the choice as notes on params, and the
+planner follows the notes that it finds::
+
+    %1: f32[128,64] = @up.weight !{layout="tiles(rows=64,cols=1)"}        or "row_major"
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from strata.graph.nodes import Function, Module, Node
-from strata.loop.layout import Layout
+from strata.core.errors import ParseError, UserError
+from strata.graph.nodes import Function, Module, Node, rewrite, with_notes
+from strata.graph.types import TensorType
+from strata.ir.passes import OptionError, Pass, register_pass
+from strata.loop.layout import Layout, parse_layout
 from strata.schedule.rules.matmul import weight_layout
-from strata.target import Target
+from strata.target import Target, get_target
 
 from .assemble import favoured_by
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder
+
+LAYOUT_NOTE = "layout"
+ROW_MAJOR = "row_major"
+
+
+@register_pass
+@dataclass(frozen=True)
+class Layouts(Pass[Module]):
+    """Notes on every matrix that some matmul multiplies by how it is stored; the planner follows these notes.
+
+    Stage: fused graph -> the same; notes that are there already stay.
+    Preserves: everything but the notes.
+
+    Attributes:
+        target: The machine to choose for: a name, ``host`` for this one, or the text of a target.
+    """
+
+    name: ClassVar[str] = "layouts"
+    target: str = "host"
+
+    def run(self, module: Module) -> Module:
+        """Add the notes.
+
+        Raises:
+            OptionError: a note is wrong, or there is no such machine.
+        """
+        try:
+            target = get_target(self.target)
+        except UserError as error:
+            raise OptionError(f"layouts: {error}") from None
+        chosen = choose_layouts(module, target)
+
+        def noted(node: Node) -> Node:
+            layout = chosen.get(node.attrs["name"]) if node.op == "param" else None
+            return node if layout is None else with_notes(node, **{LAYOUT_NOTE: str(layout)})
+
+        return module.map(lambda f: rewrite(f, noted))
 
 
 def matmul_weights(function: Function) -> dict[str, Node]:
@@ -39,11 +84,49 @@ def _collect(body: Function, outer: dict[int, Node], found: dict[str, Node]) -> 
             found.setdefault(operand.attrs["name"], node)
 
 
+def noted_layouts(module: Module) -> dict[str, Layout | None]:
+    """Stored layouts that notes on params ask for; ``None`` is row-major.
+
+    Raises:
+        OptionError: a note is no layout, or two notes on one param differ.
+    """
+    noted: dict[str, tuple[object, Layout | None]] = {}
+    for node in (n for f in module.functions for n in f.params if LAYOUT_NOTE in n.notes):
+        name, note = node.attrs["name"], node.notes[LAYOUT_NOTE]
+        if name in noted and noted[name][0] != note:
+            raise OptionError(
+                f"note layout of @{name}: got {noted[name][0]!r} and {note!r}; expected one of them"
+            )
+        noted[name] = note, _parse_note(name, node.tensor, note)
+    return {name: layout for name, (_, layout) in noted.items()}
+
+
+def _parse_note(name: str, tensor: TensorType, note: object) -> Layout | None:
+    if note == ROW_MAJOR:
+        return None
+    try:
+        layout = parse_layout(str(note))
+    except ParseError as error:
+        raise OptionError(f"note layout of @{name}: {error}, or {ROW_MAJOR}") from None
+    if layout is None or tensor.rank != 2 or not all(isinstance(d, int) for d in tensor.shape):
+        raise OptionError(
+            f"note layout of @{name}: got {note!r} for {tensor}; only constant 2-d params have tiles"
+        )
+    return layout
+
+
 def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
-    """Stored layout of every param that is not row-major."""
-    layouts: dict[str, Layout] = {}
+    """Stored layout of every param that is not row-major: what its note says, else tiles for a matmul.
+
+    Raises:
+        OptionError: a note is wrong.
+    """
+    noted = noted_layouts(module)
+    layouts = {name: layout for name, layout in noted.items() if layout is not None}
     for function in module.functions:
         for name, matmul in matmul_weights(function).items():
+            if name in noted:
+                continue
             transposed = not matmul.attrs["transpose_b"]
             weight = matmul.inputs[1].tensor
             contracted = weight.shape[0 if transposed else 1]
@@ -79,7 +162,8 @@ def settle_layouts(
                 )
                 for name in names:
                     score[name] += gain
-    return {name: layout for name, layout in tiled.items() if score[name] <= 0}
+    fixed = noted_layouts(module)
+    return {name: layout for name, layout in tiled.items() if name in fixed or score[name] <= 0}
 
 
 _FAVOUR = 1e6  # outweighs any ratio of times
