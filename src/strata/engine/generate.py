@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -29,11 +29,17 @@ from strata.runtime.records import ProgramRecord
 
 from .batch import BatchRunner, FinishReason, Model, Request
 from .chat import Message
+from .forward import ForwardPass, forward_pass
 from .kv_cache import PagedKVCache
 from .sampling import Sampler, SamplingParams, sampling_params
 from .scoring import negative_log_likelihood, score
 from .stop import StopBuffer
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from strata.runtime.nodes import NodeInfo
+    from strata.runtime.program import Program
+    from strata.runtime.stepping import Run
 
 Prompt = str | Sequence[int] | np.ndarray
 
@@ -215,6 +221,47 @@ class LanguageModel:
     def config(self) -> dict[str, object]:
         """Configuration that the compiler recorded: ``model_name``, ``architecture``, ``format``, ..."""
         return self.program.record.config
+
+    # Nodes.
+
+    def nodes(self, function: str = "decode") -> tuple[NodeInfo, ...]:
+        """The nodes of a function, in the order of execution; see ``Program.nodes``.
+
+        Raises:
+            UserError: no such function.
+        """
+        return self.stepping_program.nodes(function)
+
+    def forward_pass(self, function: str, prompt: Prompt) -> ForwardPass:
+        """The last forward pass over a prompt, on a KV cache of its own: to step through, time or compare.
+
+        Args:
+            function: ``decode`` runs the last token of the prompt; ``prefill`` and ``score`` all of them, or
+                the last ones where the prompt is longer than one pass.
+            prompt: Text, or token ids.
+
+        Raises:
+            UserError: no such function, or the prompt has no tokens or too many.
+        """
+        ids = self._ids(prompt, add_special=True)
+        self._check_length(len(ids), self.max_context)
+        return forward_pass(self.stepping_program, function, ids)
+
+    def step(self, function: str, prompt: Prompt, keep: Any = ()) -> Run:
+        """Launch a forward pass over ``prompt`` node by node; see ``Program.step``.
+
+        Raises:
+            UserError: as :meth:`forward_pass`; ``keep`` names no node.
+        """
+        return self.forward_pass(function, prompt).step(keep)
+
+    @property
+    def stepping_program(self) -> Program:
+        """The program, as one whose launches can be made one by one."""
+        from strata.runtime.program import Program
+
+        assert isinstance(self.program, Program)  # stand-ins of tests have no launches
+        return self.program
 
     # Text.
 
