@@ -9,7 +9,7 @@ from importlib import import_module
 
 import typer
 
-COMMANDS: tuple[str, ...] = ("devices",)
+COMMANDS: tuple[str, ...] = ("devices", "nodes", "profile")
 
 
 def add_to(app: typer.Typer) -> None:
