@@ -550,8 +550,10 @@ class Analysis:
         if decided is not None:
             return build.splat(Const(decided, bool_), expr.lanes)
         a = self.simplify(expr.a)
-        # The second operand only matters where the first one does not decide.
-        scope = self.with_fact(a, expr.op is BinaryOp.AND) if a.lanes == 1 else self
+        # The second operand only matters where the first one does not decide; it is evaluated anyway, so that
+        # the masks of its loads have to stay.
+        alone = a.lanes > 1 or has_load(expr.b)
+        scope = self if alone else self.with_fact(a, expr.op is BinaryOp.AND)
         return build.binary(expr.op, a, scope.simplify(expr.b))
 
     def simplify_parts(self, expr: Expr) -> Expr:
