@@ -140,7 +140,8 @@ def guarded(function: Callable[..., object]) -> tvm_ffi.Function:
             function(*(as_array(a) if isinstance(a, tvm_ffi.Tensor) else a for a in args))
         except BaseException as error:
             _raised.cause = error
-            raise
+            # tvm-ffi keeps the kind of registered errors only; the message says which one it was.
+            raise ExternError(f"{type(error).__name__}: {error}") from error
 
     return tvm_ffi.convert(call)
 
@@ -151,16 +152,20 @@ def take_cause() -> BaseException | None:
     return cause
 
 
-class _ErrorCell(ctypes.Structure):
-    """``TVMFFIObject`` and the head of ``TVMFFIErrorCell`` (tvm/ffi/c_api.h)."""
+class _Bytes(ctypes.Structure):
+    """``TVMFFIByteArray`` (tvm/ffi/c_api.h)."""
 
-    _fields_ = (
-        ("object", ctypes.c_char * 24),
-        ("kind", ctypes.c_void_p),
-        ("kind_bytes", ctypes.c_size_t),
-        ("message", ctypes.c_void_p),
-        ("message_bytes", ctypes.c_size_t),
-    )
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+    def text(self) -> bytes:
+        """A copy of the bytes."""
+        return ctypes.string_at(self.data, self.size)
+
+
+class _Error(ctypes.Structure):
+    """``TVMFFIObject`` and the head of ``TVMFFIErrorCell``."""
+
+    _fields_ = (("object", ctypes.c_char * 24), ("kind", _Bytes), ("message", _Bytes))
 
 
 @cache
@@ -182,8 +187,8 @@ def name_failed_call(extern: bytes, status: int) -> None:
     _ffi().TVMFFIErrorMoveFromRaised(ctypes.byref(raised))
     what = b"it failed without an error"
     if raised.value:
-        cell = _ErrorCell.from_address(raised.value)
-        kind = ctypes.string_at(cell.kind, cell.kind_bytes)
-        what = kind + b": " + ctypes.string_at(cell.message, cell.message_bytes)
+        error = _Error.from_address(raised.value)
+        kind, what = error.kind.text(), error.message.text()
+        what = what if kind == _ERROR_KIND.encode() else kind + b": " + what
         _ffi().TVMFFIObjectDecRef(raised)
     _ffi().TVMFFIErrorSetRaisedFromCStr(_ERROR_KIND.encode(), b"extern " + extern + b": " + what)
