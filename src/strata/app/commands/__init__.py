@@ -9,7 +9,12 @@ from importlib import import_module
 
 import typer
 
-COMMANDS: tuple[str, ...] = ("devices", "nodes", "profile")
+COMMANDS: tuple[str, ...] = (
+    "devices",
+    "nodes",
+    "profile",
+    "tune",
+)
 
 
 def add_to(app: typer.Typer) -> None:

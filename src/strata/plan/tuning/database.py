@@ -37,6 +37,15 @@ def default_path() -> Path:
     return cache_folder() / "tuning.jsonl"
 
 
+def database_state(path: Path) -> tuple[int, int]:
+    """Size and modification time of a database's file, for cache keys; zeros if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
 @cache
 def tool_versions() -> dict[str, str]:
     """Versions of what makes machine code, for records."""

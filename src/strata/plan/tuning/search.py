@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from strata.schedule import Trace, parse_trace, trace_text
 
 from .cost_model import CostModel
-from .database import Database, Record
+from .database import Database, Record, Sizes
 from .problem import Outcome, Problem, Trial
 from .space import Point, Space
 from .tasks import TuningTask
@@ -111,6 +111,13 @@ class TaskSearch:
         return min(found, self.untuned_s)
 
     @property
+    def improvement(self) -> Point | None:
+        """The fastest schedule, if it is none of the rules'."""
+        if not self.best or self.best[0].point.text in {p.text for p in self._untuned}:
+            return None
+        return self.best[0].point if self.best[0].time_s < self.untuned_s else None
+
+    @property
     def found_s(self) -> float:
         """Fastest time of what the search itself found (infinite if nothing)."""
         return self.best[0].time_s if self.best else math.inf
@@ -152,17 +159,19 @@ class TaskSearch:
         weights = [elite[0].time_s / t.time_s / (1 + 0.2 * k) for k, t in enumerate(elite)]
         return self.rng.choices(elite, weights)[0].point.trace
 
-    def trial(self, point: Point) -> Trial:
-        """The trial of a schedule."""
+    def trial(self, point: Point, sizes: Sizes = ()) -> Trial:
+        """The trial of a schedule, at ``sizes`` (default: the task's)."""
+        if sizes:
+            return Trial(replace(self.problem, sizes=sizes), point.text)
         return Trial(self.problem, point.text, self.best_s)
 
-    def record(self, point: Point, outcome: Outcome) -> Record:
+    def record(self, point: Point, outcome: Outcome, sizes: Sizes = ()) -> Record:
         """The record of an outcome."""
         task = self.task
         return Record(
             task.task.key,
             trace_text(point.trace),
-            task.sizes,
+            sizes or task.sizes,
             outcome.time_s,
             outcome.samples,
             outcome.spread_s,

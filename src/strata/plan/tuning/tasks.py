@@ -70,6 +70,14 @@ class TuningTask:
         """Name, trace text and function of everything that the rules propose."""
         return [(p.name, trace_text(p.trace), p.func) for p in propose(self.naive, self.task.target)]
 
+    def other_sizes(self, rows: Sequence[int]) -> list[Sizes]:
+        """The task's sizes with other values of the dim that a plan's choice depends on, inside its range."""
+        dim = self.task.rows
+        if not isinstance(dim, SymDim):
+            return []
+        values = dict.fromkeys(_inside(dim, value) for value in rows)
+        return [tuple((k, value if k == dim.name else v) for k, v in self.sizes) for value in values]
+
     def problem(self) -> Problem:
         """What workers have to know; the last proposal of the rules says what is right."""
         func, bindings = self.naive, self.task.lowered.bindings

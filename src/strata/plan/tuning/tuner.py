@@ -20,6 +20,7 @@ RECENT = 3  # rounds whose gain counts
 HOPE = 0.3  # gain expected of a task that was not searched yet; it fades with the rounds
 FINALISTS = 3
 FINAL_ROUNDS = 3
+SWEEP = (1, 2, 4, 8, 16, 64, 256, 1024)  # rows at which the winners are measured too
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,10 @@ class _Tuner:
         try:
             while (number := self._next()) is not None:
                 self._round(number)
-            for number, search in self.searches.items():
-                if number not in self.finished or search.trials:
-                    self._settle(search)
+            searched = [s for s in self.searches.values() if s.trials]
+            for search in searched:
+                self._settle(search)
+            self._sweep(searched)
         except KeyboardInterrupt:
             interrupted = True
         return self._report(interrupted)
@@ -214,6 +216,19 @@ class _Tuner:
                 self.database.add(search.record(points[number], chosen))
                 final.append((points[number], middle))
         search.settle(final)
+
+    def _sweep(self, searches: Sequence[TaskSearch]) -> None:
+        """Measure what was found, and the rules' schedules, at other sizes: a plan compares them there."""
+        groups: dict[str, list[TaskSearch]] = {}
+        for search in searches:
+            groups.setdefault(search.task.task.key, []).append(search)
+        for group in groups.values():
+            found = {p.text: p for s in group if (p := s.improvement) is not None}
+            points = list((found | {p.text: p for p in group[0].first()}).values()) if found else []
+            done = {s.task.sizes for s in group}
+            for sizes in (x for x in group[0].task.other_sizes(SWEEP) if x not in done):
+                for number, outcome in self.runner.run([group[0].trial(p, sizes) for p in points]):
+                    self.database.add(group[0].record(points[number], outcome, sizes))
 
     # ------------------------------------------------------------------------------------------- results
 

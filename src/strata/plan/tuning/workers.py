@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from strata.core.errors import DeviceError
 
 from .problem import BuildJob, Built, Limits, MeasureJob, Outcome, Trial
 
-KEPT_REFERENCES = 32
+KEPT_KERNELS = 256  # machine code of recent ones, some 10 kB each
 
 
 class Runner(Protocol):
@@ -100,7 +100,7 @@ class LocalWorkers:
     def __init__(self, count: int | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._workers: list[_Worker | None] = [None] * (count or len(os.sched_getaffinity(0)))
-        self._references: OrderedDict[tuple[str, str], Built | Outcome] = OrderedDict()
+        self._built: OrderedDict[tuple[str, str], Built | Outcome] = OrderedDict()
 
     def __enter__(self) -> LocalWorkers:
         return self
@@ -125,33 +125,38 @@ class LocalWorkers:
 
     def run(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
         """Build all trials, then measure them one by one."""
-        self._build_references(trials)
-        jobs = [BuildJob(t.text, t.problem.target, self.limits.build_s) for t in trials]
-        built: dict[int, Built] = {}
-        for number, answer in self._build(jobs):
-            if isinstance(answer, Outcome):
-                yield number, answer
-            else:
-                built[number] = answer
-        for number in sorted(built):
-            trial = trials[number]
-            reference = self._references[trial.problem.reference, trial.problem.target]
+        for number, outcome in self._build_all(trials):
+            yield number, outcome
+        for number, trial in enumerate(trials):
+            kernel = self._built[trial.text, trial.problem.target]
+            reference = self._built[trial.problem.reference, trial.problem.target]
+            if isinstance(kernel, Outcome):
+                continue
             if isinstance(reference, Outcome):
                 yield number, Outcome(None, error=f"the untuned kernel does not build: {reference.error}")
                 continue
-            job = MeasureJob(trial.problem, built[number], reference, self.limits.measure_s, trial.best_s)
+            job = MeasureJob(trial.problem, kernel, reference, self.limits.measure_s, trial.best_s)
             yield number, self._measure(job)
 
-    def _build_references(self, trials: Iterable[Trial]) -> None:
-        needed = dict.fromkeys((t.problem.reference, t.problem.target) for t in trials)
-        missing = [key for key in needed if key not in self._references]
+    def _build_all(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
+        """Have the kernels of the trials and their references built; gives the trials that do not build."""
+        wanted: dict[tuple[str, str], list[int]] = {}
+        for number, trial in enumerate(trials):
+            wanted.setdefault((trial.problem.reference, trial.problem.target), [])
+            wanted.setdefault((trial.text, trial.problem.target), []).append(number)
+        missing = [key for key in wanted if key not in self._built]
+        for key in wanted:
+            if key in self._built:
+                self._built.move_to_end(key)
         jobs = [BuildJob(text, target, self.limits.build_s) for text, target in missing]
-        for number, answer in self._build(jobs):
-            self._references[missing[number]] = answer
-        for key in needed:
-            self._references.move_to_end(key)
-        while len(self._references) > max(KEPT_REFERENCES, len(needed)):
-            self._references.popitem(last=False)
+        for job, answer in self._build(jobs):
+            self._built[missing[job]] = answer
+        for key, numbers in wanted.items():
+            answer = self._built[key]
+            if isinstance(answer, Outcome):
+                yield from ((number, answer) for number in numbers)
+        while len(self._built) > max(KEPT_KERNELS, len(wanted)):
+            self._built.popitem(last=False)
 
     def _worker(self, number: int) -> _Worker:
         worker = self._workers[number]
