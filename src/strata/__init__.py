@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load
     from strata.compiler.external import external
+    from strata.compiler.kernel import Kernel, candidate, kernel
     from strata.compiler.pipelines import pipeline, register_pass, register_pipeline
     from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
     from strata.frontend import nn
+    from strata.loop.script.language import dim
     from strata.passes import patterns
     from strata.schedule.builder import Schedule
 
@@ -29,10 +31,14 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "nn": "strata.frontend",
+    "candidate": "strata.compiler.kernel",
     "compile": "strata.compiler.api",
     "compile_model": "strata.compiler.api",
+    "dim": "strata.loop.script.language",
     "external": "strata.compiler.external",
+    "kernel": "strata.compiler.kernel",
     "load": "strata.compiler.api",
+    "Kernel": "strata.compiler.kernel",
     "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
     "Schedule": "strata.schedule.builder",
@@ -43,12 +49,16 @@ _WHERE = {
 }
 
 __all__ = [
+    "Kernel",
     "LanguageModel",
     "SamplingParams",
     "Schedule",
+    "candidate",
     "compile",
     "compile_model",
+    "dim",
     "external",
+    "kernel",
     "load",
     "nn",
     "patterns",

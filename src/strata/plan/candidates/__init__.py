@@ -5,11 +5,12 @@ from __future__ import annotations
 from strata.plan.options import PlanOptions
 
 from .base import Offer, Source, Task
+from .kernels import kernel_offers, registered
 from .libraries import library_offers, wanted_libraries
 from .rules import rule_offers
 from .tuned import tuned_offers
 
-SOURCES: tuple[Source, ...] = (rule_offers, tuned_offers, library_offers)
+SOURCES: tuple[Source, ...] = (rule_offers, tuned_offers, library_offers, kernel_offers)
 
 
 def offers_for(task: Task, options: PlanOptions) -> list[Offer]:
@@ -23,7 +24,7 @@ def offers_for(task: Task, options: PlanOptions) -> list[Offer]:
 
 def takes_rows(options: PlanOptions) -> bool:
     """Whether some source may offer candidates that read matrices row by row."""
-    return bool(wanted_libraries(options))
+    return bool(wanted_libraries(options)) or bool(registered())
 
 
 __all__ = ["SOURCES", "Offer", "Source", "Task", "offers_for", "takes_rows"]
