@@ -36,8 +36,8 @@ from strata.runtime.tensors import as_tensor
 
 PRODUCT = parse_func(
     "dims n in 1..64\nfunc @product(a: f32[n,5], w: f32[5,3]) -> (c: f32[n,3])\n"
-    "  call @openblas.sgemm(101_i32, 111_i32, 111_i32, i32(n), 3_i32, 5_i32, 0x1p+0, a, 5_i32, w, 3_i32, 0x0p+0,"
-    " c, 3_i32)\n"
+    "  call @openblas.sgemm(101_i32, 111_i32, 111_i32, i32(n), 3_i32, 5_i32, 0x1p+0, a, 5_i32, w, 3_i32,"
+    " 0x0p+0, c, 3_i32)\n"
 )
 OWN = function("call @test.scale(x, 0x1p+1, y)", name="own")
 
@@ -149,7 +149,7 @@ def test_an_artifact_compiled_for_another_interface_of_the_library():
     other = ExternRecord("openblas.sgemm", "void (int)")
     with pytest.raises(
         UserError,
-        match=r"m: extern openblas.sgemm: got the signature 'void \(int\)'; expected 'void \(int, int.*; comp",
+        match=r"m: extern openblas.sgemm: got the signature 'void \(int\)'; expected 'void \(int, int.*; c",
     ):
         check_externs([other], "m")
     check_externs(extern_records([PRODUCT]), "m")

@@ -52,7 +52,7 @@ def test_a_library_that_cannot_be_loaded(tmp_path):
     broken.write_bytes(b"no library")
     with pytest.raises(
         UserError,
-        match=r"library openblas: cannot load .*libbroken.so: .*; repair it with: .* scipy-openblas32 --force",
+        match=r"library openblas: cannot load .*libbroken.so: .*; repair it with: .* scipy-openblas32 --f",
     ):
         OpenLibrary(OPENBLAS, broken)
 
