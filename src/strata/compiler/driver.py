@@ -106,7 +106,7 @@ class Lowered:
         shapes: dict[str, TensorType] = dict(module.params)
         shapes.update(constants.types)
         positions = {name: k for k, name in enumerate(shapes)}
-        builder = StackBuilder(layouts, target, options)
+        builder = StackBuilder(layouts, target, options, module.loops)
         functions = tuple(
             plan_function(function, builder, positions, constants.names)
             for function in compiled_functions(module)

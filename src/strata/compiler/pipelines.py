@@ -6,7 +6,7 @@ from typing import Any
 
 from strata.ir.passes import Pipeline, register_pass, register_pipeline
 from strata.passes import named_pipeline
-from strata.plan import layouts  # noqa: F401  (registers its pass)
+from strata.plan import fuse_loops, layouts  # noqa: F401  (they register their passes)
 
 __all__ = ["pipeline", "register_pass", "register_pipeline"]
 

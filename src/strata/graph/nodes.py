@@ -2,7 +2,7 @@
 
 ::
 
-    Module   ::= module { func* }
+    Module   ::= module { func* loop* }                            loop: text of a loop function
     Function ::= func @name(%input: type, ...) -> (type, ...) { node* return %v, ... }
     Node     ::= %v: type = op(%a, %b) {attr=value, ...} !{note=value, ...}
 
@@ -174,10 +174,30 @@ class Function:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopText:
+    """A loop function that computes ``fused`` nodes, as text: graphs know nothing of the loop IR.
+
+    Attributes:
+        args: What its parameters are bound to: ``"0"`` (operand 0 of the node), ``"1.k_pages.0"`` (a field of
+            a cache operand, and the layer of it beside the node's own), ``"out"`` (the result).
+        text: Loop IR.
+    """
+
+    args: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
-    """Functions that share one set of params. Param types are those of the ``param`` nodes."""
+    """Functions that share one set of params. Param types are those of the ``param`` nodes.
+
+    Attributes:
+        functions: With names of their own.
+        loops: Loop functions by name, where ``fused`` nodes have a note ``loop``; see pass ``fuse_loops``.
+    """
 
     functions: tuple[Function, ...]
+    loops: Mapping[str, LoopText] = field(default_factory=dict, hash=False)
 
     def __getitem__(self, name: str) -> Function:
         for function in self.functions:

@@ -2,7 +2,8 @@
 
 ::
 
-    module   ::= "module" "{" [dims] func* "}"
+    module   ::= "module" "{" [dims] func* loop* "}"
+    loop     ::= "loop" @name "(" [%arg ("," %arg)*] ")" "{{" loop IR "}}"          arg: see nodes.LoopText
     dims     ::= "dims" dim_decl ("," dim_decl)*
     dim_decl ::= NAME "in" INT ".." INT ["multiple" "of" INT]
     func     ::= "func" @name "(" [input ("," input)*] ")" "->" "(" type ("," type)* ")" "{" node* return "}"
@@ -30,6 +31,7 @@ import base64
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,7 +40,7 @@ import numpy as np
 from strata.core.dims import DimExpr, SymDim, symbols
 from strata.core.dtypes import DType
 
-from .nodes import Function, Module, Node
+from .nodes import Function, LoopText, Module, Node
 from .ops.leaf import array_type
 from .text_parser import parse_function, parse_module
 from .types import CacheType, TensorType
@@ -63,8 +65,15 @@ def print_module(module: Module) -> str:
     """Text of a module, ending in a newline."""
     sections = [_dims_lines(collect_dims(module.functions), "  ")]
     sections += [_function_lines(function, "  ") for function in module.functions]
+    sections += [_loop_lines(name, loop) for name, loop in module.loops.items()]
     body = "\n\n".join("\n".join(lines) for lines in sections if lines)
     return "module {\n" + (f"{body}\n" if body else "") + "}\n"
+
+
+def _loop_lines(name: str, loop: LoopText) -> list[str]:
+    args = ", ".join(f"%{_name(a)}" if not a[0].isdigit() else f"%{a}" for a in loop.args)
+    body = textwrap.indent(loop.text.strip("\n"), "    ").split("\n")
+    return [f"  loop @{_name(name)}({args}) {{{{", *body, "  }}"]
 
 
 def print_function(function: Function) -> str:

@@ -7,6 +7,7 @@ import binascii
 import json
 import math
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -17,7 +18,7 @@ from strata.core.dims import Dim, SymDim
 from strata.core.dtypes import ALL_DTYPES, DType
 from strata.core.errors import ParseError, Span, StrataError
 
-from .nodes import Function, Module, Node, Note, make_node, with_notes
+from .nodes import Function, LoopText, Module, Node, Note, make_node, with_notes
 from .opdef import OPS, Attr
 from .ops.common import np_dtype
 from .types import CacheType, RopeMode, TensorType, Type
@@ -27,6 +28,7 @@ T = TypeVar("T")
 _TOKEN = re.compile(
     r"""
     (?P<skip>\s+|//[^\n]*)
+  | (?P<raw>\{\{\n.*?\n\s*\}\})
   | (?P<origin>\#[^\n]*)
   | (?P<float>-?0x[0-9a-f]+\.?[0-9a-f]*p[+-]?\d+)
   | (?P<int>\d+)
@@ -36,7 +38,7 @@ _TOKEN = re.compile(
   | (?P<name>[A-Za-z_]\w*)
   | (?P<punct>->|\.\.|[{}()\[\]<>:=,*+!-])
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 
 
@@ -153,14 +155,29 @@ class _Parser:
         self.expect("{")
         self.dims_line()
         functions: list[Function] = []
+        loops: dict[str, LoopText] = {}
         while not self.skip("}"):
+            if self.token.text == "loop":
+                self.loop(loops)
+                continue
             offset = self.token.offset
             function = self.function()
             if any(f.name == function.name for f in functions):
                 self.fail_at(offset, f"function @{function.name} is defined twice")
             functions.append(function)
         self.end()
-        return Module(tuple(functions))
+        return Module(tuple(functions), loops)
+
+    def loop(self, loops: dict[str, LoopText]) -> None:
+        self.expect("loop")
+        offset = self.token.offset
+        name = self.unquoted("symbol", "the loop function's @name")
+        if name in loops:
+            self.fail_at(offset, f"loop @{name} is defined twice")
+        self.expect("(")
+        args = self.listed(")", lambda: self.unquoted("value", "an operand: %0, %1.k_pages or %out"))
+        text = self.take("raw", "'{{', loop IR on lines of its own, and '}}'")
+        loops[name] = LoopText(tuple(args), textwrap.dedent(text[3:-2].rstrip()) + "\n")
 
     def lone_function(self) -> Function:
         self.dims_line()

@@ -6,7 +6,7 @@ fused group does not read, and a function that nobody wants.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from strata.graph.nodes import Function, Module, Node, rebuild, rewrite, topological, with_notes
@@ -43,7 +43,7 @@ class DeadCode(Pass[Module]):
                     f"dead_code: no function {name!r} to keep; the module has: {', '.join(known)}"
                 )
         kept = [f for f in module.functions if not self.functions or f.name in self.functions]
-        return Module(tuple(rewrite(f, _drop_operands) for f in kept))
+        return replace(module, functions=tuple(rewrite(f, _drop_operands) for f in kept))
 
 
 def _drop_operands(node: Node) -> Node:

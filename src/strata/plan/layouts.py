@@ -152,17 +152,17 @@ def settle_layouts(
         The layouts that stay.
     """
     in_tiles, in_rows = StackBuilder(tiled, target, options), StackBuilder({}, target, options)
-    score = dict.fromkeys(tiled, 0.0)
+    fixed = noted_layouts(module)
+    score = dict.fromkeys((name for name in tiled if name not in fixed), 0.0)
     for function in module.functions:
         for node in function.nodes:
-            names = [i.attrs["name"] for i in node.inputs if i.op == "param" and i.attrs["name"] in tiled]
+            names = [i.attrs["name"] for i in node.inputs if i.op == "param" and i.attrs["name"] in score]
             if node.op == "fused" and names:
                 gain = _score(in_rows.kernels_of(node), node, options) - _score(
                     in_tiles.kernels_of(node), node, options
                 )
                 for name in names:
                     score[name] += gain
-    fixed = noted_layouts(module)
     return {name: layout for name, layout in tiled.items() if name in fixed or score[name] <= 0}
 
 

@@ -13,19 +13,21 @@ from strata.core.dims import Dim, SymDim
 from strata.core.dims import bounds as dim_bounds
 from strata.core.errors import UserError, VerifyError
 from strata.core.knobs import current
-from strata.graph.nodes import Function, Node
+from strata.graph.nodes import Function, LoopText, Node
 from strata.graph.types import TensorType
 from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.layout import Layout
 from strata.loop.nodes import Func
-from strata.lower import Binding, lower_group
+from strata.lower import Binding
 from strata.passes.base import function_key
+from strata.passes.loops import LoopStage, run_loop_passes
 from strata.target import Target
 
 from .calibrate import calibrated
 from .candidates import Offer, Task, offers_for
 from .candidates.tuned import open_database
 from .cost import is_flat_matmul, sample_sizes
+from .fuse_loops import LOOP_NOTE, lowered_node, operand_layouts
 from .measure import measure_task
 from .options import PlanOptions
 from .types import Candidate, Estimate, Stack
@@ -64,11 +66,13 @@ class StackBuilder:
         layouts: Stored layout by param name.
         target: The machine.
         options: What the user said.
+        loops: The module's own loop functions; see the pass ``fuse_loops``.
     """
 
     layouts: Mapping[str, Layout]
     target: Target
     options: PlanOptions = field(default_factory=PlanOptions)
+    loops: Mapping[str, LoopText] = field(default_factory=dict)
     known: dict[Hashable, Kernels] = field(default_factory=dict)
 
     def kernels_of(self, node: Node) -> Kernels:
@@ -78,16 +82,14 @@ class StackBuilder:
             UserError: the node is no ``fused`` one, or a user kernel is wrong.
         """
         body = group_body(node)
-        layouts = {
-            number: self.layouts[operand.attrs["name"]]
-            for number, operand in enumerate(node.inputs)
-            if operand.op == "param" and operand.attrs["name"] in self.layouts
-        }
+        layouts = operand_layouts(node, self.layouts)
         dims = tuple((d.name, d.lo, d.hi, d.multiple_of) for d in body.dims)
-        key = (function_key(body), dims, tuple(layouts.items()))
+        key = (function_key(body), dims, tuple(layouts.items()), node.notes.get(LOOP_NOTE))
         if key not in self.known:
             anchor = anchor_op(body)
-            lowered = lower_group("naive", body, layouts)
+            lowered = lowered_node(node, f"k{len(self.known)}_{anchor.op}", layouts, self.loops)
+            (func,) = run_loop_passes(LoopStage.NAIVE, [lowered.func])
+            lowered = replace(lowered, func=func)
             task = Task(node, body, anchor, layouts, lowered, choice_rows(anchor), self.target)
             self.known[key] = self._build(task)
         return self.known[key]
@@ -103,6 +105,7 @@ class StackBuilder:
         ]
         hoisted = [hoist_workspace(o.func) for o in offers]
         funcs, slots = share_workspace(hoisted, task.lowered.func.num_outputs)
+        funcs = run_loop_passes(LoopStage.SCHEDULED, funcs)
         for offer, func in zip(offers, funcs, strict=True):
             if current().verify:
                 check(func, LOOP_LOWERED)
