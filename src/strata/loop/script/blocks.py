@@ -9,7 +9,7 @@ from typing import Any
 from strata.loop.nodes import AxisKind, Block, BlockAxis, Expr, ForKind, Stmt, Var
 
 from . import language as words
-from .scope import BlockFrame
+from .scope import BlockFrame, axis_name
 from .statements import Statements
 
 _KINDS = {words.spatial: AxisKind.SPATIAL, words.reduce: AxisKind.REDUCTION}
@@ -72,7 +72,10 @@ class Blocks(Statements):
             self.declare(var, extent)
             if self.blocks:
                 self.blocks[-1].visible.add(var)
-        axes = [self.axis(w.kind, v.name, e, v) for w, v, e in zip(written, loops, extents, strict=True)]
+        axes = [
+            self.axis(w.kind, axis_name(v.name), e, v)
+            for w, v, e in zip(written, loops, extents, strict=True)
+        ]
         bound = {n.id: a.var for n, a in zip(names, axes, strict=True)}
         body = self.block_body(name, axes, bound, None, node.body, node)
         self.known = known
@@ -97,7 +100,8 @@ class Blocks(Statements):
         known = self.known
         axes = []
         for inner, axis, (value, extent) in zip(names, written, pairs, strict=True):
-            axes.append(self.axis(axis.kind, inner, extent, value))
+            named = inner if item.optional_vars is not None else axis_name(inner)
+            axes.append(self.axis(axis.kind, named, extent, value))
         bound = {n: a.var for n, a in zip(names, axes, strict=True)}
         self.items.append(self.block_body(name, axes, bound, predicate, node.body, node))
         self.known = known

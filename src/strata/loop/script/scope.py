@@ -248,14 +248,14 @@ class Scope:
                     f"{var.name} is computed outside of the block, whose body sees loop variables only; "
                     "compute it inside of the block, or keep it in a buffer",
                 )
-            axis = self.axis(AxisKind.SPATIAL, var.name, self.extents[var], var)
+            axis = self.axis(AxisKind.SPATIAL, axis_name(var.name), self.extents[var], var)
             frame.captured[var] = axis
             frame.visible.add(axis.var)
         return frame.captured[var].var
 
     def axis(self, kind: AxisKind, name: str, extent: Expr, value: Expr) -> BlockAxis:
         """A block axis with a new variable, whose range is known from here on."""
-        var = Var(self.unique("v" + name.lstrip("_")))
+        var = Var(self.unique(name))
         self.declare(var, extent)
         return BlockAxis(var, kind, extent, value)
 
@@ -372,6 +372,11 @@ class Scope:
             and self.known.prove(b.lt(i, b.splat(size(d), i.lanes)))
             for i, d in zip(load.indices, load.buffer.shape, strict=True)
         )
+
+
+def axis_name(loop: str) -> str:
+    """Name of the block axis for a loop variable."""
+    return "v" + loop.lstrip("_")
 
 
 def _shown(value: Any) -> str:

@@ -85,7 +85,7 @@ def verify_kernel(instance: Instance) -> bool:
     """
     func = _alone(instance)
     path = _path(instance, func)
-    # The code of a function of this process is not in the digest: what it does is known until the process ends.
+    # The code of a function of this process is not in the digest: what it does is known until it ends.
     of_process = instance.kernel.func is None
     found = _of_process.get(path) if of_process else _load(path)
     if found is None:
