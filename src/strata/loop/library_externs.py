@@ -36,10 +36,11 @@ def onednn_matmul(operand: DType, result: DType, *, transposed: bool) -> str:
 def _matrix(where: str, array: Array, rows: int, columns: int, stride: int) -> Array:
     """``rows`` rows of ``columns`` elements, ``stride`` elements apart, from the start of ``array``."""
     need = (rows - 1) * stride + columns if rows and columns else 0
-    if stride < max(columns, 1) or need > array.size:
+    if stride < max(columns, 1) or need > array.size or not array.flags.c_contiguous:
+        kind = "" if array.flags.c_contiguous else "strided "
         raise VerifyError(
-            f"{where}: got {rows} rows of {columns}, {stride} apart, in a buffer of {array.size} elements; "
-            "expected them inside of it"
+            f"{where}: got {rows} rows of {columns}, {stride} apart, in a {kind}buffer of {array.size} "
+            "elements; expected them inside of a dense one"
         )
     flat = array.reshape(-1)
     size = flat.itemsize

@@ -189,6 +189,8 @@ def name_failed_call(extern: bytes, status: int) -> None:
     if raised.value:
         error = _Error.from_address(raised.value)
         kind, what = error.kind.text(), error.message.text()
-        what = what if kind == _ERROR_KIND.encode() else kind + b": " + what
+        if kind != _ERROR_KIND.encode():  # it is no Python function
+            _raised.cause = None
+            what = kind + b": " + what
         _ffi().TVMFFIObjectDecRef(raised)
     _ffi().TVMFFIErrorSetRaisedFromCStr(_ERROR_KIND.encode(), b"extern " + extern + b": " + what)

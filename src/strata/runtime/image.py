@@ -297,6 +297,21 @@ class LoadedImage:
         self.close()
 
 
+def _extern_places(image: Image, source: str) -> dict[int, str]:
+    """Names of the externs by the places in the image that take their addresses."""
+    found = {}
+    for symbol, place in image.symbols.items():
+        if symbol.startswith(SYMBOL_PREFIX):
+            if not any(
+                s.address <= place and place + 8 <= s.address + s.memory_bytes
+                for s in image.segments
+                if s.protection is Protection.READ_WRITE
+            ):
+                raise _corrupt(source, f"symbol {symbol!r} at {place} is outside of the writable memory")
+            found[place] = symbol.removeprefix(SYMBOL_PREFIX)
+    return found
+
+
 def _map(image: Image) -> tuple[mmap.mmap, int]:
     """Anonymous memory with the image in it, relocated and protected, and its address."""
     memory = mmap.mmap(-1, image.memory_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -351,8 +366,7 @@ def load_image(image: bytes | str | Path | Image, num_threads: int | None = None
         raise _corrupt(source, f"it does not export {', '.join(missing)}")
     if num_threads is None:
         num_threads = current().threads or len(os.sched_getaffinity(0))
-    places = {n.removeprefix(SYMBOL_PREFIX): n for n in parsed.symbols if n.startswith(SYMBOL_PREFIX)}
-    externs = {parsed.symbols[symbol]: resolve(name, source) for name, symbol in places.items()}
+    externs = {place: resolve(name, source) for place, name in _extern_places(parsed, source).items()}
     memory, base = _map(parsed)
     for place, extern in externs.items():
         struct.pack_into("<Q", memory, place, extern.address)

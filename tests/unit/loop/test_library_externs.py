@@ -69,3 +69,7 @@ def test_sizes_outside_of_a_buffer():
         with pytest.raises(VerifyError, match=message):
             SGEMM(*[wrong if i == place else x for i, x in enumerate(args)])
     SGEMM(*[0 if i == 3 else x for i, x in enumerate(args)])  # no rows at all
+    with pytest.raises(
+        VerifyError, match=r"in a strided buffer of 12 elements; expected them inside of a dense"
+    ):
+        SGEMM(*[c[:, ::-1] if x is c else x for x in args])

@@ -116,6 +116,15 @@ def test_a_function_of_another_process_is_named_when_the_image_is_loaded(monkeyp
         load_image(blob, 1)
 
 
+def test_an_image_whose_table_is_not_writable():
+    image = build_image([OWN], [], TARGET)
+    symbols = {**image.symbols, "extern:test.scale": image.symbols["own"]}
+    with pytest.raises(
+        UserError, match=r"image: corrupt image: symbol 'extern:test.scale' at \d+ is outside of the w"
+    ):
+        load_image(dataclasses.replace(image, symbols=symbols), 1)
+
+
 def test_threads_of_a_library_are_those_of_the_image():
     opened = libraries.LIBRARIES["openblas"].open()
     image = load_image(build_image([PRODUCT], [], TARGET).blob, 2)
@@ -209,6 +218,21 @@ def test_a_tensor_function_that_fails_without_an_error(monkeypatch):
     image = load_image(build_image([OWN], [], TARGET).blob, 1)
     with pytest.raises(ExternError, match=r"extern test.scale: it failed without an error"):
         image.function("own")(as_tensor(draw(3)), as_tensor(draw(3)))
+
+
+def test_a_native_failure_has_no_cause_of_an_earlier_one(monkeypatch):
+    image = load_image(build_image([function("call @test.scale(x, 0x1.ap+3, y)")], [], TARGET).blob, 1)
+    with pytest.raises(ExternError):
+        image.function("f")(as_tensor(draw(3)), as_tensor(draw(3)))
+    narrow = parse_func("func @narrow(x: f32[5], k: f32[5]) -> (y: f32[5])\n  pass\n")
+    native = load_image(build_image([narrow], [], TARGET).blob, 1).function("narrow")
+    monkeypatch.setitem(externs._functions, "test.scale", (native, ""))
+    image = load_image(build_image([OWN], [], TARGET).blob, 1)
+    with pytest.raises(
+        ExternError, match=r"step: extern test.scale: strata.ShapeError: narrow: argument"
+    ) as caught:
+        invoke(image.function("own"), "step", as_tensor(draw(3)), as_tensor(draw(3)))
+    assert caught.value.__cause__ is None
 
 
 def test_names():
