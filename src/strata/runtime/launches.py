@@ -23,7 +23,7 @@ import numpy as np
 from strata.core.dims import Dim, evaluate, parse_dim
 from strata.core.errors import UserError, VerifyError
 
-from .nodes import NodeInfo, Operand, choose, function_nodes
+from .nodes import NodeInfo, choose, function_nodes
 from .records import CACHE_HEADER, CACHE_POINTERS, ArgKind, ArgRef, FunctionRecord, KernelRecord
 from .tensors import address, array_at, as_tensor, numpy_dtype
 
@@ -68,6 +68,7 @@ class Bound:
         self._fixed = fixed
         self._call = call
         self._memory: list[tuple[Memory, ...]] = []
+        self._views: dict[int, tuple[np.ndarray, ...]] = {}
         self._outside: dict[ArgRef, list[int]] = {}
         self._addresses: dict[ArgRef, int] = {}
         self._table: dict[int, list[int]] = {}
@@ -93,6 +94,7 @@ class Bound:
                 self._addresses[ref] = place
                 moved.update(launches)
         for k in moved:
+            self._views.pop(k, None)
             self.calls[k] = self._bind(k)
 
     def kernel_call(self, index: int, kernel: KernelRecord, function: Callable[..., Any]) -> Call:
@@ -100,29 +102,24 @@ class Bound:
         tensors = [self._tensor(m) for m in self._memory[index]]
         return partial(function, *tensors, *(self.dims[d] for d in kernel.dims))
 
-    def tensors(self, index: int, operands: tuple[Operand, ...]) -> list[Any]:
-        """tvm-ffi tensors over operands of launch ``index``."""
-        return [self._tensor(m) for m in self._some(index, operands)]
+    def tensors(self, index: int, part: slice) -> list[Any]:
+        """tvm-ffi tensors over some arguments of launch ``index``."""
+        return [self._tensor(m) for m in self._memory[index][part]]
 
-    def arrays(self, index: int, operands: tuple[Operand, ...]) -> tuple[np.ndarray, ...]:
-        """NumPy views of operands of launch ``index``; params are read-only."""
-        return tuple(self._array(m) for m in self._some(index, operands))
+    def arrays(self, index: int, part: slice) -> tuple[np.ndarray, ...]:
+        """NumPy views of some arguments of launch ``index``; params are read-only."""
+        found = self._views.get(index)
+        if found is None:
+            found = self._views[index] = tuple(self._array(m) for m in self._memory[index])
+        return found[part]
 
-    def extent(self, index: int, operands: tuple[Operand, ...]) -> list[tuple[int, int]]:
-        """Begin and end of the memory of operands, as addresses."""
-        spans = []
-        for m in self._some(index, operands):
+    def spans(self, index: int, part: slice) -> list[tuple[int, int]]:
+        """Begin and end of the memory of some arguments, as addresses."""
+        found = []
+        for m in self._memory[index][part]:
             start = self._place(m.ref)
-            spans.append((start, start + math.prod(m.shape) * m.dtype.itemsize))
-        return spans
-
-    def _some(self, index: int, operands: tuple[Operand, ...]) -> list[Memory]:
-        """Memory of operands, which are consecutive arguments of the launch."""
-        node = self._fixed.nodes[index]
-        every = (*node.inputs, *node.workspace, *node.outputs)
-        memory = self._memory[index]
-        places = {id(o): k for k, o in enumerate(every)}
-        return [memory[places[id(o)]] for o in operands]
+            found.append((start, start + math.prod(m.shape) * m.dtype.itemsize))
+        return found
 
     def _bind(self, index: int) -> Call:
         kernel = self._fixed.signature(self.kernels[index])

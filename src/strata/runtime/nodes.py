@@ -148,6 +148,21 @@ class NodeInfo:
             ) from None
         return tuple(found) or tuple(CandidateInfo(kernel, kernel, True) for kernel in chosen)
 
+    @property
+    def read_args(self) -> slice:
+        """Which of the launch's arguments the inputs are."""
+        return slice(0, len(self.inputs))
+
+    @property
+    def written_args(self) -> slice:
+        """Which of the launch's arguments are written: workspace and outputs."""
+        return slice(len(self.inputs), None)
+
+    @property
+    def output_args(self) -> slice:
+        """Which of the launch's arguments the outputs are."""
+        return slice(len(self.inputs) + len(self.workspace), None)
+
     def kernel(self, dims: Mapping[str, int]) -> str:
         """Name of the kernel that runs for these sizes: of the first choice whose ranges all hold.
 

@@ -153,10 +153,11 @@ def replaced_call(launches: Launches, bound: Bound, node: NodeInfo, kernel: Kern
     """The launch of ``node`` by another kernel, without arguments."""
     if isinstance(kernel, str):
         return bound.kernel_call(node.index, launches.fixed.signature(kernel), launches.fixed.kernel(kernel))
-    operands = (*node.inputs, *node.outputs)
+    parts = (node.read_args, node.output_args)
     if isinstance(kernel, tvm_ffi.Function):
-        return partial(kernel, *bound.tensors(node.index, operands))
-    return partial(_call_on_arrays, kernel, node.name, bound.arrays(node.index, operands))
+        return partial(kernel, *(t for part in parts for t in bound.tensors(node.index, part)))
+    arrays = tuple(a for part in parts for a in bound.arrays(node.index, part))
+    return partial(_call_on_arrays, kernel, node.name, arrays)
 
 
 def _call_on_arrays(kernel: Callable[..., Any], name: str, arrays: tuple[np.ndarray, ...]) -> None:
@@ -327,8 +328,8 @@ class Run:
         event = NodeEvent(
             node,
             bound.kernels[position] if kernel is None else kernel_name(kernel),
-            bound.arrays(position, node.inputs),
-            bound.arrays(position, node.outputs),
+            bound.arrays(position, node.read_args),
+            bound.arrays(position, node.output_args),
             self.dims,
         )
         for hook in changes.before.get(position, ()):
@@ -424,8 +425,8 @@ class Run:
         kept = self._kept.get(found.index)
         if kept is not None:
             return kept
-        self._check_intact(found, found.outputs, found.index + 1)
-        return self._bound.arrays(found.index, found.outputs)
+        self._check_intact(found, found.output_args, found.index + 1)
+        return self._bound.arrays(found.index, found.output_args)
 
     def inputs(self, node: Any) -> tuple[np.ndarray, ...]:
         """Views of what a node reads, in the kernel's order; of the next node or one that has run.
@@ -438,19 +439,19 @@ class Run:
             raise UserError(
                 f"{self._name}: what {found.name} reads is not there yet; use run_to(..., before=True)"
             )
-        self._check_intact(found, found.inputs, found.index)
-        return self._bound.arrays(found.index, found.inputs)
+        self._check_intact(found, found.read_args, found.index)
+        return self._bound.arrays(found.index, found.read_args)
 
-    def _check_intact(self, node: NodeInfo, operands: Any, first: int) -> None:
-        """Nothing that was launched from ``first`` on has written to ``operands`` of ``node``.
+    def _check_intact(self, node: NodeInfo, part: slice, first: int) -> None:
+        """Nothing that was launched from ``first`` on has written to these arguments of ``node``.
 
         Raises:
             UserError: something has, or another call of the program.
         """
         self._check_turn()
-        spans = self._bound.extent(node.index, operands)
+        spans = self._bound.spans(node.index, part)
         for later in self.nodes[first : self.position]:
-            for lo, hi in self._bound.extent(later.index, (*later.workspace, *later.outputs)):
+            for lo, hi in self._bound.spans(later.index, later.written_args):
                 if any(lo < end and start < hi for start, end in spans):
                     raise UserError(
                         f"{self._name}: the memory of {node.name} was used again by {later.name}; "

@@ -91,6 +91,21 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype, allocate) -> np.ndarray:
     return raw[start : start + size_bytes].view(dtype).reshape(shape)
 
 
+class _Memory:
+    """Bytes at an address for NumPy, which keeps this object as long as the array."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, start: int, size_bytes: int, owner: object) -> None:
+        self.__array_interface__ = {
+            "data": (start, False),
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+        self.owner = owner
+
+
 def array_at(start: int, shape: tuple[int, ...], dtype: np.dtype, keep: object = None) -> np.ndarray:
     """Writable array over ``shape`` elements of memory at address ``start``.
 
@@ -103,9 +118,7 @@ def array_at(start: int, shape: tuple[int, ...], dtype: np.dtype, keep: object =
     size_bytes = math.prod(shape) * dtype.itemsize
     if size_bytes == 0:
         return np.empty(shape, dtype)
-    buffer = (ctypes.c_uint8 * size_bytes).from_address(start)
-    buffer.owner = keep  # type: ignore[attr-defined]
-    return np.frombuffer(memoryview(buffer), np.uint8).view(dtype).reshape(shape)
+    return np.asarray(_Memory(start, size_bytes, keep)).view(dtype).reshape(shape)
 
 
 def as_tensor(array: np.ndarray) -> tvm_ffi.Tensor:
