@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -73,9 +73,9 @@ class Calls(Expressions):
             return NotImplemented
         if function in (min, max):
             op = BinaryOp.MIN if function is min else BinaryOp.MAX
-            return self.fold_call(op, args[0] if len(args) == 1 else args, node)
+            return self.fold_call(op, self.iterable(args[0], node) if len(args) == 1 else args, node)
         if function is sum:
-            return self.fold_call(BinaryOp.ADD, args[0] if args else (), node)
+            return self.fold_call(BinaryOp.ADD, (*args[1:], *self.iterable(args[0], node)), node)
         if function is abs:
             return self.unary_call(UnaryOp.ABS, args, node)
         if function in _CASTS:
@@ -98,11 +98,8 @@ class Calls(Expressions):
         with self.at(node):
             return self.typed(b.unary(op, self.expr_of(args[0], node)), node)
 
-    def fold_call(self, op: BinaryOp, items: Any, node: ast.Call) -> Any:
-        """``min``, ``max`` or ``sum`` of some values."""
-        values = self.iterable(items, node)
-        if not values:
-            self.fail(node, "got no values; expected at least one")
+    def fold_call(self, op: BinaryOp, values: Sequence[Any], node: ast.Call) -> Any:
+        """``min``, ``max`` or ``sum`` of at least one value."""
         out = values[0]
         for value in values[1:]:
             both = self.is_static(out) and self.is_static(value) and not self.has_dim(out, value)
