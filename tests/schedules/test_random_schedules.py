@@ -1,37 +1,52 @@
 """Random functions under random legal steps compute the same, scheduled and finalised."""
 
 import numpy as np
+import pytest
 import random_blocks
 import random_stages
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
-from random_stages import arrays, random_trace
+from random_stages import arrays
+from random_steps import CANDIDATES, random_trace, targeted_trace
 
 from strata.core.errors import LegalityError, VerifyError
-from strata.loop.check import LOOP_LOWERED, LOOP_NAIVE, check
+from strata.loop.check import LOOP_LOWERED, LOOP_NAIVE, LOOP_SCHEDULED, check
 from strata.loop.interp import run
 from strata.loop.nodes import Func
-from strata.loop.text import canonical_text
-from strata.schedule import apply_trace, finalize, parse_trace, propose, trace_text
+from strata.loop.text import canonical_text, parse_func, print_func
+from strata.schedule import STEPS, Trace, apply_trace, finalize, parse_trace, propose, trace_text
 from strata.target import get_target
 
 SEEDS = st.integers(0, 2**32 - 1)
+EXAMPLES = 20  # of every step on its own
+FIRES = 6  # of them at least
+FUNCTIONS = {
+    "compute_at": {"stages": 2},
+    "reverse_compute_at": {"stages": 2},
+    "compute_inline": {"stages": 2, "reduces": False},
+    "reverse_compute_inline": {"stages": 2, "reduces": False},
+    "set_scope": {"stages": 2},
+    "tile": {"stages": 2},
+    "rfactor": {"reduces": True},
+    "decompose_reduction": {"reduces": True},
+}
 
 
 def outputs(func: Func, seed: int) -> list[np.ndarray]:
-    """Outputs on random arguments; iterations of PARALLEL loops run in a shuffled order."""
+    """Outputs on random arguments; iterations of PARALLEL and bound loops run in a shuffled order."""
     args = arrays(func, seed)
     run(func, args, parallel_seed=seed)
     return args[-func.num_outputs :]
 
 
-def assert_same(func: Func, data: st.DataObject, seed: int, attempts: int) -> None:
-    """Random legal steps keep what ``func`` computes, before and after finalisation."""
-    expected = outputs(func, seed)
-    scheduled, trace = random_trace(data.draw, func, attempts)
-    text = trace_text(trace)
+def assert_same(func: Func, scheduled: Func, trace: Trace, seed: int) -> None:
+    """A trace keeps what ``func`` computes, before and after finalisation, and is replayed from its text."""
+    expected, text = outputs(func, seed), trace_text(trace)
     assert parse_trace(text) == trace
     assert canonical_text(apply_trace(func, trace)) == canonical_text(scheduled)
+    again = parse_func(print_func(scheduled))
+    assert canonical_text(again) == canonical_text(scheduled)
+    check(again, LOOP_SCHEDULED)
     for got, wanted in zip(outputs(scheduled, seed), expected, strict=True):
         np.testing.assert_array_equal(got, wanted, err_msg=text)
     for step in trace:
@@ -46,26 +61,47 @@ def assert_same(func: Func, data: st.DataObject, seed: int, attempts: int) -> No
         np.testing.assert_array_equal(got, wanted, err_msg=text)
 
 
+@pytest.mark.parametrize("kind", CANDIDATES)
+def test_a_step_keeps_the_meaning_and_is_often_legal(kind):
+    fired = []
+
+    @given(st.data(), random_stages.functions(**FUNCTIONS.get(kind, {})), SEEDS)
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None)
+    def examples(data, func, seed):
+        scheduled, trace = targeted_trace(data.draw, func, kind)
+        assert_same(func, scheduled, trace, seed)
+        fired.append(any(step.step_name() == kind for step in trace))
+
+    examples()
+    assert sum(fired) >= FIRES, f"{kind} was legal in {sum(fired)} of {len(fired)} functions"
+
+
+def test_every_step_is_tried():
+    assert set(CANDIDATES) == set(STEPS) - {"tensorize"}  # tensorize multiplies bf16: test_random_dots
+
+
 @given(st.data(), random_stages.functions(), SEEDS)
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_steps_keep_the_meaning_of_naive_functions(data, func, seed):
     check(func, LOOP_NAIVE)
-    assert_same(func, data, seed, data.draw(st.integers(1, 14)))
+    scheduled, trace = random_trace(data.draw, func, data.draw(st.integers(1, 12)))
+    assert_same(func, scheduled, trace, seed)
 
 
 @given(st.data(), random_blocks.functions(), SEEDS)
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_steps_keep_the_meaning_of_odd_functions(data, func, seed):
     try:
         check(func, LOOP_NAIVE)
         outputs(func, seed)
     except VerifyError:  # an access outside of a buffer
         assume(False)
-    assert_same(func, data, seed, data.draw(st.integers(1, 8)))
+    scheduled, trace = random_trace(data.draw, func, data.draw(st.integers(1, 8)))
+    assert_same(func, scheduled, trace, seed)
 
 
 @given(random_stages.functions(), SEEDS)
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_what_rules_propose_keeps_the_meaning(func, seed):
     """With vectors of four elements small functions have tails, masks, horizontal sums and gathers."""
     expected = outputs(func, seed)

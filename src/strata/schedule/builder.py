@@ -25,13 +25,24 @@ from strata.loop.text import LOOP_WORDS, print_func
 from .finalize import finalize
 from .step import Step, Trace, loops_around, parse_trace, trace_text
 from .steps import (
+    Annotate,
+    Bind,
+    CacheRead,
+    CacheWrite,
     ComputeAt,
+    ComputeInline,
     DecomposeReduction,
     Fuse,
+    Pad,
     Parallel,
     Reorder,
+    ReverseComputeAt,
+    ReverseComputeInline,
+    RFactor,
+    SetScope,
     Split,
     Tensorize,
+    Tile,
     Unroll,
     Vectorize,
 )
@@ -163,9 +174,20 @@ class Schedule:
         self._steps.extend(steps)
         return self
 
-    def split(self, loop: str, factor: int) -> Schedule:
-        """Split ``loop`` into ``<loop>o`` and, of ``factor`` iterations, ``<loop>i``."""
-        return self.apply(Split(loop, factor))
+    def split(self, loop: str, factor: int, tail: str = "guard") -> Schedule:
+        """Split ``loop`` into ``<loop>o`` and, of ``factor`` iterations, ``<loop>i``.
+
+        Args:
+            loop: Name of the loop.
+            factor: Iterations of the inner loop.
+            tail: What happens to iterations that are left over: ``guard`` them, ``peel`` them off into a loop
+                ``<loop>t``, or ``exact`` (there must be none).
+        """
+        return self.apply(Split(loop, factor, tail))
+
+    def tile(self, **factors: int) -> Schedule:
+        """Split loops of a nest, outer parts outside: ``tile(i=4, j=64)`` leaves ``io, jo, ii, ji``."""
+        return self.apply(Tile(tuple(factors), tuple(factors.values())))
 
     def fuse(self, *loops: str, name: str | None = None) -> Schedule:
         """Fuse perfectly nested loops, outermost first, into one called ``name`` (default ``a_b`` of a, b).
@@ -187,6 +209,12 @@ class Schedule:
         """Put loops of one nest into the given order, outermost first; others keep their places."""
         return self.apply(Reorder(loops))
 
+    def pad(self, loop: str, multiple: int) -> Schedule:
+        """Let ``loop`` run up to a multiple of ``multiple``, with guards."""
+        return self.apply(Pad(loop, multiple))
+
+    # --------------------------------------------------------------------------------- how loops are run
+
     def unroll(self, *loops: str) -> Schedule:
         """Expand loops of few iterations in place."""
         return self.apply(*(Unroll(loop) for loop in loops))
@@ -199,13 +227,74 @@ class Schedule:
         """Run loops on several threads."""
         return self.apply(*(Parallel(loop) for loop in loops))
 
+    def bind(self, loop: str, axis: str) -> Schedule:
+        """Bind ``loop`` to a hardware axis: block_x, thread_x, lane, ..."""
+        return self.apply(Bind(loop, axis))
+
+    def annotate(self, name: str, **notes: int | str) -> Schedule:
+        """Note keys with values on the loop or block called ``name``."""
+        return self.apply(*(Annotate(name, key, value) for key, value in notes.items()))
+
+    # --------------------------------------------------------------------------------- stages and memory
+
     def compute_at(self, block: str, loop: str, space: str = "local") -> Schedule:
         """Compute the stage ``block`` inside ``loop`` of its consumer, into a private buffer."""
         return self.apply(ComputeAt(block, loop, space))
 
+    def reverse_compute_at(self, block: str, loop: str, space: str = "keep") -> Schedule:
+        """Compute the stage ``block`` inside ``loop`` of its producer.
+
+        Args:
+            block: The consumer.
+            loop: Of the producer.
+            space: ``local`` or ``register`` to put what is in between into a private buffer.
+        """
+        return self.apply(ReverseComputeAt(block, loop, space))
+
+    def compute_inline(self, *blocks: str) -> Schedule:
+        """Compute the elements of stages where they are read."""
+        return self.apply(*(ComputeInline(block) for block in blocks))
+
+    def reverse_compute_inline(self, *blocks: str) -> Schedule:
+        """Apply elementwise stages to the elements of their producers as they are made."""
+        return self.apply(*(ReverseComputeInline(block) for block in blocks))
+
+    def cache_read(
+        self, block: str, buffer: str, at: str | None = None, space: str | None = None
+    ) -> Schedule:
+        """Let ``block`` read a copy of ``buffer``, made by a block called ``<block>_<buffer>``.
+
+        Args:
+            block: The reader.
+            buffer: Name of what it reads.
+            at: Loop of the reader in which only the part that it reads is copied; default: a copy of all.
+            space: ``global``, ``local`` or ``register``; default: local inside a loop, global outside.
+        """
+        if at is None:
+            return self.apply(CacheRead(block, buffer, space or "global"))
+        return self.apply(CacheRead(block, buffer), ComputeAt(f"{block}_{buffer}", at, space or "local"))
+
+    def cache_write(self, block: str, space: str = "global") -> Schedule:
+        """Let the stage ``block`` fill another buffer, which a block called ``<block>_<buffer>`` copies."""
+        return self.apply(CacheWrite(block, space))
+
+    def set_scope(self, buffer: str, space: str) -> Schedule:
+        """Put an intermediate buffer into ``global``, ``local`` or ``register`` memory."""
+        return self.apply(SetScope(buffer, space))
+
+    # --------------------------------------------------------------------------------------- reductions
+
+    def rfactor(self, block: str, loop: str) -> Schedule:
+        """Reduce into partial results, one per iteration of ``loop``, which are combined in the end."""
+        return self.apply(RFactor(block, loop))
+
     def decompose_reduction(self, block: str, loop: str | None = None) -> Schedule:
         """Give the start of a reduction a nest before ``loop`` (default: the outermost reducing one)."""
         return self.apply(DecomposeReduction(block, loop or self._first_reduction(block)))
+
+    def tensorize(self, loop: str, intrinsic: str = "dot2_bf16") -> Schedule:
+        """Replace the nest at ``loop`` by a hardware instruction."""
+        return self.apply(Tensorize(loop, intrinsic))
 
     def _first_reduction(self, block: str) -> str:
         axes = [a for a in find_block(self._func, block).axes if a.kind is AxisKind.REDUCTION]
@@ -214,10 +303,6 @@ class Schedule:
             if loop.var in used:
                 return loop.var.name
         raise LegalityError(f"decompose_reduction: no loop around block {block} reduces; name the loop")
-
-    def tensorize(self, loop: str, intrinsic: str = "dot2_bf16") -> Schedule:
-        """Replace the nest at ``loop`` by a hardware instruction."""
-        return self.apply(Tensorize(loop, intrinsic))
 
 
 def _where(func: Func, step: Step, position: int) -> str:

@@ -8,6 +8,7 @@ Stage: LOOP_SCHEDULED -> LOOP_LOWERED. In order: short unrolled loops are expand
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 from strata.core.errors import LegalityError
@@ -95,7 +96,7 @@ def _vector_loops(stmt: Stmt, known: Analysis) -> Stmt:
     """``stmt`` with its vector loops replaced, inner ones first; ``known`` is the scope of ``stmt``."""
     match stmt:
         case For():
-            loop = For(stmt.var, stmt.extent, stmt.kind, _vector_loops(stmt.body, enter(known, stmt)))
+            loop = replace(stmt, body=_vector_loops(stmt.body, enter(known, stmt)))
             return _vectorized(loop, known) if loop.kind is ForKind.VECTORIZE else loop
         case Let():
             return Let(stmt.var, stmt.value, _vector_loops(stmt.body, enter(known, stmt)))

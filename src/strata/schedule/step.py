@@ -30,7 +30,10 @@ S = TypeVar("S", bound="type[Step]")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rewrite. Subclasses' fields are its options: names (str), tuples of names, ints."""
+    """One rewrite. Subclasses' fields are its options: names (str), ints, tuples of either.
+
+    The text leaves out options that have their default value.
+    """
 
     @classmethod
     @abstractmethod
@@ -52,6 +55,8 @@ class Step:
     def __str__(self) -> str:
         options = []
         for f, value in zip(fields(self), self.options(), strict=True):
+            if value == f.default:
+                continue
             text = "|".join(map(str, value)) if isinstance(value, tuple) else str(value)
             options.append(f"{f.name}={text}")
         return f"{self.step_name()}({', '.join(options)})"
@@ -102,7 +107,14 @@ def _parse_value(step: str, option: str, kind: str, text: str) -> object:
         if not re.fullmatch(r"-?\d+", text):
             raise ParseError(f"trace: {step}: got {option}={text}; expected an integer")
         return int(text)
-    return tuple(filter(None, text.split("|"))) if "tuple" in kind else text
+    if kind == "int | str":
+        return int(text) if re.fullmatch(r"-?\d+", text) else text
+    if "tuple" not in kind:
+        return text
+    parts = tuple(filter(None, text.split("|")))
+    if "int" not in kind:
+        return parts
+    return tuple(_parse_value(step, option, "int", part) for part in parts)
 
 
 def apply_trace(func: Func, trace: Trace) -> Func:

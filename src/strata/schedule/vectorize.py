@@ -13,7 +13,7 @@ scalars become masked vectors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from strata.core.dtypes import i64
@@ -109,7 +109,7 @@ class Vectorizer:
                     raise LegalityError(
                         f"vectorize: extent of loop {stmt.var.name} depends on {self.var.name}"
                     )
-                return For(stmt.var, stmt.extent, stmt.kind, self.inside(stmt, stmt.body, guard))
+                return replace(stmt, body=self.inside(stmt, stmt.body, guard))
             case Let():
                 return self.let(stmt, guard)
             case If():

@@ -5,8 +5,8 @@ import pytest
 from strata.core.errors import LegalityError, ParseError, UserError
 from strata.loop.nodes import Func
 from strata.loop.text import parse_func
-from strata.schedule import apply_trace, parse_trace
-from strata.schedule.steps import Reorder
+from strata.schedule import apply_trace, parse_trace, trace_text
+from strata.schedule.steps import Annotate, Reorder, Tile
 
 
 def nest(body: str, params: str = "x: i32[16], t: i64[16]", outputs: str = "y: i32[16], z: i32[16]") -> Func:
@@ -210,10 +210,17 @@ def test_a_block_promises_that_looked_up_elements_differ() -> None:
             r"trace: got 'split\(loop=i, factor=2'; expected name\(option=value, ...\)",
         ),
         ("split(loop=i)", r"trace: split lacks factor; got 'split\(loop=i\)'"),
-        ("split(loop=i, factor=2, tail=3)", "trace: split: got 'tail=3'; expected each of loop, factor once"),
-        ("split(loop=i, loop=j, factor=2)", "trace: split: got 'loop=j'; expected each of loop, factor once"),
-        ("split(i, 2)", "trace: split: got 'i'; expected each of loop, factor once"),
+        (
+            "split(loop=i, factor=2, tails=3)",
+            "trace: split: got 'tails=3'; expected each of loop, factor, tail",
+        ),
+        (
+            "split(loop=i, loop=j, factor=2)",
+            "trace: split: got 'loop=j'; expected each of loop, factor, tail",
+        ),
+        ("split(i, 2)", "trace: split: got 'i'; expected each of loop, factor, tail"),
         ("split(loop=i, factor=two)", "trace: split: got factor=two; expected an integer"),
+        ("tile(loops=i, factors=4|x)", "trace: tile: got factors=x; expected an integer"),
     ],
 )
 def test_malformed_traces(text: str, message: str) -> None:
@@ -227,5 +234,17 @@ def test_unknown_step() -> None:
 
 
 def test_options_with_a_default_may_be_left_out() -> None:
-    (step,) = parse_trace("compute_at(block=s, loop=y_i0)")
-    assert str(step) == "compute_at(block=s, loop=y_i0, space=local)"
+    (step,) = parse_trace("compute_at(block=s, loop=y_i0, space=local)")
+    assert str(step) == "compute_at(block=s, loop=y_i0)"
+    assert parse_trace(str(step)) == (step,)
+
+
+def test_options_of_every_type() -> None:
+    text = (
+        "tile(loops=i|j, factors=4|16); annotate(name=i, key=a, value=-3); annotate(name=i, key=a, value=b.1)"
+    )
+    tile, number, word = parse_trace(text)
+    assert tile == Tile(("i", "j"), (4, 16))
+    assert number == Annotate("i", "a", -3)
+    assert word == Annotate("i", "a", "b.1")
+    assert trace_text((tile, number, word)) == text

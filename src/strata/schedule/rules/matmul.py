@@ -10,9 +10,16 @@ from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
 from strata.loop.nodes import Func
 from strata.schedule.step import loops_around
-from strata.schedule.steps.loops import Parallel, Reorder, Split, Unroll, Vectorize
-from strata.schedule.steps.placement import ComputeAt, DecomposeReduction
-from strata.schedule.steps.tensorize import Tensorize
+from strata.schedule.steps import (
+    ComputeAt,
+    DecomposeReduction,
+    Parallel,
+    Reorder,
+    Split,
+    Tensorize,
+    Unroll,
+    Vectorize,
+)
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, stage_names

@@ -13,7 +13,7 @@ from strata.loop.nodes import Alloc, AxisKind, For, Func, MemSpace
 from strata.loop.rewrite import free_vars, walk_stmts
 from strata.schedule.dependence import determines, scope_of, with_loop
 from strata.schedule.step import find_block, find_loop, loops_around
-from strata.schedule.steps.placement import ComputeAt, DecomposeReduction
+from strata.schedule.steps import ComputeAt, DecomposeReduction
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, innermost_loop, loops_over, stage_names

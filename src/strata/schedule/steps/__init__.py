@@ -1,17 +1,33 @@
 """Schedule steps, one file per kind."""
 
-from .loops import Fuse, Parallel, Reorder, Split, Unroll, Vectorize
-from .placement import ComputeAt, DecomposeReduction
+from .caches import CacheRead, CacheWrite, SetScope
+from .inline import ComputeInline, ReverseComputeInline
+from .kinds import Annotate, Bind, Parallel, Unroll, Vectorize
+from .loops import Fuse, Pad, Reorder, Split, Tile
+from .placement import ComputeAt
+from .reductions import DecomposeReduction, RFactor
+from .reverse import ReverseComputeAt
 from .tensorize import Tensorize
 
 __all__ = [
+    "Annotate",
+    "Bind",
+    "CacheRead",
+    "CacheWrite",
     "ComputeAt",
+    "ComputeInline",
     "DecomposeReduction",
     "Fuse",
+    "Pad",
     "Parallel",
+    "RFactor",
     "Reorder",
+    "ReverseComputeAt",
+    "ReverseComputeInline",
+    "SetScope",
     "Split",
     "Tensorize",
+    "Tile",
     "Unroll",
     "Vectorize",
 ]

@@ -1,16 +1,38 @@
-"""Steps on loops: split, fuse, reorder, and how a loop is executed."""
+"""Steps on the structure of loops: split, tile, fuse, reorder, pad."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis, has_load
-from strata.loop.nodes import AxisKind, Block, Call, Const, Expr, For, ForKind, Func, Stmt, Store, Var, index
-from strata.loop.rewrite import free_vars, map_stmt, stmt_children, stmt_exprs, substitute, walk_stmts
+from strata.loop.nodes import (
+    AxisKind,
+    Block,
+    Call,
+    Const,
+    Expr,
+    For,
+    ForKind,
+    Func,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    index,
+    seq,
+)
+from strata.loop.rewrite import (
+    free_vars,
+    map_stmt,
+    refresh,
+    stmt_children,
+    stmt_exprs,
+    substitute,
+    walk_stmts,
+)
 from strata.schedule.dependence import (
-    carried,
     determines,
     init_comes_first,
     is_reduction,
@@ -21,7 +43,9 @@ from strata.schedule.dependence import (
 )
 from strata.schedule.step import Step, check_new_names, find_loop, register, replace_stmt
 
-MAX_LANES = 64  # also of an unrolled loop: beyond it the code only grows
+from .stages import names_in
+
+TAILS = ("guard", "peel", "exact")
 
 
 def _guarded(stmt: Stmt, condition: Expr) -> Stmt:
@@ -31,7 +55,7 @@ def _guarded(stmt: Stmt, condition: Expr) -> Stmt:
         if not isinstance(s, Block):
             return s
         predicate = condition if s.predicate is None else b.and_(s.predicate, condition)
-        return Block(s.name, s.axes, s.body, s.init, predicate)
+        return replace(s, predicate=predicate)
 
     return map_stmt(stmt, stmt_fn=change)
 
@@ -58,14 +82,21 @@ class Split(Step):
 
         for i in N: S(i)   ->   for io in ceil(N/f): for ii in f: S(io*f + ii)  where io*f + ii < N
 
-    The guard is left out where f provably divides N. New loops are called ``<loop>o`` and ``<loop>i``.
+        for i in N: S(i)   ->   for io in N // f: for ii in f: S(io*f + ii)                    (tail=peel)
+                                for it in N % f: S(N // f * f + it)
+
+    The guard is left out where f provably divides N. New loops are called ``<loop>o`` and ``<loop>i``. With
+    ``tail=peel`` the iterations that are left over have a loop ``<loop>t`` of their own, so that the others
+    need no guard; loops and blocks in it have ``_tail`` appended. ``tail=exact`` refuses to guard.
 
     Legal when: the loop is serial and factor >= 1; if the factor may not divide the extent, everything inside
-    that touches memory must be in a block, which takes the guard.
+    that touches memory must be in a block, which takes the guard (guard), or the extent must not come from
+    memory nor be negative (peel).
     """
 
     loop: str
     factor: int
+    tail: str = "guard"
 
     @classmethod
     def step_name(cls) -> str:
@@ -78,19 +109,67 @@ class Split(Step):
         _check_serial("split", loop)
         if self.factor < 1:
             raise LegalityError(f"split: got factor {self.factor}; expected at least 1")
+        if self.tail not in TAILS:
+            raise LegalityError(f"split: got tail {self.tail!r}; expected one of {', '.join(TAILS)}")
         outer, inner = Var(self.loop + "o"), Var(self.loop + "i")
-        check_new_names(func, "split", (outer.name, inner.name))
         position = b.add(b.mul(outer, index(self.factor)), inner)
         body = substitute(loop.body, {loop.var: position})
-        if not Analysis().prove(b.eq(b.floormod(loop.extent, index(self.factor)), index(0))):
+        divides = Analysis().prove(b.eq(b.floormod(loop.extent, index(self.factor)), index(0)))
+        names, rest = (outer.name, inner.name), Seq(())
+        count = b.ceildiv(loop.extent, self.factor)
+        if not divides and self.tail == "exact":
+            raise LegalityError(f"split: {_not_a_divisor(loop, self.factor)}")
+        if not divides and self.tail == "peel":
+            count, rest = b.floordiv(loop.extent, index(self.factor)), self._rest(func, loop)
+            names = (*names, *names_in(rest))
+        elif not divides:
             why = _unguardable(body)
             if why is not None:
                 what = f"factor {self.factor} may not divide loop {self.loop}, which cannot be guarded"
                 raise LegalityError(f"split: {what}: {why}")
             body = _guarded(body, b.lt(position, loop.extent))
-        inner_loop = For(inner, index(self.factor), loop.kind, body)
-        outer_loop = For(outer, b.ceildiv(loop.extent, self.factor), loop.kind, inner_loop)
-        return replace_stmt(func, loop, outer_loop)
+        check_new_names(func, "split", names)
+        nest = replace(loop, var=outer, extent=count, body=For(inner, index(self.factor), loop.kind, body))
+        return replace_stmt(func, loop, seq(nest, rest))
+
+    def _rest(self, func: Func, loop: For) -> Stmt:
+        """A loop over the iterations that are left over."""
+        if has_load(loop.extent):
+            raise LegalityError(f"split: extent of {self.loop} comes from memory; use tail=guard")
+        if not scope_of(func, loop).prove(b.ge(loop.extent, 0)):
+            raise LegalityError(f"split: extent of {self.loop} may be negative; use tail=guard")
+        start = b.mul(b.floordiv(loop.extent, index(self.factor)), index(self.factor))
+        var = Var(self.loop + "t")
+        body = _renamed(refresh(loop.body), "_tail")
+        body = substitute(body, {loop.var: b.add(start, var)})
+        return For(var, b.floormod(loop.extent, index(self.factor)), loop.kind, body)
+
+
+def _not_a_divisor(loop: For, factor: int) -> str:
+    """What to write instead of a factor that does not divide the extent."""
+    name, hint = loop.var.name, "use tail=guard or tail=peel"
+    if not isinstance(loop.extent, Const):
+        return f"factor {factor} may not divide the extent of loop {name}; {hint}"
+    extent = int(loop.extent.value)
+    near = [k for k in range(2, extent) if extent % k == 0 and factor <= 2 * k and k <= 2 * factor]
+    others = f", or a factor of {', '.join(map(str, near))}" if near else ""
+    return f"factor {factor} does not divide loop {name} of {extent} iterations; {hint}{others}"
+
+
+def _renamed(stmt: Stmt, suffix: str) -> Stmt:
+    """``stmt`` with a suffix on the names of its loops and blocks."""
+
+    def change(s: Stmt) -> Stmt:
+        match s:
+            case For():
+                var = Var(s.var.name + suffix)
+                return replace(s, var=var, body=substitute(s.body, {s.var: var}))
+            case Block():
+                return replace(s, name=s.name + suffix)
+            case _:
+                return s
+
+    return map_stmt(stmt, stmt_fn=change)
 
 
 def _check_serial(step: str, *loops: For) -> None:
@@ -104,7 +183,7 @@ def _check_serial(step: str, *loops: For) -> None:
 @register
 @dataclass(frozen=True, slots=True)
 class Fuse(Step):
-    """Fuse two perfectly nested loops into one called ``name``.
+    """Fuse two perfectly nested loops into one called ``name``, which has the notes of both.
 
     Rewrite::
 
@@ -145,7 +224,8 @@ class Fuse(Step):
         if isinstance(inner.extent, Const) and inner.extent.value == 1:
             where = {outer.var: fused, inner.var: index(0)}
         body = substitute(inner.body, where)
-        return replace_stmt(func, outer, For(fused, b.mul(outer.extent, inner.extent), outer.kind, body))
+        extent, notes = b.mul(outer.extent, inner.extent), tuple(dict((*inner.notes, *outer.notes)).items())
+        return replace_stmt(func, outer, For(fused, extent, outer.kind, body, notes))
 
 
 @register
@@ -193,7 +273,7 @@ class Reorder(Step):
         placed = [next(order) if id(x) in moving else x for x in chain]
         result: Stmt = chain[-1].body
         for loop in reversed(placed):
-            result = For(loop.var, loop.extent, loop.kind, result)
+            result = replace(loop, body=result)
         return replace_stmt(func, chain[0], result)
 
     def _chain(self, func: Func, moving: set[int]) -> tuple[list[For], Block]:
@@ -233,97 +313,77 @@ def _order_matters(block: Block, chain: list[For], known: Analysis) -> str | Non
     return None if block.init is None else init_comes_first(block, over, variables, known)
 
 
-def _set_kind(func: Func, name: str, kind: ForKind) -> Func:
-    loop = find_loop(func, name)
-    return replace_stmt(func, loop, For(loop.var, loop.extent, kind, loop.body))
-
-
-def _check_extent(func: Func, name: str, what: str) -> None:
-    extent = find_loop(func, name).extent
-    if not isinstance(extent, Const) or not 1 <= int(extent.value) <= MAX_LANES:
-        raise LegalityError(f"{what}: loop {name} needs a constant extent of 1..{MAX_LANES}")
-
-
 @register
 @dataclass(frozen=True, slots=True)
-class Unroll(Step):
-    """Expand the loop's iterations in place (done by the code generator).
+class Tile(Step):
+    """Split several loops of a nest and put the outer parts outside of the inner ones: blocks of the domain.
 
     Rewrite::
 
-        for i in 4: S(i)   ->   unroll i in 4: S(i)        which runs as S(0); S(1); S(2); S(3)
+        for i: for j: S(i, j)   ->   for io: for jo: for ii in 4: for ji in 64: S(io*4 + ii, jo*64 + ji)
 
-    Legal when: the extent is a constant of at most 64.
+        (loops=i|j, factors=4|64; guards as for ``split``)
+
+    Legal when: every loop may be split, and the parts reordered.
     """
 
-    loop: str
+    loops: tuple[str, ...]
+    factors: tuple[int, ...]
 
     @classmethod
     def step_name(cls) -> str:
         """Name in the text form."""
-        return "unroll"
+        return "tile"
 
     def apply(self, func: Func) -> Func:
-        """Mark the loop."""
-        _check_extent(func, self.loop, "unroll")
-        return _set_kind(func, self.loop, ForKind.UNROLL)
+        """Split, then reorder."""
+        if len(self.loops) != len(self.factors):
+            raise LegalityError(
+                f"tile: got {len(self.loops)} loops and {len(self.factors)} factors; expected one per loop"
+            )
+        try:
+            for loop, factor in zip(self.loops, self.factors, strict=True):
+                func = Split(loop, factor).apply(func)
+            return Reorder((*(x + "o" for x in self.loops), *(x + "i" for x in self.loops))).apply(func)
+        except LegalityError as error:
+            raise LegalityError(f"tile: {error}") from None
 
 
 @register
 @dataclass(frozen=True, slots=True)
-class Vectorize(Step):
-    """Turn the loop's iterations into the lanes of vectors (done by ``finalize``).
+class Pad(Step):
+    """Let a loop run up to a multiple, with guards: splits by divisors of it need no guards of their own.
 
     Rewrite::
 
-        for i in 16: y[j, i] = x[i]   ->   vectorize i in 16: ...   which becomes   y[j, ramp(0, 16)] =
-            x[ramp(0, 16)]
+        for i in N: S(i)   ->   for i in ceil(N/m)*m: S(i)  where i < N                        (multiple=m)
 
-    Legal when: the extent is a constant of at most 64, and no iteration touches what another one writes,
-    apart from horizontal reductions ``x[j] = x[j] op f(i)``. What the body may contain is checked when the
-    function is finalised.
+    Nothing changes where m provably divides N.
+
+    Legal when: the loop is serial, multiple >= 1, and everything inside that touches memory is in a block,
+    which takes the guard.
     """
 
     loop: str
+    multiple: int
 
     @classmethod
     def step_name(cls) -> str:
         """Name in the text form."""
-        return "vectorize"
+        return "pad"
 
     def apply(self, func: Func) -> Func:
-        """Mark the loop."""
-        _check_extent(func, self.loop, "vectorize")
+        """Extend the loop."""
         loop = find_loop(func, self.loop)
-        why = carried(loop, scope_of(func, loop), reductions=True)
+        _check_serial("pad", loop)
+        if self.multiple < 1:
+            raise LegalityError(f"pad: got multiple {self.multiple}; expected at least 1")
+        extent = loop.extent
+        if Analysis().prove(b.eq(b.floormod(extent, index(self.multiple)), index(0))):
+            return func
+        why = _unguardable(loop.body)
         if why is not None:
-            raise LegalityError(f"vectorize: {why}")
-        return _set_kind(func, self.loop, ForKind.VECTORIZE)
-
-
-@register
-@dataclass(frozen=True, slots=True)
-class Parallel(Step):
-    """Run the loop's iterations on several threads.
-
-    Rewrite::
-
-        for i in N: S(i)   ->   parallel i in N: S(i)
-
-    Legal when: no iteration touches what another one writes.
-    """
-
-    loop: str
-
-    @classmethod
-    def step_name(cls) -> str:
-        """Name in the text form."""
-        return "parallel"
-
-    def apply(self, func: Func) -> Func:
-        """Mark the loop."""
-        loop = find_loop(func, self.loop)
-        why = carried(loop, scope_of(func, loop))
-        if why is not None:
-            raise LegalityError(f"parallel: {why}")
-        return _set_kind(func, self.loop, ForKind.PARALLEL)
+            raise LegalityError(f"pad: loop {self.loop} cannot be guarded: {why}")
+        more = b.mul(b.ceildiv(extent, self.multiple), index(self.multiple))
+        body = _guarded(loop.body, b.lt(loop.var, extent))
+        return replace_stmt(func, loop, replace(loop, extent=more, body=body))

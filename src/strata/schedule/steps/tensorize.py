@@ -28,7 +28,7 @@ from strata.loop.rewrite import free_vars, substitute, walk_stmts
 from strata.loop.simplify import prove, simplify
 from strata.schedule.step import Step, find_loop, register, replace_stmt
 
-from .placement import Ranges, loop_ranges
+from .stages import Ranges, loop_ranges
 
 
 @register
