@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
+from strata.compiler import pipelines as _  # noqa: F401  (fills the tables of passes and pipelines)
 from strata.core.knobs import describe
 from strata.graph import ops  # noqa: F401  (fills the table)
 from strata.graph.opdef import OPS, REQUIRED, OpDef
+from strata.ir.describe import describe_passes, describe_pipelines
+from strata.ir.passes import PASSES
 from strata.schedule import steps  # noqa: F401  (fills the table)
 from strata.schedule.step import STEPS
 
@@ -118,9 +122,39 @@ def _markdown(doc: str) -> str:
     return "\n".join(lines)
 
 
+def passes_page() -> str:
+    """``passes.md``, from the docstrings of the passes."""
+    sections = []
+    for info in describe_passes():
+        if not PASSES[info.name].__module__.startswith("strata."):
+            continue
+        usage = ",".join(f"{o.name}={o.default}" for o in info.options)
+        title = f"{info.name}{{{usage}}}" if usage else info.name
+        options = ""
+        if info.options:
+            rows = [(f"`{o.name}`", o.kind, f"`{o.default}`", o.doc.replace("``", "`")) for o in info.options]
+            options = "\n" + table(("option", "type", "default", "what it does"), rows) + "\n"
+        on = "" if info.ir == "graph" else f" (on {info.ir} functions)"
+        doc = re.sub(r"^(Stage|Preserves): ", r"* \1: ", _markdown(info.doc), flags=re.MULTILINE)
+        sections.append(f"## {info.name}\n\n`{title}`{on}\n\n{doc}\n{options}")
+    pipelines = "\n".join(f"* `{text}`" for text in describe_pipelines().values())
+    return f"""# Passes
+
+{NOTE}
+
+A pipeline is text, `canonicalize,fuse{{max_ops=8}}`, or the name of one. `strata opt FILE.ir -p PIPELINE`
+runs it on IR text, `--pipeline` and the knob `STRATA_PIPELINE` (loop passes: `STRATA_LOOP_PIPELINE`) on a
+model, `only{{functions=[decode]}}(...)` runs a part of it on some functions. Named pipelines:
+
+{pipelines}
+
+{chr(10).join(sections)}"""
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "knobs.md": knobs_page,
     "ops.md": ops_page,
+    "passes.md": passes_page,
     "steps.md": steps_page,
 }
 

@@ -30,7 +30,9 @@ RULES: tuple[Rule, ...] = (*ALGEBRA_RULES, *SHAPE_RULES)
 @register_pass
 @dataclass(frozen=True)
 class Canonicalize(FunctionPass):
-    """Bring every function to the form of this module's docstring.
+    """Brings every function to one form, without ops that do nothing and with 2-d matmuls.
+
+    The rules are at the top of the module.
 
     Stage: any graph -> canonical graph.
     Preserves: values bit by bit, function signatures.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from strata.graph.types import CacheType, TensorType
 from strata.ir.dump import Dumper
 from strata.ir.passes import Pass, Pipeline, parse_pipeline
 from strata.passes import DeadCode, Fuse, named_pipeline, plan_memory, run_passes, transform
-from strata.passes.__main__ import main
 from strata.passes.base import attribute_key, function_key
 
 N = SymDim("n", 1, 8)
@@ -43,7 +41,9 @@ def test_named_pipelines() -> None:
     assert named_pipeline("canonicalize,fuse{max_ops=8}").steps[1] == Fuse(max_ops=8)
     with knobs(pipeline="zero"):
         assert named_pipeline() == named_pipeline("zero")
-    with pytest.raises(ParseError, match="no pass or pipeline 'fast'; known: annotate_patterns, canonicalize, "):
+    with pytest.raises(
+        ParseError, match="no pass or pipeline 'fast'; known: annotate_patterns, canonicalize, "
+    ):
         named_pipeline("fast")
 
 
@@ -98,27 +98,6 @@ def test_option_errors() -> None:
 def test_pass_options_reject_bad_text_with_the_place() -> None:
     with pytest.raises(ParseError, match=r"<pipeline>:1:18: fuse: option max_ops is many"):
         named_pipeline("fuse{max_ops=many}")
-
-
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "m.ir"
-    path.write_text(print_module(module()))
-    assert main([str(path), "-p", "canonicalize", "--times"]) == 0
-    out, err = capsys.readouterr()
-    assert "mul" not in out
-    assert "exp(%x)" in out
-    assert err.startswith("pass ")
-    monkeypatch.setattr("sys.stdin", io.StringIO(path.read_text()))
-    assert main(["-"]) == 0
-    assert "fused(%x)" in capsys.readouterr().out
-    assert main([str(tmp_path / "missing.ir")]) == 2
-    assert "missing.ir: cannot read it as text" in capsys.readouterr().err
-    path.write_bytes(b"\xff\xfe")
-    assert main([str(path)]) == 2
-    assert "cannot read it as text" in capsys.readouterr().err
-    path.write_text("module {")
-    assert main([str(path)]) == 2
-    assert "m.ir:1" in capsys.readouterr().err
 
 
 def test_keys_tell_apart_what_python_does_not() -> None:

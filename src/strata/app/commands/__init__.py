@@ -12,6 +12,8 @@ import typer
 COMMANDS: tuple[str, ...] = (
     "devices",
     "nodes",
+    "opt",
+    "passes",
     "profile",
     "tune",
 )
