@@ -56,6 +56,7 @@ class Library:
         functions: By the second part of the externs' names.
         set_threads: Symbol of ``void f(int)``, called on the thread that will call the library.
         environment: Variables that are set while it is loaded, unless the user has set them.
+        threads_after_fork: Whether it can start threads in a forked child (GNU OpenMP would wait for ever).
     """
 
     name: str
@@ -65,6 +66,7 @@ class Library:
     functions: Mapping[str, LibraryFunction]
     set_threads: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    threads_after_fork: bool = True
 
     @property
     def install(self) -> str:
@@ -119,6 +121,7 @@ class OpenLibrary:
         self.library = library
         self.path = path
         self.num_threads = len(os.sched_getaffinity(0))
+        self._pid = os.getpid()
         with _environment(library.environment):
             try:
                 self.code = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
@@ -129,9 +132,10 @@ class OpenLibrary:
                 ) from error
 
     def set_num_threads(self, num_threads: int) -> None:
-        """Threads that the library's functions use from now on."""
-        self.num_threads = num_threads
-        getattr(self.code, self.library.set_threads)(num_threads)
+        """Threads that the library's functions use from now on (one, where a fork allows no more)."""
+        forked = self._pid != os.getpid()
+        self.num_threads = 1 if forked and not self.library.threads_after_fork else num_threads
+        getattr(self.code, self.library.set_threads)(self.num_threads)
 
     def symbol(self, name: str) -> int:
         """Address of an exported function.
@@ -153,9 +157,23 @@ class OpenLibrary:
         return self.library.functions[name].find(self)
 
 
-@cache
+_open: dict[tuple[str, Path], OpenLibrary] = {}
+
+
 def _opened(name: str, path: Path) -> OpenLibrary:
-    return OpenLibrary(LIBRARIES[name], path)
+    found = _open.get((name, path))
+    if found is None:
+        found = _open[name, path] = OpenLibrary(LIBRARIES[name], path)
+    return found
+
+
+def _one_thread_in_child() -> None:
+    """Threads stay in the parent: a forked child computes on the calling thread, as our own loops do."""
+    for opened in _open.values():
+        opened.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_one_thread_in_child)
 
 
 @contextmanager
@@ -236,6 +254,7 @@ LIBRARIES: Mapping[str, Library] = {
             _onednn_functions(),
             "omp_set_num_threads",
             _GOMP_ENVIRONMENT,
+            threads_after_fork=False,
         ),
     )
 }

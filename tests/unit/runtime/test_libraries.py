@@ -3,6 +3,8 @@
 import ctypes
 import dataclasses
 import os
+import signal
+import warnings
 from importlib import metadata
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from strata.codegen.externs import c_signature
 from strata.core.errors import DeviceError, UserError
 from strata.loop.externs import EXTERNS
-from strata.runtime.libraries import LIBRARIES, OpenLibrary, _environment
+from strata.runtime.libraries import LIBRARIES, OpenLibrary, _environment, _onednn
 from strata.runtime.onednn import OneDnn
 from strata.runtime.tensors import as_tensor
 
@@ -71,6 +73,49 @@ def test_environment_is_set_for_the_loading_only(monkeypatch):
         assert (os.environ["STRATA_TEST_SET"], os.environ["STRATA_TEST_NEW"]) == ("mine", "ours")
     assert os.environ["STRATA_TEST_SET"] == "mine"
     assert "STRATA_TEST_NEW" not in os.environ
+
+
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=lambda x: x.name)
+def test_a_forked_child_computes_with_one_thread(library):
+    opened = library.open()
+    opened.set_num_threads(2)
+    _multiply(library.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking with threads
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(60)
+            one = opened.num_threads == 1
+            _multiply(library.name)
+            opened.set_num_threads(2)
+            allowed = opened.num_threads == (2 if library.threads_after_fork else 1)
+            _multiply(library.name)
+            code = 0 if one and allowed else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert opened.num_threads == 2
+    _multiply(library.name)
+
+
+def _multiply(library: str) -> None:
+    a, w, c = (
+        np.ones((300, 200), np.float32),
+        np.ones((200, 100), np.float32),
+        np.zeros((300, 100), np.float32),
+    )
+    if library == "onednn":
+        _onednn(ONEDNN.open()).matmul(*map(as_tensor, (a, w, c)), transposed=False)
+    else:
+        sgemm = OPENBLAS.open().code.scipy_cblas_sgemm
+        one, zero = ctypes.c_float(1), ctypes.c_float(0)
+        addresses = [ctypes.c_void_p(x.ctypes.data) for x in (a, w, c)]
+        sgemm(
+            101, 111, 111, 300, 100, 200, one, addresses[0], 200, addresses[1], 100, zero, addresses[2], 100
+        )
+    np.testing.assert_array_equal(c, np.full((300, 100), 200))
 
 
 # ---------------------------------------------------------------------------------------------- oneDNN
