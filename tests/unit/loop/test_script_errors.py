@@ -723,24 +723,24 @@ def helper_arguments(a: Out[f32[8]]):
 # -------------------------------------------------------------------------------------------- bounds
 
 
-@bad(r"a\[i \+ 1\]: index 0 is 1..8, outside of 0..8-1; a is f32\[8\]", "a[i + 1]")
+@bad(r"a\[i \+ 1\]: index 0 is 1..8, outside of 0..7; a is f32\[8\]", "a[i + 1]")
 def load_outside(a: f32[8], b: Out[f32[8]]):
     for i in grid(8):
         b[i] = a[i + 1]  #!
 
 
-@bad(r"b\[i, j - 1\]: index 1 is -1..2, outside of 0..4-1; b is f32\[8, 4\]", "b[i, j - 1]")
+@bad(r"b\[i, j - 1\]: index 1 is -1..2, outside of 0..3; b is f32\[8, 4\]", "b[i, j - 1]")
 def store_outside(b: Out[f32[8, 4]]):
     for i, j in grid(8, 4):
         b[i, j - 1] = 0.0  #!
 
 
-@bad(r"a\[n\]: index 0 is 1..64, outside of 0..n-1; a is f32\[n\]", "a[n]")
+@bad(r"a\[n\]: index 0 is 1..64, outside of 0..n - 1; a is f32\[n\]", "a[n]")
 def symbolic_outside(a: Out[f32[n]]):
     a[n] = 0.0  #!
 
 
-@bad("index 0 is 8, outside of 0..8-1", "row[8]")
+@bad("index 0 is 8, outside of 0..7", "row[8]")
 def local_outside(a: Out[f32[n]]):
     row = register(f32[8])
     row[8] = 0.0  #!

@@ -61,10 +61,9 @@ class _Checker(check.Checker):
                 lo, hi = ("?" if x is None else str(x) for x in scope.known.interval(poly))
                 reach = lo if lo == hi else f"{lo}..{hi}"
                 shape = ", ".join(map(str, buffer.shape))
-                what = (
-                    f"{buffer.name}[{self.index_text(axis)}]: index {axis} is {reach}, outside of 0..{dim}-1"
-                )
-                self.fail(f"{what}; {buffer.name} is {buffer.dtype}[{shape}]", "")
+                what = f"{buffer.name}[{self.index_text(axis)}]: index {axis} is {reach}"
+                what += f", outside of 0..{dim - 1}; {buffer.name} is {buffer.dtype}[{shape}]"
+                self.fail(what, "")
         super().access(access, stmt, scope)
         self.enter(stmt)
 
