@@ -16,6 +16,7 @@ from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.interp import run
 from strata.loop.nodes import Call, Func
 from strata.loop.rewrite import walk_stmts
+from strata.loop.text import parse_func
 from strata.lower import lower_group
 from strata.lower.library import LIBRARY_NAMES, extern_calls, library_calls
 from strata.runtime.image import load_image
@@ -75,6 +76,25 @@ def test_products(library, dtype, out, transposed):
         limit = tolerance.for_(body.outputs[0].tensor.dtype, operands[0].shape[-1])
         for got in (native, slow):
             np.testing.assert_allclose(got.astype(np.float64), np.asarray(wanted, np.float64), **limit)
+
+
+@pytest.mark.parametrize("suffix", ["", "_t"])
+def test_integer_products(suffix):
+    """No graph op has them yet: sums of products of i8 in i32, exact."""
+    w_shape = "17,33" if suffix else "33,17"
+    func = parse_func(
+        f"dims n in 1..300\nfunc @f(a: i8[n,33], w: i8[{w_shape}]) -> (c: i32[n,17])\n"
+        f"  call @onednn.matmul_i8_i32{suffix}(a, w, c)\n"
+    )
+    image = load_image(build_image([func], [], detect_host()).blob, 2)
+    rng = np.random.default_rng(0)
+    a, w = (rng.integers(-64, 65, s).astype(np.int8) for s in ((129, 33), (33, 17)))
+    stored = np.ascontiguousarray(w.T) if suffix else w
+    native, slow = np.zeros((129, 17), np.int32), np.zeros((129, 17), np.int32)
+    image.function("f")(*map(as_tensor, (a, stored, native)))
+    run(func, [a, stored, slow])
+    np.testing.assert_array_equal(slow, a.astype(np.int64) @ w.astype(np.int64))
+    np.testing.assert_array_equal(native, slow)
 
 
 def calls(stmt) -> list[str]:

@@ -1,8 +1,11 @@
 """Functions of this process as externs: Python, PyTorch and native tvm-ffi functions, zero copy, errors."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+import tvm_ffi
 from hand_kernels import TARGET
 
 import strata
@@ -107,6 +110,16 @@ def test_a_native_function_costs_no_python(monkeypatch):
     x, y = rows(), np.zeros((3, 4), np.float32)
     call(ROWS, "ext.triple(x, y)", x, y)
     np.testing.assert_array_equal(y, 3 * x)
+
+
+def test_the_result_of_a_native_function_is_released():
+    result = object()
+    strata.external("ext.result", tvm_ffi.convert(lambda x, y: result), ROWS)
+    image = load_image(build_image([kernel(ROWS, "ext.result(x, y)")], [], TARGET).blob, 1)
+    before = sys.getrefcount(result)
+    for _ in range(10):
+        image.function("f")(as_tensor(rows()), as_tensor(rows()))
+    assert sys.getrefcount(result) == before
 
 
 # ------------------------------------------------------------------------------------------------- errors
