@@ -2,8 +2,8 @@
 
 A primitive is the code that oneDNN generates for shapes, dtypes and strides; it is kept and given new data
 addresses at every call. Row-major operands are passed as they are, a transposed weight by its strides, so
-nothing is copied here (oneDNN packs the weight inside of the call). Products of i8 are exact where the CPU has
-VNNI; elsewhere oneDNN may saturate sums of two products to 16 bits.
+nothing is copied here (oneDNN packs the weight inside of the call). Products of i8 are exact where the CPU
+has VNNI; elsewhere oneDNN may saturate sums of two products to 16 bits.
 """
 
 from __future__ import annotations
