@@ -33,6 +33,7 @@ from strata.loop.nodes import Func
 from strata.passes import run_passes
 from strata.plan.assemble import PlannedFunction, check_obeyed, plan_function
 from strata.plan.candidates import takes_rows
+from strata.plan.composites import has_composites
 from strata.plan.layouts import choose_layouts, settle_layouts
 from strata.plan.options import PlanOptions
 from strata.plan.report import plan_json
@@ -100,7 +101,7 @@ class Lowered:
         options = options or PlanOptions()
         module = run_passes("place", self.module)
         layouts = choose_layouts(module, target)
-        if takes_rows(options):
+        if takes_rows(options) or has_composites(module):
             layouts = settle_layouts(module, layouts, target, options)
         constants = _array_constants(module)
         shapes: dict[str, TensorType] = dict(module.params)

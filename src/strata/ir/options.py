@@ -6,6 +6,7 @@ import re
 import types
 from dataclasses import MISSING, fields
 from enum import Enum
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from strata.core.errors import ParseError, Span, UserError
@@ -123,8 +124,9 @@ def format_value(value: Any) -> str:
             return repr(value)
 
 
+@cache
 def option_types(cls: type) -> dict[str, Any]:
-    """Option names and types of a pass class.
+    """Option names and types of a pass class (looked up once: the module that defines it may go away).
 
     Raises:
         UserError: an option has no default, or a type without text form.

@@ -20,7 +20,7 @@ from strata.ir.kind import IRKind
 from strata.ir.passes import Pipeline, parse_pipeline, register_pipeline
 from strata.ir.runner import Result, run_pipeline
 
-from . import patterns
+from . import library_patterns, patterns  # noqa: F401  (the first registers patterns)
 from .canonicalize import Canonicalize
 from .clear_notes import ClearNotes
 from .common_subexpressions import CommonSubexpressions

@@ -21,7 +21,7 @@ from strata.graph.nodes import Function, Module, Node, rebuild, with_notes
 from strata.ir.passes import OptionError, Pass, register_pass
 
 from .bodies import Bodies, launch
-from .grouping import Group
+from .grouping import Group, pattern
 from .patterns import PATTERNS, Match, NodePattern, find_named, patterns
 
 COMPOSITE_NOTE = "composite"
@@ -81,7 +81,8 @@ def _partitioned(function: Function, chosen: Mapping[str, NodePattern], bodies: 
 
 
 def _group(found: Match) -> Group:
-    group = Group(found.root)
+    # The heaviest op, the first of equals, gives the launch its name.
+    group = Group(found.root, max(found.members, key=pattern))
     for member in found.members:
         group.add(member)
     return group

@@ -8,7 +8,10 @@
 
     found = match(node, dense)                            # a Match, or None
     found[x], found["w"], found.root                      # what a part of the pattern stands for
-    rewrite(function, x * is_op("sigmoid")(x), lambda m: g.silu(m[x]))
+
+    @rewrite_pass("use_silu", x * is_op("sigmoid")(x))    # a graph pass, by a rule
+    def use_silu(found):
+        return g.silu(found[x])
 
     pattern ::= any_(name?) | param(name?) | const(value?, name?)      leaves: any value, a weight, a constant
               | is_op(op, ..., attr=value)(pattern, ...)               a node; several ops: one of them
@@ -51,8 +54,9 @@ from strata.core.registry import Registry
 from strata.graph.nodes import Function, Node, rebuild, topological
 from strata.graph.opdef import OPS
 from strata.graph.types import TensorType
+from strata.ir.passes import register_pass
 
-from .base import attribute_key, uses
+from .base import FunctionPass, attribute_key, uses
 from .rules_algebra import COMMUTATIVE
 
 MAX_ROUNDS = 100
@@ -493,6 +497,36 @@ def _replaced(function: Function, better: Mapping[int, Node]) -> Function:
             replace(top, name=node.name) if id(better[id(node)]) not in old and not top.name else top
         )
     return function.with_outputs([new[id(n)] for n in function.outputs])
+
+
+def rewrite_pass(name: str, pattern: NodePattern) -> Callable[[Build], FunctionPass]:
+    """Decorator: makes a registered graph pass of a rule, see :func:`rewrite`.
+
+    Args:
+        name: The pass's word in pipelines.
+        pattern: What to look for.
+
+    Returns:
+        The pass itself, to put into a pipeline.
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def make(build: Build) -> FunctionPass:
+        def run_function(self: FunctionPass, function: Function) -> Function:
+            return rewrite(function, pattern, build, name)
+
+        members = {
+            "name": name,
+            "run_function": run_function,
+            "__doc__": build.__doc__ or f"Rewrites by the rule ``{name}``.",
+            "__module__": build.__module__,
+        }
+        cls = type(name, (FunctionPass,), members)
+        return register_pass(dataclass(frozen=True)(cls))()
+
+    return make
 
 
 PATTERNS: Registry[NodePattern] = Registry("pattern")

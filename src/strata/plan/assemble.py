@@ -28,6 +28,7 @@ from strata.runtime.records import (
 )
 
 from .choose import choose
+from .composites import node_options
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder, group_body
 from .types import Candidate, Choice, Stack
@@ -160,7 +161,7 @@ def plan_function(
         kernels = builder.kernels_of(node)
         candidates = kernels.stack.candidates
         op = kernels.task.anchor.op
-        favoured = favoured_by(builder.options, name, op)
+        favoured = favoured_by(node_options(builder.options, node), name, op)
         choices = choose(candidates, kernels.rows, favoured)
         for choice in choices:
             func = candidates[choice.candidate].func

@@ -23,6 +23,7 @@ from strata.schedule.rules.matmul import weight_layout
 from strata.target import Target, get_target
 
 from .assemble import favoured_by
+from .composites import node_options
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder
 
@@ -171,7 +172,7 @@ _FAVOUR = 1e6  # outweighs any ratio of times
 
 def _score(kernels: Kernels, node: Node, options: PlanOptions) -> float:
     """How good a stack is: minus the mean logarithm of the best times; a favoured candidate counts most."""
-    favoured = favoured_by(options, node.name, kernels.task.anchor.op)
+    favoured = favoured_by(node_options(options, node), node.name, kernels.task.anchor.op)
     candidates = kernels.stack.candidates
     sizes = range(len(candidates[0].estimates))
     best = [min(c.estimates[k][1].time_s for c in candidates) for k in sizes]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from strata.core.dims import Dim, SymDim
+from strata.core.dims import Dim, SymDim, substitute_dims
 from strata.core.dims import bounds as dim_bounds
 from strata.core.errors import UserError, VerifyError
 from strata.core.knobs import current
@@ -21,11 +21,13 @@ from strata.loop.nodes import Func
 from strata.lower import Binding
 from strata.passes.base import function_key
 from strata.passes.loops import LoopStage, run_loop_passes
+from strata.runtime.records import DimRange
 from strata.target import Target
 
 from .calibrate import calibrated
 from .candidates import Offer, Task, offers_for
 from .candidates.tuned import open_database
+from .composites import COMPOSITE_NOTE, node_options
 from .cost import is_flat_matmul, sample_sizes
 from .fuse_loops import LOOP_NOTE, lowered_node, operand_layouts
 from .measure import measure_task
@@ -33,6 +35,7 @@ from .options import PlanOptions
 from .types import Candidate, Estimate, Stack
 from .workspace import hoist_workspace, share_workspace, upper_bytes, with_workspace
 
+_NOTES = (LOOP_NOTE, COMPOSITE_NOTE)  # they tell apart nodes of equal bodies
 Estimates = tuple[tuple[int, Estimate], ...]
 
 
@@ -84,7 +87,7 @@ class StackBuilder:
         body = group_body(node)
         layouts = operand_layouts(node, self.layouts)
         dims = tuple((d.name, d.lo, d.hi, d.multiple_of) for d in body.dims)
-        key = (function_key(body), dims, tuple(layouts.items()), node.notes.get(LOOP_NOTE))
+        key = (function_key(body), dims, tuple(layouts.items()), tuple(node.notes.get(k) for k in _NOTES))
         if key not in self.known:
             anchor = anchor_op(body)
             lowered = lowered_node(node, f"k{len(self.known)}_{anchor.op}", layouts, self.loops)
@@ -96,7 +99,7 @@ class StackBuilder:
 
     def _build(self, task: Task) -> Kernels:
         base = f"k{len(self.known)}_{task.anchor.op}"
-        offers = offers_for(task, self.options)
+        offers = offers_for(task, node_options(self.options, task.node))
         if not offers:
             raise VerifyError(f"{base}: no rule proposes a schedule")
         offers = [
@@ -109,7 +112,7 @@ class StackBuilder:
         for offer, func in zip(offers, funcs, strict=True):
             if current().verify:
                 check(func, LOOP_LOWERED)
-            if _signature(func) != _signature(funcs[0]):
+            if _signature(func, offer.when) != _signature(funcs[0], offer.when):
                 raise VerifyError(
                     f"{func.name}: candidate {offer.name} takes other parameters than {offers[0].name}"
                 )
@@ -179,6 +182,11 @@ def _renamed(func: Func, name: str) -> Func:
     return Func(name, func.params, func.body, func.num_outputs)
 
 
-def _signature(func: Func) -> tuple[object, ...]:
-    """What a caller has to hand in: candidates of one stack are called in the same way."""
-    return (func.num_outputs, *((p.shape, p.dtype) for p in func.params))
+def _signature(func: Func, when: tuple[DimRange, ...]) -> tuple[object, ...]:
+    """What a caller has to hand in: candidates of one stack are called in the same way.
+
+    For one size, a symbolic dim and the number are the same.
+    """
+    fixed = {r.dim: r.lo for r in when if r.lo == r.hi}
+    shapes = [tuple(substitute_dims(d, fixed) for d in p.shape) for p in func.params]
+    return (func.num_outputs, *((shape, p.dtype) for shape, p in zip(shapes, func.params, strict=True)))
