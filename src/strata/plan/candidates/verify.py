@@ -45,7 +45,7 @@ from strata.target import detect_host
 from .kernels import Instance
 
 VERSION = 1  # of this check: raise it to check everything again
-GUARD_BYTES = 1 << 14
+GUARD_BYTES = (1 << 16, 1 << 22)  # least and most around a buffer; between the two as large as the buffer
 CHEAP_SIZE = 131  # of a symbolic dim
 CHEAP_ELEMS = 1 << 22  # of all buffers together
 INTERPRETED_FLOP = 20_000
@@ -215,22 +215,20 @@ class _Guarded:
     def __init__(self, name: str, shape: tuple[int, ...], dtype: DType) -> None:
         self.name = name
         size_bytes = math.prod(shape) * dtype.itemsize_bytes
-        self.memory = aligned_empty((size_bytes + 2 * GUARD_BYTES,), "u1")
+        least, most = GUARD_BYTES
+        self.guard = max(least, min(size_bytes, most) // least * least)
+        self.memory = aligned_empty((size_bytes + 2 * self.guard,), "u1")
         self.memory.fill(_GUARD)
-        self.array = (
-            self.memory[GUARD_BYTES : GUARD_BYTES + size_bytes].view(numpy_dtype(dtype)).reshape(shape)
-        )
+        inside = self.memory[self.guard : self.guard + size_bytes]
+        self.array = inside.view(numpy_dtype(dtype)).reshape(shape)
 
     def fault(self) -> str | None:
         """Where something was written outside of the array."""
-        zones = (
-            ("before", self.memory[:GUARD_BYTES]),
-            ("after", self.memory[GUARD_BYTES + self.array.nbytes :]),
-        )
-        for side, zone in zones:
+        before, after = self.memory[: self.guard], self.memory[self.guard + self.array.nbytes :]
+        for side, zone in (("before", before), ("after", after)):
             touched = np.flatnonzero(zone != _GUARD)
             if len(touched):
-                distance = GUARD_BYTES - int(touched[-1]) if side == "before" else int(touched[0]) + 1
+                distance = self.guard - int(touched[-1]) if side == "before" else int(touched[0]) + 1
                 return f"writes outside of {self.name}: {distance} byte(s) {side} it"
         return None
 
