@@ -21,6 +21,36 @@ from strata.core.knobs import current
 
 from . import commands
 from .errors import reported
+from .options import (
+    ArtifactOption,
+    BatchOption,
+    ContextOption,
+    DatabaseOption,
+    DumpOption,
+    FormatOption,
+    FrequencyOption,
+    JsonOption,
+    KernelsOption,
+    LibrariesOption,
+    MeasureOption,
+    MinPOption,
+    ModelArgument,
+    ModelOption,
+    PinOption,
+    PipelineOption,
+    PreferOption,
+    PresenceOption,
+    PrintAfterOption,
+    RangeOption,
+    RepetitionOption,
+    SeedOption,
+    ShapeOption,
+    StopOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+)
 
 app = typer.Typer(
     help="Compile a language model to machine code for this machine, and run it.",
@@ -30,43 +60,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ModelArgument = Annotated[str | None, typer.Argument(help="Model folder or hub id; default: the demo model")]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model folder or hub id; default: the demo model")
-]
-ArtifactOption = Annotated[
-    Path | None, typer.Option("--artifact", "-a", help="Compiled artifact (of `strata compile`)")
-]
-ShapeOption = Annotated[
-    str | None, typer.Option(help="Named architecture with random weights, e.g. tinyllama-1.1b")
-]
-FormatOption = Annotated[
-    str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
-]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads; default: all cores")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
-ContextOption = Annotated[int | None, typer.Option(help="Longest sequence in tokens; default: the model's")]
-BatchOption = Annotated[int, typer.Option(help="Most sequences per forward pass")]
-PipelineOption = Annotated[
-    str, typer.Option(help="Graph passes, by name or like 'canonicalize,fuse{max_ops=8}'")
-]
-PrintAfterOption = Annotated[
-    str, typer.Option(help="Print the graph after these passes: names with commas, or all")
-]
-DumpOption = Annotated[Path | None, typer.Option(help="Write the graph after every pass into this directory")]
-
-TemperatureOption = Annotated[float, typer.Option(help="0 = always the most probable token")]
-TopKOption = Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all")]
-TopPOption = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability")]
-MinPOption = Annotated[
-    float, typer.Option(help="Drop tokens below this fraction of the best one's probability")
-]
-RepetitionOption = Annotated[float, typer.Option(help="Above 1 discourages tokens seen before")]
-PresenceOption = Annotated[float, typer.Option(help="Subtracted once from the logits of generated tokens")]
-FrequencyOption = Annotated[float, typer.Option(help="Subtracted per occurrence of generated tokens")]
-SeedOption = Annotated[int | None, typer.Option(help="Random seed; default: another one each time")]
-StopOption = Annotated[list[str] | None, typer.Option(help="End at this text (may be given several times)")]
 
 
 def main() -> None:
@@ -127,6 +120,13 @@ def generate(
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
     pipeline: PipelineOption = "",
+    prefer: PreferOption = "",
+    pin: PinOption = None,
+    libraries: LibrariesOption = "",
+    measure: MeasureOption = False,
+    kernels: KernelsOption = None,
+    ranges: RangeOption = None,
+    database: DatabaseOption = None,
     print_after: PrintAfterOption = "",
     dump: DumpOption = None,
     as_json: JsonOption = False,
@@ -150,7 +150,12 @@ def generate(
         ignore_eos=ignore_eos,
     )
     text = session.read_prompt(prompt)
-    source = session.Source(model, artifact, format, threads, max_context, pipeline, print_after, dump)
+    planning = session.Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
+    source = session.Source(
+        *(model, artifact, format, threads, max_context, pipeline, print_after, dump),
+        plan=planning.options(),
+        ranges=planning.dim_ranges(),
+    )
     session.generate(session.open_model(source), text, params, as_json)
 
 
@@ -204,6 +209,13 @@ def compile_(
     max_context: ContextOption = None,
     max_batch: BatchOption = 8,
     pipeline: PipelineOption = "",
+    prefer: PreferOption = "",
+    pin: PinOption = None,
+    libraries: LibrariesOption = "",
+    measure: MeasureOption = False,
+    kernels: KernelsOption = None,
+    ranges: RangeOption = None,
+    database: DatabaseOption = None,
     print_after: PrintAfterOption = "",
     dump: DumpOption = None,
     as_json: JsonOption = False,
@@ -215,8 +227,11 @@ def compile_(
     """
     from . import session
 
+    planning = session.Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
     source = session.Source(
-        model, None, format, None, max_context, pipeline=pipeline, print_after=print_after, dump=dump
+        *(model, None, format, None, max_context, pipeline, print_after, dump),
+        plan=planning.options(),
+        ranges=planning.dim_ranges(),
     )
     figures = session.compile_to(source, output, max_batch)
     if as_json:

@@ -6,20 +6,24 @@ Nothing of the compiler is imported before a model has to be compiled: an artifa
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from strata.assets import DEMO_MODEL
-from strata.core.errors import UserError
+from strata.core.errors import StrataError, UserError
 from strata.core.knobs import current, knobs
 from strata.engine.generate import Generation, LanguageModel
 from strata.engine.sampling import SamplingParams
+from strata.plan.options import PlanOptions, parse_pin
 from strata.runtime.artifact import is_artifact
+from strata.runtime.records import DimRange
 
 Progress = Callable[[int, int, str, bool], None]
 
@@ -37,6 +41,8 @@ class Source:
         pipeline: Graph passes; ``""`` = the knob.
         print_after: Passes after which the graph goes to stderr.
         dump: Directory for the graph after every pass.
+        plan: How kernels are chosen.
+        ranges: Ranges of symbolic dims.
     """
 
     model: str | None = None
@@ -47,6 +53,75 @@ class Source:
     pipeline: str = ""
     print_after: str = ""
     dump: Path | None = None
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    ranges: tuple[DimRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """The command line's options about kernels, as they were typed.
+
+    Attributes:
+        prefer: Names of candidates, or their first parts, separated by commas.
+        pin: ``NODE=CANDIDATE``.
+        libraries: Names of libraries, separated by commas.
+        measure: Time candidates.
+        kernels: Python files with kernels and candidates of the user.
+        ranges: ``DIM=LO..HI``.
+        database: Tuning records.
+    """
+
+    prefer: str = ""
+    pin: Sequence[str] = ()
+    libraries: str = ""
+    measure: bool = False
+    kernels: Sequence[Path] = ()
+    ranges: Sequence[str] = ()
+    database: Path | None = None
+
+    def options(self) -> PlanOptions:
+        """The options; runs the kernel files, which register what they define.
+
+        Raises:
+            UserError: an option is malformed, or a file cannot be run.
+        """
+        for file in self.kernels:
+            run_kernel_file(file)
+        return PlanOptions(
+            libraries=_words(self.libraries),
+            prefer=_words(self.prefer),
+            pins=tuple(parse_pin(text) for text in self.pin),
+            measure=self.measure,
+            database=self.database,
+        )
+
+    def dim_ranges(self) -> tuple[DimRange, ...]:
+        """Parsed ``--range`` options."""
+        from strata.compiler.artifact_cache import parse_range
+
+        return tuple(parse_range(text) for text in self.ranges)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def run_kernel_file(path: Path) -> None:
+    """Run a Python file, whose kernels and candidates register themselves.
+
+    Raises:
+        UserError: it cannot be read, or it fails; tells where.
+    """
+    if not path.is_file():
+        raise UserError(f"--kernels: {path}: no such file")
+    try:
+        runpy.run_path(str(path))
+    except StrataError:
+        raise
+    except Exception as error:
+        lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        where = f"{path}:{lines[-1].lineno}" if lines else str(path)
+        raise UserError(f"--kernels: {where}: {type(error).__name__}: {error}") from error
 
 
 def open_model(source: Source) -> LanguageModel:
@@ -83,7 +158,10 @@ def _cached_model(source: Source) -> LanguageModel | None:
         return None
     start = time.perf_counter()
     pipeline = source.pipeline or settings.pipeline
-    artifact = artifact_path(folder, Options(source.format, source.max_context, pipeline=pipeline))
+    options = Options(
+        source.format, source.max_context, pipeline=pipeline, plan=source.plan, ranges=source.ranges
+    )
+    artifact = artifact_path(folder, options)
     if not is_artifact(artifact):
         return None
     model = LanguageModel.load(artifact, source.threads)
@@ -108,6 +186,8 @@ def _compiled_model(source: Source) -> LanguageModel:
             progress=progress,
             max_context=source.max_context,
             pipeline=pipeline_text(source.pipeline),
+            plan=source.plan,
+            ranges=source.ranges,
             fresh=fresh,
         )
 
@@ -115,6 +195,8 @@ def _compiled_model(source: Source) -> LanguageModel:
 def _check_artifact_options(source: Source) -> None:
     if source.model is not None and source.artifact is not None:
         raise UserError("--artifact: got also a model; expected one of them")
+    if source.plan != PlanOptions() or source.ranges:
+        raise UserError(f"{source.artifact or source.model}: is compiled already; its kernels are chosen")
     for name in ("format", "pipeline", "print_after", "dump"):
         if getattr(source, name):
             option = f"--{name.replace('_', '-')}"
@@ -148,11 +230,11 @@ def debugging(print_after: str, dump: Path | None) -> Iterator[bool]:
         values["dump"] = dump
     with knobs(**values) as settings:
         if settings.print_after:
-            from strata.ir.passes import PASSES
-            from strata.passes import GRAPH  # noqa: F401  (importing the package registers its passes)
+            from strata.compiler.pipelines import PASSES
+            from strata.ir.dump import STAGES
 
             for name in settings.print_after:
-                if name != "all":
+                if name != "all" and name not in STAGES:
                     PASSES[name]
         yield bool(settings.print_after or settings.dump is not None)
 
@@ -198,7 +280,14 @@ def compile_to(source: Source, output: Path, max_batch: int) -> dict[str, Any]:
     from strata.compiler.api import Options, compile_model
 
     start = time.perf_counter()
-    options = Options(source.format, source.max_context, max_batch, pipeline=pipeline_text(source.pipeline))
+    options = Options(
+        source.format,
+        source.max_context,
+        max_batch,
+        pipeline=pipeline_text(source.pipeline),
+        plan=source.plan,
+        ranges=source.ranges,
+    )
     with compile_progress() as progress, debugging(source.print_after, source.dump) as fresh:
         folder = compile_model(source.model or DEMO_MODEL, output, options, progress=progress, fresh=fresh)
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from strata.frontend.nn import Exported
 from strata.graph.nodes import Module
 from strata.ir.passes import Pipeline
 from strata.models import Checkpoint, ModelConfig, ModelDefinition, build, locate, read_config
+from strata.plan.options import Pin, PlanOptions
 from strata.runtime.artifact import is_artifact
 from strata.runtime.program import Program
 from strata.target import Target, detect_host
@@ -45,6 +46,9 @@ def compile(
     *,
     pipeline: Pipeline | str = "default",
     num_threads: int | None = None,
+    prefer: str | Iterable[str] = (),
+    pins: Mapping[str, str] | None = None,
+    options: PlanOptions | None = None,
 ) -> Program:
     """Compile a graph module and load it into this process.
 
@@ -54,16 +58,33 @@ def compile(
         target: Machine to compile for; default: this one.
         pipeline: Graph passes: a pipeline, or the name of one.
         num_threads: Threads to run on; default: all cores.
+        prefer: Candidates that win wherever they apply, by name or first part of it: ``"openblas"``,
+            ``"user.my_dense"``.
+        pins: Candidate by node, both as patterns: ``{"*.mlp.*": "cpu.matmul.tile4x64"}``.
+        options: All there is to say about planning; ``prefer`` and ``pins`` are added to it.
 
     Returns:
         The program: ``program["decode"](...)``.
 
     Raises:
-        UserError: params do not fit the module.
+        UserError: params do not fit the module, or a preference fits nothing.
         UnsupportedError: an op cannot be compiled.
     """
     module, cache = (source.module, source.cache) if isinstance(source, Exported) else (source, None)
-    return trace(module, target, cache).lower(pipeline).plan().compile().program(params, num_threads)
+    planning = plan_options(prefer, pins, options)
+    return trace(module, target, cache).lower(pipeline).plan(planning).compile().program(params, num_threads)
+
+
+def plan_options(
+    prefer: str | Iterable[str] = (),
+    pins: Mapping[str, str] | None = None,
+    base: PlanOptions | None = None,
+) -> PlanOptions:
+    """``base`` with preferences and pins added in front."""
+    base = base or PlanOptions()
+    names = (prefer,) if isinstance(prefer, str) else tuple(prefer)
+    added = tuple(Pin(node, candidate) for node, candidate in (pins or {}).items())
+    return replace(base, prefer=(*names, *base.prefer), pins=(*added, *base.pins))
 
 
 def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefinition:
@@ -88,11 +109,11 @@ def compile_definition(
 ) -> Compiled:
     """Compile a model's graph (no weights are touched), or take it from the cache unless ``fresh``."""
     traced = trace(definition.module, target, definition.cache_record, definition.config)
-    key = program_key(traced, options.pipeline)
+    key = program_key(traced, options.passes, options.plan)
     found = None if fresh else load_program(key)
     if found is not None:
         return found
-    compiled = traced.lower(options.pipeline).plan().compile(progress)
+    compiled = traced.lower(options.passes).plan(options.plan).compile(progress)
     store_program(key, compiled)
     return compiled
 
@@ -180,7 +201,7 @@ def load(
         if name not in names:
             raise UserError(f"load: no option {name!r}; it has format, {', '.join(names)}")
     if is_artifact(path):
-        fixed = [name for name in ("page_size", "pipeline") if name in options]
+        fixed = [name for name in ("page_size", "pipeline", "plan", "ranges") if name in options]
         if format is not None or fixed:
             raise UserError(
                 f"load: {path} is compiled already; got {', '.join(fixed) or 'format'}; compile it again"

@@ -6,12 +6,16 @@ Imports nothing of the compiler proper, so that running a model that is compiled
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+import sys
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder, code_key
+from strata.plan.options import PlanOptions, database_state, default_path
+from strata.runtime.records import DimRange
 from strata.target import Target, detect_host
 
 FORMATS = ("f32", "f16", "bf16")
@@ -29,6 +33,8 @@ class Options:
         prefill_chunk: Tokens per prefill call.
         page_size: Tokens per KV page.
         pipeline: Text or name of the graph pipeline.
+        plan: How candidates are found and chosen.
+        ranges: Ranges that symbolic dims get, narrower than the model's own.
 
     Raises:
         UserError: no such format, or a size out of range.
@@ -40,6 +46,8 @@ class Options:
     prefill_chunk: int = 512
     page_size: int = 16
     pipeline: str = "default"
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    ranges: tuple[DimRange, ...] = ()
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in FORMATS:
@@ -50,6 +58,28 @@ class Options:
                 raise UserError(f"--{name.replace('_', '-')}: got {value}; expected 1 .. {MAX_SIZE}")
         if self.max_context is not None and (not _is_int(self.max_context) or self.max_context < 1):
             raise UserError(f"--max-context: got {self.max_context}; expected at least 1 token")
+
+    @property
+    def passes(self) -> str:
+        """Text of the whole graph pipeline: ranges first."""
+        ranges = [f"set_range{{dim={r.dim},lo={r.lo},hi={r.hi}}}" for r in self.ranges]
+        return ",".join((*ranges, self.pipeline))
+
+
+def parse_range(text: str) -> DimRange:
+    """Parse ``DIM=LO..HI`` or ``DIM=SIZE``.
+
+    Raises:
+        UserError: not of that form.
+    """
+    match = re.fullmatch(r"(\w+)=(\d+)(?:\.\.(\d+))?", text.strip())
+    if match is None:
+        raise UserError(f"--range: got {text!r}; expected DIM=LO..HI, e.g. n=1..128")
+    lo = int(match[2])
+    hi = int(match[3]) if match[3] else lo
+    if not 1 <= lo <= hi:
+        raise UserError(f"--range: got {text!r}; expected 1 <= LO <= HI")
+    return DimRange(match[1], lo, hi)
 
 
 def _is_int(value: object) -> bool:
@@ -62,12 +92,25 @@ def artifact_path(folder: Path, options: Options, target: Target | None = None) 
     The name is a digest of the model's files (path, size and time), options, target, knobs that affect code,
     and the sources of Strata.
     """
-    parts = (source_fingerprint(), str(options), str(target or detect_host()), code_key())
+    parts = (
+        source_fingerprint(),
+        str(options),
+        str(target or detect_host()),
+        code_key(),
+        plan_state(options.plan),
+    )
     digest = hashlib.sha256("\n".join(parts).encode())
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return cache_folder() / "artifacts" / digest.hexdigest()[:32]
+
+
+def plan_state(options: PlanOptions) -> str:
+    """What else a plan depends on: the tuning database, and the user's kernels in this process."""
+    kernels = sys.modules.get("strata.plan.candidates.kernels")
+    known = kernels.registry_text() if kernels is not None else ""
+    return f"{database_state(options.database or default_path())} {known}"
 
 
 @cache

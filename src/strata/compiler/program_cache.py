@@ -22,10 +22,11 @@ import numpy as np
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder, code_key
 from strata.graph.text import print_module
+from strata.plan.options import PlanOptions
 from strata.runtime.externs import is_library
 from strata.runtime.records_json import program_from_json, program_to_json
 
-from .artifact_cache import source_fingerprint
+from .artifact_cache import plan_state, source_fingerprint
 from .driver import Compiled, Traced
 
 # What reading a file of any bytes may raise: zipfile raises RuntimeError for flags that it does not know.
@@ -35,12 +36,14 @@ _DAMAGED = (
 )
 
 
-def program_key(traced: Traced, pipeline: str) -> str:
+def program_key(traced: Traced, pipeline: str, plan: PlanOptions) -> str:
     """Cache key of a compilation."""
     parts = (
         source_fingerprint(),
         print_module(traced.module),
         pipeline,
+        str(plan),
+        plan_state(plan),
         str(traced.target),
         repr(traced.cache),
         json.dumps(dict(traced.config), sort_keys=True, default=str),

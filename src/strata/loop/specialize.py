@@ -4,34 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from strata.core.dims import Dim, DimExpr, Shape, SymDim
+from strata.core.dims import Dim, Shape, substitute_dims
 
 from .nodes import Alloc, Buffer, Expr, Func, Size, Stmt, size
 from .rewrite import map_stmt, replace_buffers, walk_stmts
-
-
-def substitute_dim(dim: Dim, dims: Mapping[str, Dim]) -> Dim:
-    """``dim`` with symbols replaced by name; those that are not in ``dims`` stay."""
-    match dim:
-        case int():
-            return dim
-        case SymDim():
-            return dims.get(dim.name, dim)
-        case DimExpr():
-            total: Dim = 0
-            for coefficient, symbols in dim.terms:
-                term: Dim = coefficient
-                for symbol in symbols:
-                    term = term * dims.get(symbol.name, symbol)
-                total = total + term
-            return total
 
 
 def specialize(func: Func, dims: Mapping[str, Dim]) -> Func:
     """``func`` with its symbolic dims replaced by name; its buffers are new ones."""
 
     def shape(old: Shape) -> Shape:
-        return tuple(substitute_dim(d, dims) for d in old)
+        return tuple(substitute_dims(d, dims) for d in old)
 
     allocated = [s.buffer for s in walk_stmts(func) if isinstance(s, Alloc)]
     mapping = {
@@ -40,7 +23,7 @@ def specialize(func: Func, dims: Mapping[str, Dim]) -> Func:
     }
 
     def on_expr(expr: Expr) -> Expr:
-        return size(substitute_dim(expr.dim, dims)) if isinstance(expr, Size) else expr
+        return size(substitute_dims(expr.dim, dims)) if isinstance(expr, Size) else expr
 
     body: Stmt = replace_buffers(map_stmt(func.body, on_expr), mapping)
     return Func(func.name, tuple(mapping[p] for p in func.params), body, func.num_outputs)

@@ -1,4 +1,7 @@
-"""What a person may say about planning: which sources of candidates, what to prefer, what to pin."""
+"""What a person may say about planning: which sources of candidates, what to prefer, what to pin.
+
+Imports nothing of the compiler: a start from the cache needs it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from strata.core.errors import UserError
+from strata.core.knobs import cache_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +83,17 @@ class PlanOptions:
         """Whether a pin or preference asks for candidates whose names start with ``name.``."""
         asked = (*self.prefer, *(p.candidate for p in self.pins))
         return any(a == name or a.startswith(name + ".") for a in asked)
+
+
+def default_path() -> Path:
+    """Where tuning records are kept if nobody says otherwise: ``tuning.jsonl`` in the cache folder."""
+    return cache_folder() / "tuning.jsonl"
+
+
+def database_state(path: Path) -> tuple[int, int]:
+    """Size and modification time of a tuning database's file, for cache keys; zeros if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

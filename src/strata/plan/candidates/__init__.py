@@ -8,17 +8,18 @@ from .base import Offer, Source, Task
 from .kernels import kernel_offers, registered
 from .libraries import library_offers, wanted_libraries
 from .rules import rule_offers
+from .sizes import size_offers
 from .tuned import tuned_offers
 
-SOURCES: tuple[Source, ...] = (rule_offers, tuned_offers, library_offers, kernel_offers)
+SOURCES: tuple[Source, ...] = (rule_offers, size_offers, tuned_offers, library_offers, kernel_offers)
 
 
 def offers_for(task: Task, options: PlanOptions) -> list[Offer]:
     """All implementations of ``task``; those of the rules come first. A trace is offered once."""
     offers: list[Offer] = []
     for source in SOURCES:
-        known = {o.trace for o in offers}
-        offers += [o for o in source(task, options) if not o.trace or o.trace not in known]
+        known = {(o.trace, o.when) for o in offers}
+        offers += [o for o in source(task, options) if not o.trace or (o.trace, o.when) not in known]
     return offers
 
 

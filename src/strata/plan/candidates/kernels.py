@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from strata.core.dims import Dim, DimExpr, SymDim, bounds
+from strata.core.dims import Dim, DimExpr, SymDim, bounds, substitute_dims
 from strata.core.errors import ShapeError, UserError
 from strata.graph.nodes import Node
 from strata.graph.opdef import OPS
@@ -29,7 +29,8 @@ from strata.graph.types import TensorType
 from strata.loop import build as b
 from strata.loop.nodes import Alloc, Block, Buffer, For, Func, Let, Stmt, Var
 from strata.loop.rewrite import map_stmt, refresh, replace_buffers, substitute, walk_stmts
-from strata.loop.specialize import specialize, substitute_dim
+from strata.loop.specialize import specialize
+from strata.loop.text import print_func
 from strata.lower import Emit
 from strata.plan.loop_cost import issue_time_s
 from strata.plan.options import PlanOptions
@@ -170,6 +171,21 @@ def registered(op: str | None = None) -> tuple[UserKernel, ...]:
     return tuple(k for k in _kernels.values() if op is None or k.op == op)
 
 
+def registry_text() -> str:
+    """What the registered kernels compute and when they apply, for cache keys.
+
+    A kernel is its loop IR. A predicate is its byte code; a function of this process is itself, so a program
+    that uses one is never found again by another process.
+    """
+    lines = []
+    for kernel in _kernels.values():
+        what = print_func(kernel.func) if kernel.func is not None else f"function {id(kernel.source)}"
+        code = getattr(kernel.when, "__code__", None)
+        when = str(kernel.when) if code is None else f"{code.co_code.hex()} {code.co_consts}"
+        lines.append(f"{kernel.name} {kernel.op} {when} {kernel.check} {dict(kernel.attrs)}\n{what}")
+    return "\n".join(lines)
+
+
 # -------------------------------------------------------------------------------------------- unification
 
 
@@ -280,7 +296,7 @@ def _unify(func: Func, node: Node) -> dict[str, Dim]:
                 raise _DoesNotFit(f"{have} would be {dims[have.name]} and {want}")
     for param, type_ in zip(func.params, types, strict=True):
         for axis, (have, want) in enumerate(zip(param.shape, type_.shape, strict=True)):
-            if substitute_dim(have, dims) != want:
+            if substitute_dims(have, dims) != want:
                 raise _DoesNotFit(f"dim {axis} of {param.name} is {have}, that of the node is {want}")
     return dims
 

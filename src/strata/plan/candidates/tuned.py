@@ -9,8 +9,8 @@ from pathlib import Path
 
 from strata.core.errors import LegalityError, UserError
 from strata.plan.cost import loop_estimate
-from strata.plan.options import PlanOptions
-from strata.plan.tuning.database import Database, default_path
+from strata.plan.options import PlanOptions, database_state, default_path
+from strata.plan.tuning.database import Database
 from strata.plan.types import Origin
 from strata.schedule import apply_trace, finalize, parse_trace
 
@@ -32,15 +32,6 @@ def open_database(options: PlanOptions) -> Database:
     """The tuning database that the options name; an absent file is an empty one."""
     path = options.database or default_path()
     return _read(path, *database_state(path))
-
-
-def database_state(path: Path) -> tuple[int, int]:
-    """Size and modification time of the file; zeros if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 @cache

@@ -24,26 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from strata.core.errors import StrataError, UserError
-from strata.core.knobs import cache_folder
+from strata.plan.options import default_path
 from strata.schedule import parse_trace
 
 _log = logging.getLogger("strata.tuning")
 
 Sizes = tuple[tuple[str, int], ...]
-
-
-def default_path() -> Path:
-    """Where records are kept if nobody says otherwise: ``tuning.jsonl`` in the cache folder."""
-    return cache_folder() / "tuning.jsonl"
-
-
-def database_state(path: Path) -> tuple[int, int]:
-    """Size and modification time of a database's file, for cache keys; zeros if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 @cache

@@ -1,0 +1,65 @@
+"""Options that several commands take, as types of their parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[str | None, typer.Argument(help="Model folder or hub id; default: the demo model")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model folder or hub id; default: the demo model")
+]
+ArtifactOption = Annotated[
+    Path | None, typer.Option("--artifact", "-a", help="Compiled artifact (of `strata compile`)")
+]
+ShapeOption = Annotated[
+    str | None, typer.Option(help="Named architecture with random weights, e.g. tinyllama-1.1b")
+]
+FormatOption = Annotated[
+    str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
+]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads; default: all cores")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
+ContextOption = Annotated[int | None, typer.Option(help="Longest sequence in tokens; default: the model's")]
+BatchOption = Annotated[int, typer.Option(help="Most sequences per forward pass")]
+PipelineOption = Annotated[
+    str, typer.Option(help="Graph passes, by name or like 'canonicalize,fuse{max_ops=8}'")
+]
+PrintAfterOption = Annotated[
+    str, typer.Option(help="Print the graph after these passes: names with commas, or all")
+]
+DumpOption = Annotated[Path | None, typer.Option(help="Write the graph after every pass into this directory")]
+
+TemperatureOption = Annotated[float, typer.Option(help="0 = always the most probable token")]
+TopKOption = Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all")]
+TopPOption = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability")]
+MinPOption = Annotated[
+    float, typer.Option(help="Drop tokens below this fraction of the best one's probability")
+]
+RepetitionOption = Annotated[float, typer.Option(help="Above 1 discourages tokens seen before")]
+PresenceOption = Annotated[float, typer.Option(help="Subtracted once from the logits of generated tokens")]
+FrequencyOption = Annotated[float, typer.Option(help="Subtracted per occurrence of generated tokens")]
+SeedOption = Annotated[int | None, typer.Option(help="Random seed; default: another one each time")]
+StopOption = Annotated[list[str] | None, typer.Option(help="End at this text (may be given several times)")]
+
+PreferOption = Annotated[
+    str, typer.Option(help="Candidates that win wherever they apply, e.g. openblas or user.my_dense")
+]
+PinOption = Annotated[
+    list[str] | None, typer.Option(help="NODE=CANDIDATE: use this candidate for nodes of this name or op")
+]
+LibrariesOption = Annotated[
+    str, typer.Option(help="Libraries that may offer kernels, e.g. openblas,onednn (see strata devices)")
+]
+MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="Time candidates on this machine instead of modelling them")
+]
+KernelsOption = Annotated[
+    list[Path] | None, typer.Option(help="Python file with kernels and candidates of your own")
+]
+RangeOption = Annotated[
+    list[str] | None, typer.Option("--range", help="DIM=LO..HI: compile for these sizes, e.g. n=1..128")
+]
+DatabaseOption = Annotated[Path | None, typer.Option(help="Tuning records; default: in the cache folder")]
