@@ -488,7 +488,8 @@ def _replaced(function: Function, better: Mapping[int, Node]) -> Function:
                 built[id(part)] = new[id(part)]
             elif id(part) in old:
                 raise VerifyError(
-                    f"rewrite of {node.op} {node.name}: the new node reads {part.op} that follows it"
+                    f"rewrite of {node.op} {node.name}: the new node reads {part.op}, "
+                    "which does not come before it"
                 )
             else:
                 built[id(part)] = rebuild(part, [built[id(i)] for i in part.inputs])
