@@ -379,3 +379,44 @@ def half_floats(x: f32[n], y: Out[f16[n]]):
 def chained(x: f32[n], y: Out[f32[2]]):
     y[0] = x[0] if n > 4 else x[1]
     y[1] = 1.0 if 2 < n <= 8 else 0.0
+
+
+def row_sum(x, i):
+    """A function with a name that an inner suite changes."""
+    total = 0.0
+    for j in grid(x.shape[1]):
+        total += x[i, j]
+    return total
+
+
+@case(lambda x: x.sum(1), (4, 8))
+def inlined_loops(x: f32[n, 8], y: Out[f32[n]]):
+    for i in grid(n):
+        y[i] = row_sum(x, i) * 0.5 + 0.5 * row_sum(x, i)
+
+
+@case(lambda x: 1 + x, (3, 5))
+def shapes(x: f32[n, 5], y: Out[f32[n, 5]]):
+    for i, j in grid(*x.shape):
+        y[i, j] = x[i, j]
+    for i, j in block("more", *y.shape):
+        y[i, j] += np.float32(1)
+
+
+@case(lambda x: np.array([(x > 0).sum(), (x > 0).any()], np.float32), (17,))
+def counters(x: f32[n], y: Out[f32[2]]):
+    count, some = 0, False
+    for i in grid(n):
+        if x[i] > 0.0:
+            count += 1
+            some = True
+    y[0], y[1] = f32(count), 1.0 if some else 0.0
+
+
+@case(lambda x: x[x > 0].sum(dtype=np.float32)[None], (16,))
+def masked_accumulator(x: f32[16], y: Out[f32[1]]):
+    total = splat(0.0, 4)
+    for i in range(0, 16, 4):
+        if x[i : i + 4] > 0.0:
+            total += x[i : i + 4]
+    y[0] = reduce_sum(total)

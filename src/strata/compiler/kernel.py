@@ -40,7 +40,7 @@ from strata.loop.values import numpy_dtype
 from strata.plan.candidates.kernels import PREFIX, UserKernel, When, adopt, best_schedule, register
 from strata.plan.workspace import hoist_workspace
 from strata.runtime.image import load_image
-from strata.runtime.tensors import aligned_empty, as_tensor
+from strata.runtime.tensors import aligned_empty, as_array, as_tensor
 from strata.schedule import Trace
 from strata.schedule.builder import Schedule
 from strata.schedule.finalize import finalize
@@ -153,12 +153,13 @@ class Kernel:
             ShapeError: dtypes or shapes do not fit.
             VerifyError: the kernel accesses a buffer outside of its shape.
         """
-        inputs, outputs = self._split(arrays, np.asarray)
+        inputs, outputs = self._split(arrays, _as_numpy)
+        results = list(arrays[len(inputs) :])
         if outputs is None:
             dims = self._dims(inputs)
-            outputs = [fresh_array(p.dtype)(_shape(p, dims)) for p in self._outputs]
+            results = outputs = [fresh_array(p.dtype)(_shape(p, dims)) for p in self._outputs]
         interp.run(self.func, [*inputs, *outputs])
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return results[0] if len(results) == 1 else tuple(results)
 
     def __call__(self, *arrays: Any) -> Any:
         """Run as machine code; the first call compiles it, unless the cache has it.
@@ -265,6 +266,10 @@ def _as_tensor(array: Any) -> tvm_ffi.Tensor:
     if isinstance(array, np.ndarray):
         return as_tensor(array)
     return tvm_ffi.from_dlpack(array)
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else as_array(tvm_ffi.from_dlpack(array))
 
 
 def _empty_like(arrays: Sequence[Any], param: Buffer, shape: tuple[int, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,18 @@ _KINDS = {words.spatial: AxisKind.SPATIAL, words.reduce: AxisKind.REDUCTION}
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """An axis as it is written: ``k``, ``reduce(k)``, ``reduce(256)``, ``spatial(i * 4 + j, n)``."""
+    """An axis as it is written: ``k``, ``reduce(k)``, ``reduce(256)``, ``spatial(i * 4 + j, n)``.
+
+    Attributes:
+        kind: Spatial unless it says ``reduce``.
+        args: Values of its arguments.
+        name: What it is called, if its first argument is a name.
+        node: Where it is.
+    """
 
     kind: AxisKind
-    args: tuple[ast.expr, ...]
+    args: tuple[Any, ...]
+    name: str | None
     node: ast.expr
 
 
@@ -42,15 +51,21 @@ class Blocks(Statements):
             if keyword.arg != "where":
                 self.fail(call, f"block: got the argument {keyword.arg}; it has where")
             where = keyword.value
-        return name, [self.written_axis(a) for a in call.args[1:]], where
+        return name, [axis for a in call.args[1:] for axis in self.written_axes(a)], where
 
-    def written_axis(self, node: ast.expr) -> _Axis:
-        """Kind and arguments of an axis."""
+    def written_axes(self, node: ast.expr) -> Iterator[_Axis]:
+        """The axis that an argument makes (several if it is ``*shape``)."""
+        kind, args = AxisKind.SPATIAL, [node]
         if isinstance(node, ast.Call):
             function = self.value(node.func)
             if function is words.reduce or function is words.spatial:
-                return _Axis(_KINDS[function], tuple(node.args), node)
-        return _Axis(AxisKind.SPATIAL, (node,), node)
+                kind, args = _KINDS[function], node.args
+        name = args[0].id if args and isinstance(args[0], ast.Name) else None
+        values = tuple(value for value, _ in self.spread(args))
+        if isinstance(node, ast.Starred):
+            yield from (_Axis(kind, (value,), None, node) for value in values)
+        else:
+            yield _Axis(kind, values, name, node)
 
     def block_loop(self, node: ast.For, call: ast.Call) -> None:
         """``for i, k in block("name", n, reduce(256))``: loops, and a block with an axis for each."""
@@ -65,7 +80,7 @@ class Blocks(Statements):
                     axis.node,
                     "got a value and an extent; an axis of for ... in block(...) has an extent only",
                 )
-            extents.append(self.index_of(self.value(axis.args[0]), axis.node, "the extent of an axis"))
+            extents.append(self.index_of(axis.args[0], axis.node, "the extent of an axis"))
         loops = [Var(self.unique(n.id)) for n in names]
         known = self.known
         for var, extent in zip(loops, extents, strict=True):
@@ -110,9 +125,9 @@ class Blocks(Statements):
         """Value and extent of an axis; a loop variable has the extent of its loop."""
         if len(axis.args) not in (1, 2):
             self.fail(axis.node, f"got {len(axis.args)} arguments; expected a value, and its extent")
-        value = self.index_of(self.value(axis.args[0]), axis.node, "the value of an axis")
+        value = self.index_of(axis.args[0], axis.node, "the value of an axis")
         if len(axis.args) == 2:
-            return value, self.index_of(self.value(axis.args[1]), axis.node, "the extent of an axis")
+            return value, self.index_of(axis.args[1], axis.node, "the extent of an axis")
         if not isinstance(value, Var) or value not in self.extents:
             word = "reduce" if axis.kind is AxisKind.REDUCTION else "spatial"
             self.fail(
@@ -127,10 +142,9 @@ class Blocks(Statements):
             return [n.id for n in self.names_of(target, len(written), "axes")]
         names = []
         for axis in written:
-            value = axis.args[0]
-            if not isinstance(value, ast.Name):
+            if axis.name is None:
                 self.fail(axis.node, "got an axis without a name; expected with block(...) as (vi, vj):")
-            names.append(value.id)
+            names.append(axis.name)
         return names
 
     def block_body(

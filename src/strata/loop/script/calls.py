@@ -16,7 +16,6 @@ from strata.loop.nodes import BinaryOp, Buffer, Expr, Intrinsic, MemSpace, Ramp,
 from . import language as words
 from .expressions import Expressions
 from .scope import Frame
-from .source import read_source
 
 _DEPTH = 32  # nested calls of Python functions; more is a recursion
 _REDUCE = {words.reduce_sum: ReduceOp.ADD, words.reduce_max: ReduceOp.MAX, words.reduce_min: ReduceOp.MIN}
@@ -173,7 +172,7 @@ class Calls(Expressions):
             )
         bound = self.static(node, lambda: inspect.signature(function).bind(*args, **named))
         bound.apply_defaults()
-        outer, self.frame = self.frame, Frame(self.static(node, lambda: read_source(function)))
+        outer, self.frame = self.frame, Frame(self.static(node, lambda: self.sources.of(function)))
         self.frames += 1
         for name, value in bound.arguments.items():
             self.bind(name, self.named(name, value, node), self.frame.source.tree)

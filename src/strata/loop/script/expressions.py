@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from strata.core.dims import DimExpr, SymDim
 from strata.core.dtypes import DType, bool_, i64
 from strata.core.errors import StrataError
@@ -43,6 +45,11 @@ class Expressions(Scope):
 
     def value(self, node: ast.expr) -> Any:
         """The value of an expression: of Python, or a loop expression, or a buffer."""
+        found = self.evaluated(node)
+        return found.item() if isinstance(found, np.generic) else found
+
+    def evaluated(self, node: ast.expr) -> Any:
+        """The value as it comes."""
         match node:
             case ast.Constant():
                 return node.value
@@ -81,6 +88,10 @@ class Expressions(Scope):
     def expr(self, node: ast.expr) -> Expr:
         """The value of an expression as a loop expression."""
         return self.expr_of(self.value(node), node)
+
+    def spread(self, nodes: Iterable[ast.expr]) -> list[tuple[Any, ast.expr]]:
+        """Values of arguments, ``*more`` unpacked, each with what it is written as."""
+        return [(value, node) for node in nodes for value in self.elements([node])]
 
     def elements(self, nodes: Iterable[ast.expr]) -> Iterator[Any]:
         """Values of the elements of a tuple or of arguments, ``*more`` unpacked."""

@@ -15,7 +15,7 @@ from .blocks import Blocks
 from .language import OutSpec, TensorSpec
 from .located import check_located
 from .scope import Rebound
-from .source import read_source
+from .source import Sources
 
 
 def script(function: Callable[..., Any], names: Mapping[str, Any] | None = None) -> Func:
@@ -33,11 +33,12 @@ def script(function: Callable[..., Any], names: Mapping[str, Any] | None = None)
             and a caret.
         UserError: its source text cannot be found.
     """
-    source = read_source(function)
+    sources = Sources()
+    source = sources.of(function)
     cells: frozenset[ast.AST] = frozenset()
     while True:
         try:
-            reader = _Reader(source, cells)
+            reader = _Reader(source, sources, cells)
             func = reader.func(names or {})
             break
         except Rebound as found:

@@ -34,7 +34,7 @@ from strata.loop.nodes import (
 )
 from strata.loop.rewrite import free_vars, substitute
 
-from .source import Source
+from .source import Source, Sources
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,11 +106,13 @@ class Scope:
 
     Args:
         source: The kernel.
+        sources: Functions that it calls.
         cells: Assignments whose names live in memory.
     """
 
-    def __init__(self, source: Source, cells: frozenset[ast.AST]) -> None:
+    def __init__(self, source: Source, sources: Sources, cells: frozenset[ast.AST]) -> None:
         self.kernel = source
+        self.sources = sources
         self.cells = cells
         self.frame = Frame(source)
         self.frames = 1

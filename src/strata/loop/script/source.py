@@ -48,6 +48,19 @@ class Source:
         return self.lines[getattr(node, "lineno", 1) + self.shift - first]
 
 
+class Sources:
+    """Functions that were read: their nodes are the same each time."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Source] = {}
+
+    def of(self, function: Any) -> Source:
+        """The source of a function; see :func:`read_source`."""
+        if not isinstance(function, FunctionType) or function not in self._known:
+            self._known[function] = read_source(function)
+        return self._known[function]
+
+
 def read_source(function: Any) -> Source:
     """Find and parse the text of a Python function.
 

@@ -106,7 +106,8 @@ class Statements(Calls):
             self.fail(
                 call, f"{function.__name__}: got the argument {call.keywords[0].arg}; expected extents only"
             )
-        args = [self.index_of(self.value(a), a, "the extent of a loop") for a in call.args]
+        written = self.spread(call.args)
+        args = [self.index_of(value, a, "the extent of a loop") for value, a in written]
         kinds = [_LOOPS.get(function, ForKind.SERIAL)] * len(args)
         if function is words.parallel:
             kinds[1:] = [ForKind.SERIAL] * (len(args) - 1)
@@ -116,7 +117,7 @@ class Statements(Calls):
         if function is range:
             start, extent, step = self.range_of(args, call)
             args, kinds = [extent], [ForKind.SERIAL]
-        for kind, extent, arg in zip(kinds, args, call.args, strict=False):
+        for kind, extent, (_, arg) in zip(kinds, args, written, strict=False):
             if kind in (ForKind.UNROLL, ForKind.VECTORIZE) and not isinstance(extent, Const):
                 self.fail(arg, f"{kind.value}: got an extent that varies; expected a constant")
         names = self.names_of(node.target, len(args), "loops")
