@@ -24,6 +24,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from strata.core.errors import ParseError, Span, UserError, VerifyError
@@ -124,10 +125,10 @@ def parse_loops(text: str, source: str = "<text>") -> LoopModule:
             starts.append(number)
         elif not starts and line.strip() and not line.lstrip().startswith("#"):
             starts.append(number)  # whatever it is, the parser of functions will say so
-    ends = [*starts[1:], len(lines)]
     # Blank lines in front keep the line numbers of messages right.
     functions = tuple(
-        parse_func("\n" * a + "\n".join(lines[a:b]) + "\n", source) for a, b in zip(starts, ends, strict=True)
+        parse_func("\n" * a + "\n".join(lines[a:b]) + "\n", source)
+        for a, b in pairwise([*starts, len(lines)])
     )
     return LoopModule(functions, stage or _stage_of(functions))
 
