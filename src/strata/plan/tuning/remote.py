@@ -8,6 +8,7 @@ it was at goes to another one.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,10 @@ class TrialActor:
 
     def __init__(self, limits: Limits) -> None:
         self._workers = LocalWorkers(1, limits)
+
+    def process_id(self) -> int:
+        """Of the actor."""
+        return os.getpid()
 
     def run(self, trial: Trial) -> Outcome:
         """Build and measure."""
