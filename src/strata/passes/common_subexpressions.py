@@ -18,7 +18,7 @@ _UNIQUE = EFFECTS | {"input"}
 @register_pass
 @dataclass(frozen=True)
 class CommonSubexpressions(FunctionPass):
-    """Merges nodes of equal op, attributes and operands; params by name, constants by bits.
+    """Merges nodes of equal op, attributes, notes and operands; params by name, constants by bits.
 
     Stage: any graph -> the same.
     Preserves: values bit by bit; never merges two cache updates or inputs.
@@ -42,4 +42,4 @@ def _key(node: Node) -> Key:
     operands = [id(i) for i in node.inputs]
     if node.op in COMMUTATIVE:
         operands.sort()
-    return (node.op, attributes_key(node.attrs), *operands)
+    return (node.op, attributes_key(node.attrs), attributes_key(node.notes), *operands)
