@@ -18,7 +18,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String, Tex
 from strata.assets import DEMO_MODEL
 from strata.codegen.compile import assembly, emit_module
 from strata.compiler.api import Options, define
-from strata.compiler.driver import Planned, trace
+from strata.compiler.driver import Planned, Traced, trace
 from strata.core.errors import UserError
 from strata.graph.nodes import Function, Node
 from strata.graph.text import print_function
@@ -28,8 +28,10 @@ from strata.models import ModelDefinition, locate, read_config
 from strata.models.shapes import shape_config
 from strata.passes import named_pipeline
 from strata.plan.assemble import PlannedFunction, PlannedLaunch
+from strata.plan.options import PlanOptions
 from strata.plan.report import plan_json
 from strata.runtime.artifact import is_artifact
+from strata.runtime.records import DimRange
 from strata.target import Target
 
 from .session import pipeline_text
@@ -148,11 +150,7 @@ def stage_text(view: View, as_json: bool = False) -> str:
     """
     stage = _stage(view.stage)
     options = Options(view.format, pipeline=pipeline_text(view.pipeline))
-    definition = define_model(view.model, view.shape, options)
-    if view.function not in (f.name for f in definition.module.functions):
-        known = ", ".join(f.name for f in definition.module.functions)
-        raise UserError(f"--function: got {view.function!r}; this model has: {known}")
-    traced = trace(definition.module, None, definition.cache_record, definition.config)
+    traced = _traced(view, options)
     if stage is Stage.GRAPH:
         return _graph_text(traced.module[view.function], view.op)
     lowered = traced.lower(options.pipeline)
@@ -164,6 +162,27 @@ def stage_text(view: View, as_json: bool = False) -> str:
     if stage is Stage.PLAN:
         return _plan_text(part, launches, as_json)
     return _code_text(_kernels(launches), stage, traced.target)
+
+
+def _traced(view: View, options: Options) -> Traced:
+    definition = define_model(view.model, view.shape, options)
+    if view.function not in (f.name for f in definition.module.functions):
+        known = ", ".join(f.name for f in definition.module.functions)
+        raise UserError(f"--function: got {view.function!r}; this model has: {known}")
+    return trace(definition.module, None, definition.cache_record, definition.config)
+
+
+def planned_launches(
+    view: View, plan: PlanOptions, ranges: tuple[DimRange, ...] = ()
+) -> Sequence[PlannedLaunch]:
+    """Launches of the view's function and op, planned under these options.
+
+    Raises:
+        UserError: see :func:`show`.
+    """
+    options = Options(view.format, pipeline=pipeline_text(view.pipeline), plan=plan, ranges=ranges)
+    planned = _traced(view, options).lower(options.passes).plan(options.plan)
+    return _matching(_planned_function(planned, view.function), view.op)
 
 
 def _graph_text(function: Function, op: str | None) -> str:

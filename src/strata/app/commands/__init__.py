@@ -14,6 +14,7 @@ COMMANDS: tuple[str, ...] = (
     "nodes",
     "opt",
     "passes",
+    "plan",
     "profile",
     "tune",
 )

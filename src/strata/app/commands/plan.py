@@ -1,0 +1,114 @@
+"""``strata plan``: which kernel runs for which sizes, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from strata.app.errors import reported
+from strata.app.options import (
+    DatabaseOption,
+    FormatOption,
+    JsonOption,
+    KernelsOption,
+    LibrariesOption,
+    MeasureOption,
+    ModelArgument,
+    PinOption,
+    PipelineOption,
+    PreferOption,
+    RangeOption,
+    ShapeOption,
+)
+
+if TYPE_CHECKING:
+    from strata.plan.dispatch import Dispatch
+
+
+@reported()
+def command(
+    model: ModelArgument = None,
+    shape: ShapeOption = None,
+    function: Annotated[str, typer.Option(help="prefill, decode or score")] = "prefill",
+    node: Annotated[str | None, typer.Option(help="Only nodes whose name or op contains this")] = None,
+    dispatch: Annotated[
+        bool, typer.Option("--dispatch", help="Only nodes whose kernel depends on a size")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the cost of every candidate over the size (.svg, .png, .pdf)")
+    ] = None,
+    format: FormatOption = None,
+    pipeline: PipelineOption = "",
+    prefer: PreferOption = "",
+    pin: PinOption = None,
+    libraries: LibrariesOption = "",
+    measure: MeasureOption = False,
+    kernels: KernelsOption = None,
+    ranges: RangeOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which kernel runs for which sizes, with the cost of all candidates. Needs no weights."""
+    from strata.app.inspect import View, planned_launches
+    from strata.app.session import Planning
+    from strata.core.errors import UserError
+    from strata.plan.dispatch import dispatch_table
+
+    planning = Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
+    view = View(model, shape, "plan", function, node, format, pipeline)
+    table = dispatch_table(planned_launches(view, planning.options(), planning.dim_ranges()))
+    if dispatch:
+        table = [d for d in table if len(d.ranges) > 1]
+    if plot is not None:
+        from strata.app.plots import plot_dispatch
+
+        drawn = [d for d in table if len(d.curves) > 1]
+        if not drawn:
+            raise UserError("--plot: no node has more than one candidate; nothing to compare")
+        plot_dispatch(drawn, plot)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(d) for d in table], indent=2) + "\n")
+    else:
+        _print_table(table, function)
+
+
+def _print_table(table: list[Dispatch], function: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = Table(title=f"{function} · {len(table)} kinds of nodes")
+    for column in ("nodes", "op", "sizes", "kernel", "estimate", "instead of"):
+        rows.add_column(column, overflow="fold")
+    for d in table:
+        for k, r in enumerate(d.ranges):
+            sizes = f"{d.dim} = {r.lo}..{r.hi}" if r.lo < r.hi else f"{d.dim} = {r.lo}"
+            names = _names(d.nodes) if k == 0 else ""
+            rows.add_row(
+                names, d.op if k == 0 else "", sizes, r.candidate, *_costs(d, r.candidate, r.lo, r.hi)
+            )
+    width = None if sys.stdout.isatty() else 160
+    Console(file=sys.stdout, width=width, markup=False).print(rows)
+
+
+def _names(nodes: tuple[str, ...]) -> str:
+    return nodes[0] + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else "")
+
+
+def _costs(entry: Dispatch, candidate: str, lo: int, hi: int) -> tuple[str, str]:
+    """Cost of the chosen candidate and of the best other one at the ends of a range."""
+    times = {c.candidate: dict(c.points) for c in entry.curves}
+    sources = {c.candidate: c.source for c in entry.curves}
+    sizes = [s for s in times.get(candidate, {}) if lo <= s <= hi]
+    if not sizes:
+        return "", ""
+    ends = sorted({min(sizes), max(sizes)})
+    chosen = ", ".join(f"{times[candidate][s] * 1e6:.1f} us at {s}" for s in ends)
+    others = {s: [(t[s], c) for c, t in times.items() if c != candidate and s in t] for s in ends}
+    best = [(s, *min(others[s])) for s in ends if others[s]]
+    instead = ", ".join(f"{time_s * 1e6:.1f} us at {s} ({name})" for s, time_s, name in best)
+    return f"{chosen} ({sources[candidate]})", instead

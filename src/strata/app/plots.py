@@ -1,0 +1,75 @@
+"""Figures, drawn by matplotlib (``pip install 'strata-llm[plot]'``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from strata.core.errors import UserError
+
+if TYPE_CHECKING:
+    from strata.plan.dispatch import Dispatch
+
+SUFFIXES = (".svg", ".png", ".pdf")
+_BAND = "#00000010"
+
+
+def plot_dispatch(table: Sequence[Dispatch], path: Path) -> None:
+    """Draw, per stack, the cost of all candidates over the size; chosen ranges are shaded in turn.
+
+    Args:
+        table: What to draw; not empty.
+        path: File to write; its suffix says how.
+
+    Raises:
+        UserError: another suffix, matplotlib is missing, or the file cannot be written.
+    """
+    figure_of = _figure_class(path)
+    figure = figure_of(figsize=(8, 3.2 * len(table)), layout="constrained")
+    axes = figure.subplots(len(table), 1, squeeze=False)
+    for entry, axis in zip(table, axes[:, 0], strict=True):
+        _draw(entry, axis)
+    save_figure(figure, path)
+
+
+def _draw(entry: Dispatch, axis: Any) -> None:
+    for curve in entry.curves:
+        sizes, times_us = zip(*((s, t * 1e6) for s, t in curve.points), strict=True)
+        marker = "o" if curve.source == "measured" else None
+        axis.plot(sizes, times_us, marker=marker, markersize=3, label=f"{curve.candidate} ({curve.source})")
+    for k, r in enumerate(entry.ranges):
+        if k % 2:
+            axis.axvspan(r.lo - 0.5, r.hi + 0.5, color=_BAND, linewidth=0)
+        place = (r.lo * r.hi) ** 0.5
+        axis.text(*(place, 0.02, r.candidate), transform=axis.get_xaxis_transform(), ha="center", fontsize=7)
+    axis.set(xscale="log", yscale="log", xlabel=entry.dim, ylabel="µs per launch")
+    more = f" and {len(entry.nodes) - 1} more" if len(entry.nodes) > 1 else ""
+    axis.set_title(f"{entry.op}: {entry.nodes[0]}{more}", fontsize=9, loc="left")
+    axis.grid(which="both", linewidth=0.3)
+    axis.legend(fontsize=7)
+
+
+def _figure_class(path: Path) -> Any:
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: got suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    except ModuleNotFoundError:
+        raise UserError("plots need matplotlib: pip install 'strata-llm[plot]'") from None
+    return Figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part-{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(part)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the figure: {error.strerror}; choose another file") from error
