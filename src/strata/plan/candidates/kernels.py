@@ -27,6 +27,7 @@ from strata.graph.nodes import Node
 from strata.graph.opdef import OPS
 from strata.graph.types import TensorType
 from strata.loop import build as b
+from strata.loop.nests import with_blocks
 from strata.loop.nodes import Alloc, Block, Buffer, For, Func, Let, Stmt, Var
 from strata.loop.rewrite import map_stmt, refresh, replace_buffers, substitute, walk_stmts
 from strata.loop.specialize import specialize
@@ -359,7 +360,8 @@ def _lowered(kernel: UserKernel, dims: Mapping[str, Dim], target: Target) -> Fun
 
 
 def best_schedule(func: Func, target: Target) -> Func:
-    """The cheapest of the schedules that the rules propose, finalised; loops without blocks stay."""
+    """The cheapest of the schedules that the rules propose, finalised; other loops stay as they are."""
+    func = with_blocks(func)
     if not any(isinstance(s, Block) for s in walk_stmts(func)):
         return finalize(func)
     env = {d.name: min(d.hi, SAMPLE_SIZE) for d in func.dims}
