@@ -28,8 +28,8 @@ class ForwardPass:
     Attributes:
         program: Compiled model.
         function: ``prefill``, ``decode`` or ``score``.
-        ids: i32 ``[n]``: tokens of this pass.
-        past_tokens: Tokens before them, which the cache holds.
+        ids: i32 ``[n]``: tokens of this pass, the last ones of ``all_ids``.
+        all_ids: i32: the whole sequence.
         cache: Pool that only this pass uses.
         view: Where the tokens of the pass go.
     """
@@ -37,7 +37,7 @@ class ForwardPass:
     program: Program
     function: str
     ids: np.ndarray
-    past_tokens: int
+    all_ids: np.ndarray
     cache: PagedKVCache
     view: BatchView
 
@@ -50,6 +50,11 @@ class ForwardPass:
         return self.program.step(self.function, self.ids, self.view, keep=keep)
 
     @property
+    def past_tokens(self) -> int:
+        """Tokens before those of the pass, which the cache holds."""
+        return len(self.all_ids) - len(self.ids)
+
+    @property
     def dims(self) -> dict[str, int]:
         """Values of the symbolic dims of this pass."""
         return self.program[self.function].bind((self.ids, self.view)).sizes.dims
@@ -57,7 +62,7 @@ class ForwardPass:
     @property
     def work_dims(self) -> dict[str, int]:
         """The same for counting work: the context is what the sequence has, not what it could have."""
-        return {**self.dims, "max_context": self.past_tokens + len(self.ids)}
+        return {**self.dims, "max_context": len(self.all_ids)}
 
 
 def forward_pass(
@@ -79,7 +84,7 @@ def forward_pass(
     Raises:
         UserError: no such function, it takes no KV cache, or there are no tokens.
     """
-    ids = np.asarray(token_ids, np.int32)
+    ids = np.array(token_ids, np.int32)
     if ids.ndim != 1 or not len(ids):
         raise UserError(f"{function}: got {ids.shape} tokens; expected a list of at least one")
     compiled = program[function]
@@ -97,4 +102,4 @@ def forward_pass(
         if computes_past:
             program["prefill"](part, view)
         cache.end_forward()
-    return ForwardPass(program, function, ids[past:].copy(), past, cache, cache.begin_forward([0], [mine]))
+    return ForwardPass(program, function, ids[past:], ids, cache, cache.begin_forward([0], [mine]))
