@@ -158,6 +158,8 @@ def _cached_model(source: Source) -> LanguageModel | None:
         return None
     start = time.perf_counter()
     pipeline = source.pipeline or settings.pipeline
+    if pipeline not in ("default", "zero") or settings.loop_pipeline != "loop_default":
+        return None  # it may run code of the user's, which only the compiler can tell
     options = Options(
         source.format, source.max_context, pipeline=pipeline, plan=source.plan, ranges=source.ranges
     )

@@ -14,6 +14,7 @@ from strata.assets import DEMO_MODEL
 from strata.codegen.object_cache import Progress
 from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import UserError
+from strata.core.knobs import current
 from strata.engine.generate import LanguageModel
 from strata.engine.tokenizer import Tokenizer
 from strata.frontend.nn import Exported
@@ -27,6 +28,7 @@ from strata.target import Target, detect_host
 
 from .artifact_cache import Options, artifact_path
 from .driver import Compiled, Params, trace
+from .pipelines import has_own_code
 from .program_cache import load_program, program_key, store_program
 
 TOKENIZER_FILES = (
@@ -110,12 +112,17 @@ def compile_definition(
     """Compile a model's graph (no weights are touched), or take it from the cache unless ``fresh``."""
     traced = trace(definition.module, target, definition.cache_record, definition.config)
     key = program_key(traced, options.passes, options.plan)
-    found = None if fresh else load_program(key)
+    found = None if fresh or _runs_own_code(options) else load_program(key)
     if found is not None:
         return found
     compiled = traced.lower(options.passes).plan(options.plan).compile(progress)
     store_program(key, compiled)
     return compiled
+
+
+def _runs_own_code(options: Options) -> bool:
+    """Whether passes of the user's own take part: what they do is no part of any key."""
+    return has_own_code(options.passes) or has_own_code(current().loop_pipeline)
 
 
 def compile_model(
@@ -161,7 +168,7 @@ def cached_artifact(
     target = target or detect_host()
     folder = locate(model)
     path = artifact_path(folder, options, target)
-    if is_artifact(path) and not fresh:
+    if is_artifact(path) and not fresh and not _runs_own_code(options):
         return path, False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,11 @@ def load_file(path: Path) -> None:
 
 
 def has_own_code(text: str) -> bool:
-    """Whether a pipeline runs code of the user's: then its text does not say all that it does."""
+    """Whether a pipeline runs code of the user's, which no text and so no cache key says all about.
+
+    Raises:
+        ParseError: the text is bad.
+    """
     parsed = parse_pipeline(text)
     if _names_of_yours(parsed):
         return True
