@@ -39,7 +39,7 @@ print(add_one)
 
 # %% [markdown]
 # The interpreter says what it means; the compiler has to agree. The first call compiles for the instructions
-# of this CPU, later calls take 1 µs or so. Outputs that are left out are allocated.
+# of this CPU, a later one takes about 2 µs. Outputs that are left out are allocated.
 
 # %%
 a = np.arange(8, dtype=np.float32)

@@ -40,7 +40,7 @@ from strata.loop.values import numpy_dtype
 from strata.plan.candidates.kernels import PREFIX, UserKernel, When, adopt, best_schedule, register
 from strata.plan.workspace import hoist_workspace
 from strata.runtime.image import load_image
-from strata.runtime.tensors import aligned_empty, as_array, as_tensor
+from strata.runtime.tensors import as_array, as_tensor
 from strata.schedule import Trace
 from strata.schedule.builder import Schedule
 from strata.schedule.finalize import finalize
@@ -153,13 +153,13 @@ class Kernel:
             ShapeError: dtypes or shapes do not fit.
             VerifyError: the kernel accesses a buffer outside of its shape.
         """
-        inputs, outputs = self._split(arrays, _as_numpy)
-        results = list(arrays[len(inputs) :])
-        if outputs is None:
-            dims = self._dims(inputs)
-            results = outputs = [fresh_array(p.dtype)(_shape(p, dims)) for p in self._outputs]
-        interp.run(self.func, [*inputs, *outputs])
-        return results[0] if len(results) == 1 else tuple(results)
+        self._check_arrays(arrays)
+        count = len(self.func.params) - self.func.num_outputs
+        if len(arrays) == count:
+            dims = self._dims(arrays)
+            arrays = (*arrays, *(fresh_array(p.dtype)(_shape(p, dims)) for p in self._outputs))
+        interp.run(self.func, [_as_numpy(a) for a in arrays])
+        return arrays[-1] if self.func.num_outputs == 1 else arrays[count:]
 
     def __call__(self, *arrays: Any) -> Any:
         """Run as machine code; the first call compiles it, unless the cache has it.
@@ -174,24 +174,27 @@ class Kernel:
         Raises:
             ShapeError: number, dtypes or shapes do not fit.
         """
-        inputs, outputs = self._split(arrays, _as_tensor)
-        if outputs is None:
+        loaded = self._loaded
+        count = loaded.num_inputs
+        if len(arrays) == count:
+            self._check_arrays(arrays)
             dims = self._dims(arrays)
-            results = [_empty_like(arrays, p, _shape(p, dims)) for p in self._outputs]
-            outputs = [_as_tensor(r) for r in results]
-        else:
-            results = list(arrays[len(inputs) :])
-        self._loaded.run(inputs, outputs)
-        return results[0] if len(results) == 1 else tuple(results)
+            arrays = (*arrays, *(_empty_like(arrays, p, _shape(p, dims)) for p in self._outputs))
+        elif len(arrays) != count + self.func.num_outputs:
+            self._check_arrays(arrays)
+        loaded.run([_as_tensor(a) for a in arrays])
+        return arrays[-1] if self.func.num_outputs == 1 else arrays[count:]
 
-    @property
+    @cached_property
+    def _dim_names(self) -> tuple[str, ...]:
+        return tuple(d.name for d in self.func.dims)
+
+    @cached_property
     def _outputs(self) -> tuple[Buffer, ...]:
         return self.func.params[len(self.func.params) - self.func.num_outputs :]
 
-    def _split(
-        self, arrays: Sequence[Any], convert: Callable[[Any], Any]
-    ) -> tuple[list[Any], list[Any] | None]:
-        """Inputs, and outputs if they are given."""
+    def _check_arrays(self, arrays: Sequence[Any]) -> None:
+        """Number and kind of the arguments; what they are like is checked by the machine code."""
         count = len(self.func.params) - self.func.num_outputs
         if len(arrays) not in (count, len(self.func.params)):
             raise ShapeError(
@@ -204,17 +207,17 @@ class Kernel:
                     f"{self.name}: argument {number} ({param.name}): got {type(array).__name__}; expected "
                     f"an array {_type_text(param)}"
                 )
-        converted = [convert(a) for a in arrays]
-        return converted[:count], converted[count:] or None
 
     def _dims(self, arrays: Sequence[Any]) -> dict[str, int]:
         """Values of the dims, read off the inputs."""
         dims: dict[str, int] = {}
+        if not self._dim_names:
+            return dims
         for param, array in zip(self.func.params, arrays, strict=False):
             for dim, extent in zip(param.shape, array.shape, strict=False):
                 if isinstance(dim, SymDim):
                     dims.setdefault(dim.name, int(extent))
-        missing = [d.name for d in self.func.dims if d.name not in dims]
+        missing = [name for name in self._dim_names if name not in dims]
         if missing:
             raise ShapeError(
                 f"{self.name}: no input says what {', '.join(missing)} is; pass the outputs as well: "
@@ -243,29 +246,28 @@ class _Loaded:
 
     def __init__(self, func: Func, target: Target) -> None:
         hoisted = hoist_workspace(func)
+        self.func = func
+        self.num_inputs = len(func.params) - func.num_outputs
         self.workspace = hoisted.buffers
         threads = None if _has_parallel(func) else 1
         self.image = load_image(build_image([hoisted.func], [], target), threads)
         self.function = self.image.function(func.name)
-        self.func = func
 
-    def run(self, inputs: list[tvm_ffi.Tensor], outputs: list[tvm_ffi.Tensor]) -> None:
-        """Call it."""
-        memory = []
+    def run(self, tensors: list[tvm_ffi.Tensor]) -> None:
+        """Call it with tensors for all parameters."""
         if self.workspace:
-            dims = {}
-            for param, tensor in zip(self.func.params, (*inputs, *outputs), strict=True):
+            dims: dict[str, int] = {}
+            for param, tensor in zip(self.func.params, tensors, strict=True):
                 for dim, extent in zip(param.shape, tensor.shape, strict=False):
                     if isinstance(dim, SymDim):
                         dims[dim.name] = int(extent)
-            memory = [as_tensor(aligned_empty(_shape(b, dims), numpy_dtype(b.dtype))) for b in self.workspace]
-        self.function(*inputs, *memory, *outputs)
+            shapes = [(_shape(b, dims), numpy_dtype(b.dtype)) for b in self.workspace]
+            tensors[self.num_inputs : self.num_inputs] = [as_tensor(np.empty(*x)) for x in shapes]
+        self.function(*tensors)
 
 
 def _as_tensor(array: Any) -> tvm_ffi.Tensor:
-    if isinstance(array, np.ndarray):
-        return as_tensor(array)
-    return tvm_ffi.from_dlpack(array)
+    return as_tensor(array) if isinstance(array, np.ndarray) else tvm_ffi.from_dlpack(array)
 
 
 def _as_numpy(array: Any) -> np.ndarray:
@@ -279,7 +281,7 @@ def _empty_like(arrays: Sequence[Any], param: Buffer, shape: tuple[int, ...]) ->
         import torch
 
         return torch.empty(shape, dtype=getattr(torch, param.dtype.numpy_name))
-    return aligned_empty(shape, numpy_dtype(param.dtype))
+    return np.empty(shape, numpy_dtype(param.dtype))
 
 
 def _shape(buffer: Buffer, dims: dict[str, int]) -> tuple[int, ...]:
