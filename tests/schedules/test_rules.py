@@ -13,6 +13,7 @@ from equivalence import random_values
 
 from strata.core.dims import evaluate
 from strata.core.dtypes import dtype
+from strata.core.errors import LegalityError
 from strata.graph.cache_value import CacheValue
 from strata.graph.interp import run as run_graph
 from strata.graph.nodes import Function
@@ -25,7 +26,7 @@ from strata.loop.text import canonical_text
 from strata.loop.values import numpy_dtype
 from strata.lower import Lowered, lower_group
 from strata.schedule import apply_trace, finalize, propose
-from strata.schedule.rules import RULES
+from strata.schedule.rules import ALTERNATIVES, ORDER, RULES
 from strata.schedule.rules.matmul import weight_layout
 from strata.target import Target, get_target
 
@@ -36,11 +37,13 @@ PAGES = ("k_pages", "v_pages")
 
 
 def stored_layouts(body: Function, target: Target) -> dict[int, Layout]:
-    """Layouts of 2-d right operands of matmuls, as the planner stores weights."""
+    """Layouts of 2-d right operands of matmuls called w, as the planner stores weights."""
     found: dict[int, Layout] = {}
     for node in body.nodes:
         if node.op == "matmul" and node.inputs[1] in body.inputs and node.inputs[1].tensor.rank == 2:
             weight, transposed = node.inputs[1], not node.attrs["transpose_b"]
+            if weight.attrs["name"] != "w":
+                continue
             contracted = weight.tensor.shape[0 if transposed else 1]
             layout = weight_layout(weight.tensor.dtype, contracted, transposed, target)
             found[body.inputs.index(weight)] = layout
@@ -116,7 +119,23 @@ def assert_computes(body: Function, func: Func, lowered: Lowered, target: Target
 
 
 def test_rules_are_tried_in_order() -> None:
-    assert list(RULES) == ["matmul", "rows"]
+    assert set(RULES) == set(ORDER)
+    assert set(ALTERNATIVES) <= set(ORDER)
     body = parse_function(next(p for p in FILES if p.stem == "softmax").read_text().partition(MARK)[0])
     func = lowered_group(body, TARGETS[0]).func
-    assert RULES["matmul"](func, TARGETS[0]) is None
+    claims = [name for name in ORDER if RULES[name](func, TARGETS[0])]
+    assert claims == ["rows", "fallback"]
+
+
+def test_what_no_rule_takes_stays_compilable(monkeypatch) -> None:
+    """Rules that decline, or trip over a step, leave a function to the last one."""
+    body = parse_function(next(p for p in FILES if p.stem == "softmax").read_text().partition(MARK)[0])
+    lowered = lowered_group(body, TARGETS[0])
+
+    def trips(func: Func, target: Target) -> None:
+        raise LegalityError("split: no")
+
+    monkeypatch.setattr(RULES, "_items", {**dict(RULES.items()), "rows": trips})
+    (proposal,) = propose(lowered.func, TARGETS[0])
+    assert proposal.name == "cpu.fallback"
+    assert_computes(body, proposal.func, lowered, TARGETS[0], 5)

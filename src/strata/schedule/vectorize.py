@@ -171,7 +171,11 @@ class Vectorizer:
         mask = None if guard is None else guard.mask
         indices = self.indices(stmt.buffer, stmt.indices, guard)
         if indices and indices[-1].lanes > 1:
-            return Store(stmt.buffer, indices, self.wide(self.expr(stmt.value, guard)), mask)
+            value = self.wide(self.expr(stmt.value, guard))
+            if mask is not None and _private(stmt.buffer) and self.is_inside(stmt.buffer, indices):
+                # A masked store would keep the buffer in memory.
+                value, mask = Select(mask, value, Load(stmt.buffer, indices)), None
+            return Store(stmt.buffer, indices, value, mask)
         op = reduction_op(stmt)
         if op in _REDUCTIONS and isinstance(stmt.value, Binary) and self.varies(stmt.value.b):
             return self.horizontal(stmt, op, stmt.value.b, guard)
@@ -199,14 +203,18 @@ class Vectorizer:
         """Whether evaluating this node cannot fail, whatever guards it."""
         match e:
             case Load():
-                return _private(e.buffer) or all(
-                    self.known.prove(b.ge(i, 0)) and self.known.prove(b.lt(i, size(d)))
-                    for i, d in zip(e.indices, e.buffer.shape, strict=True)
-                )
+                return _private(e.buffer) or self.is_inside(e.buffer, e.indices)
             case Binary() if e.op in _DIVISIONS:
                 return self.known.prove(b.gt(e.b, b.const(0, e.b.dtype)))
             case _:
                 return True
+
+    def is_inside(self, buffer: Buffer, indices: tuple[Expr, ...]) -> bool:
+        """Whether an access is certainly inside of the buffer, in every lane."""
+        return all(
+            self.known.prove(b.ge(i, 0)) and self.known.prove(b.lt(i, size(d)))
+            for i, d in zip(indices, buffer.shape, strict=True)
+        )
 
     def indices(self, buffer: Buffer, indices: tuple[Expr, ...], guard: Guard | None) -> tuple[Expr, ...]:
         """Vector indices; only the last dim may vary."""

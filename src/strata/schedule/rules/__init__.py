@@ -1,25 +1,46 @@
-"""Schedule rules, one file per op family."""
+"""Schedule rules, one file per op family.
+
+A rule says ``None`` (not mine) or proposes one or several schedules; the first family that proposes something
+has the function, and what generic rules propose joins it where that is a sensible alternative. The last rule
+takes everything: every function that finalises can be compiled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from strata.core.errors import LegalityError
 from strata.loop.nodes import Func
 from strata.target import Target
 
-from . import matmul, rows  # noqa: F401  (fill the table)
+from . import columns, fallback, matmul, rows, transpose  # noqa: F401  (fill the table)
 from .base import RULES, Proposal, Rule
 
-ORDER = ("matmul", "rows")
+ORDER = ("lowered", "matmul", "columns", "transpose", "rows", "fallback")
+# What else is worth an estimate: few columns are better reduced row by row, on all threads.
+ALTERNATIVES = {"columns": ("rows",)}
 
 
 def propose(func: Func, target: Target) -> Sequence[Proposal]:
-    """Schedules for ``func`` from every rule that claims it, in order; ``rows`` claims everything."""
-    for name in ORDER:
-        proposals = RULES[name](func, target)
+    """Schedules for ``func``: of the first family that claims it, and of its alternatives. Never empty.
+
+    Raises:
+        LegalityError: not even the function as it is can be finalised.
+    """
+    for name in ORDER[:-1]:
+        proposals = _ask(name, func, target)
         if proposals:
-            return proposals
-    return ()
+            others = (p for other in ALTERNATIVES.get(name, ()) for p in _ask(other, func, target))
+            return (*proposals, *others)
+    return RULES[ORDER[-1]](func, target) or ()
+
+
+def _ask(name: str, func: Func, target: Target) -> Sequence[Proposal]:
+    """What a rule proposes; nothing if it trips over a step that is not legal."""
+    try:
+        return RULES[name](func, target) or ()
+    except LegalityError:
+        return ()
 
 
 __all__ = ["RULES", "Proposal", "Rule", "propose"]

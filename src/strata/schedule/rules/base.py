@@ -92,8 +92,8 @@ class Draft:
         if extent is not None and extent <= 1:
             return False
         if extent is not None and extent < lanes:
-            return extent in (2, 4, 8, 16, 32) and self._quietly(Vectorize(loop))
-        if self._quietly(Split(loop, lanes), Vectorize(loop + "i")):
+            return extent in (2, 4, 8, 16, 32) and self.quietly(Vectorize(loop))
+        if self.quietly(Split(loop, lanes), Vectorize(loop + "i")):
             return True
         if extent is None or extent % 2:
             return False
@@ -105,9 +105,10 @@ class Draft:
         steps += (
             [Split(loop + "i", width), Vectorize(loop + "ii")] if half > width else [Vectorize(loop + "i")]
         )
-        return self._quietly(*steps)
+        return self.quietly(*steps)
 
-    def _quietly(self, *steps: Step) -> bool:
+    def quietly(self, *steps: Step) -> bool:
+        """:meth:`attempt` steps that must not add gathers."""
         before = self.func, len(self.steps), gathers(self.func)
         if self.attempt(*steps) and gathers(finalize(self.func)) <= before[2]:
             return True

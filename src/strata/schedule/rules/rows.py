@@ -9,14 +9,25 @@ from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
 from strata.loop.analysis import has_load
-from strata.loop.nodes import Alloc, AxisKind, For, Func, MemSpace
+from strata.loop.nodes import GRAIN, Alloc, AxisKind, For, Func, MemSpace
 from strata.loop.rewrite import free_vars, walk_stmts
 from strata.schedule.dependence import determines, scope_of, with_loop
-from strata.schedule.step import find_block, find_loop, loops_around
-from strata.schedule.steps import ComputeAt, DecomposeReduction
+from strata.schedule.step import Step, find_block, find_loop, loops_around
+from strata.schedule.steps import (
+    Annotate,
+    ComputeAt,
+    DecomposeReduction,
+    Parallel,
+    RFactor,
+    Split,
+    Unroll,
+    Vectorize,
+)
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, innermost_loop, loops_over, stage_names
+
+GRAIN_VECTORS = 1024  # of a long vector that a thread takes at a time: 64 KiB
 
 
 @RULES.register("rows")
@@ -35,12 +46,16 @@ def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
         if not placed and innermost_loop(draft.func, stages[-1]) == row:
             row = None  # a single loop that nothing moved into is better vectors than rows
     for stage in stages:
+        if stage in placed and _partial_sums(draft, stage, lanes):
+            continue
         _split_off_init(draft, stage)
         inner = innermost_loop(draft.func, stage)
         if inner is not None and inner != row:
             draft.vectorize(inner, lanes)
     if row is not None:
         draft.parallel(row)
+    elif len(stages) == 1:
+        _long_vector(draft, stages[0])
     for stage in stages[:-1]:
         if stage not in placed:
             outer = loops_around(draft.func, stage)
@@ -92,6 +107,31 @@ def _split_off_init(draft: Draft, stage: str) -> None:
     reduction = loops_over(draft.func, stage, AxisKind.REDUCTION)
     if reduction:
         draft.attempt(DecomposeReduction(stage, reduction[0]))
+
+
+def _partial_sums(draft: Draft, stage: str, lanes: int) -> bool:
+    """Reduce a row into a vector or two, which are added up at its end. Returns whether that is done."""
+    reduction = loops_over(draft.func, stage, AxisKind.REDUCTION)
+    if len(reduction) != 1 or innermost_loop(draft.func, stage) != reduction[0]:
+        return False
+    (k,) = reduction
+    extent = draft.extent(k)
+    if extent is None or extent % lanes or extent < 2 * lanes:
+        return False
+    width = 2 * lanes if extent % (2 * lanes) == 0 and extent >= 8 * lanes else lanes
+    steps: list[Step] = [Split(k, width), RFactor(stage, k + "i"), DecomposeReduction(stage, k + "i_f")]
+    for loop in (k + "i_rf_init", k + "i", k + "i_f"):
+        if width > lanes:
+            steps += [Split(loop, lanes), Unroll(loop + "o")]
+        steps.append(Vectorize(loop + "i" if width > lanes else loop))
+    return draft.quietly(*steps)
+
+
+def _long_vector(draft: Draft, stage: str) -> None:
+    """Large pieces of a long vector on all threads; a short one is not worth waking them."""
+    loops = loops_over(draft.func, stage, AxisKind.SPATIAL)
+    if loops and draft.extent(loops[0]) != 1:
+        draft.attempt(Parallel(loops[0]), Annotate(loops[0], GRAIN, GRAIN_VECTORS))
 
 
 def _row_loop(draft: Draft, stage: str, has_producers: bool) -> str | None:

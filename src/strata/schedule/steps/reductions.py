@@ -196,8 +196,8 @@ class RFactor(Step):
         """Factor the reduction."""
         factored = _Factored.of(func, self.block, find_loop(func, self.loop))
         before, update, after = factored.start(), factored.update(), factored.finish()
-        names = [x for part in (before, update, after) for x in names_in(part)]
-        check_new_names(func, "rfactor", tuple(names), leaving=tuple(names_in(factored.nest[0])))
+        names = (*names_in(before), *names_in(after), self.block + "_rf")
+        check_new_names(func, "rfactor", names, leaving=(self.block,))
         stages = Alloc(factored.partial, seq(before, update, after))
         return replace_stmt(func, factored.nest[0], stages)
 
@@ -353,7 +353,7 @@ def _check_factor(block: Block, loop: For, over: frozenset[Var], nest: list[For]
         raise LegalityError(f"rfactor: loop {name} is not used by exactly one axis that reduces")
     inside = {x.var for x in nest}
     if not set(free_vars(users[0].value)) <= over & inside:
-        raise LegalityError(f"rfactor: axis {users[0].var.name} uses other loops than those that reduce")
+        raise LegalityError(f"rfactor: axis {users[0].var.name} uses more than loops that reduce")
     if over - inside:
         raise LegalityError(f"rfactor: a reduction loop of {block.name} has other things inside")
     for x in nest:

@@ -42,7 +42,7 @@ from strata.loop.rewrite import (
     walk_stmts,
 )
 from strata.schedule.dependence import scope_of, with_loop
-from strata.schedule.step import Step, check_new_names, find_loop, register, replace_stmt, with_body
+from strata.schedule.step import Step, find_loop, register, replace_stmt, with_body
 
 from .stages import (
     PRIVATE,
@@ -54,7 +54,6 @@ from .stages import (
     drop_alloc,
     execution_order,
     find_stage,
-    names_in,
     new_space,
     only_var,
     outermost,
@@ -74,12 +73,12 @@ class ReverseComputeAt(Step):
 
         for io: for ii in 4: block "p" B[io*4 + ii] = f   ->   for io:
         for i: block "c" y[i] = g(B[i])                          for ii in 4: block "p" B[io*4 + ii] = f
-                                                                 for c_i0 in 4: block "c" y[io*4 + c_i0] =
-                                                                                      g(B[io*4 + c_i0])
+                                                                 for i in 4:
+                                                                   block "c" y[io*4 + i] = g(B[io*4 + i])
 
-    Loops of the stage that run over the elements made are called ``<block>_i<dim of B>``; others stay. With
-    ``space=local`` or ``register`` what is in between moves into a private buffer of just the size that one
-    iteration makes; ``space=keep`` leaves it where it is.
+    Loops of the stage keep their names; those over the elements made have other extents. With ``space=local``
+    or ``register`` what is in between moves into a private buffer of just the size that one iteration makes;
+    ``space=keep`` leaves it where it is.
 
     Legal when: the block is as lowering made it and reads one intermediate buffer that the loop fills, at
     axes of its own; iterations of the loop, and of those around it, make tiles of constant extents that
@@ -111,8 +110,6 @@ class ReverseComputeAt(Step):
         indices = _places(stage, made)
         _check_tiles(made, regions, around, known)
         moved = _moved_nest(stage, indices, regions, known)
-        names = tuple(names_in(moved))
-        check_new_names(func, "reverse_compute_at", names, leaving=tuple(names_in(stage.start)))
         body = seq(loop.body, moved)
         if space is not None:
             self._check_private(func, stage, loop, made)
@@ -330,10 +327,7 @@ def _is_complete(counters: Sequence[Expr], extent: Expr, known: Analysis) -> boo
 def _moved_nest(stage: Stage, indices: tuple[Expr, ...], regions: list[Region], known: Analysis) -> Stmt:
     """The stage over one tile: its loops in their order, those over the tile with other extents."""
     block = stage.block
-    where: dict[Var, tuple[int, Region]] = {}
-    for dim, (i, region) in enumerate(zip(indices, regions, strict=True)):
-        if isinstance(i, Var):
-            where[i] = (dim, region)
+    where = {i: region for i, region in zip(indices, regions, strict=True) if isinstance(i, Var)}
     by_loop = {only_var(a.value): a for a in block.axes}
     loops: list[For] = []
     axes: dict[Var, BlockAxis] = {a.var: a for a in block.axes}
@@ -344,12 +338,12 @@ def _moved_nest(stage: Stage, indices: tuple[Expr, ...], regions: list[Region], 
             loops.append(replace(x, kind=ForKind.SERIAL))
             known = with_loop(known, x)
             continue
-        dim, region = where[axis.var]
+        region = where[axis.var]
         whole = region.base == index(0) and known.prove(b.ge(region.extent, axis.extent))
         if axis.kind is AxisKind.REDUCTION and not whole:
             raise LegalityError(f"reverse_compute_at: block {block.name} reduces over several tiles")
         extent = axis.extent if whole else index(region.extent)
-        loop = replace(x, var=Var(f"{block.name}_i{dim}"), extent=extent, kind=ForKind.SERIAL)
+        loop = replace(x, var=Var(x.var.name), extent=extent, kind=ForKind.SERIAL)
         loops.append(loop)
         known = with_loop(known, loop)
         value = b.add(region.base, loop.var)
