@@ -266,10 +266,16 @@ def register_pass(cls: P) -> P:
 def register_pipeline(name: str, *steps: Step[Any]) -> Pipeline[Any]:
     """Make a named pipeline, which :func:`parse_pipeline` then knows by its bare name.
 
+    Args:
+        name: Its name.
+        steps: Passes and pipelines; a lone pipeline is registered itself, under the new name.
+
     Raises:
         UserError: the name is taken by a pass or a pipeline.
     """
     _check_free(name)
+    if len(steps) == 1 and isinstance(steps[0], Pipeline):
+        return PIPELINES.add(name, replace(steps[0], label=name))
     return PIPELINES.add(name, Pipeline(steps, name))
 
 

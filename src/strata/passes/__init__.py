@@ -21,6 +21,7 @@ from strata.ir.passes import Pipeline, parse_pipeline, register_pipeline
 from strata.ir.runner import Result, run_pipeline
 
 from . import library_patterns, patterns  # noqa: F401  (the first registers patterns)
+from .base import FunctionPass
 from .canonicalize import Canonicalize
 from .clear_notes import ClearNotes
 from .common_subexpressions import CommonSubexpressions
@@ -46,6 +47,7 @@ __all__ = [
     "DeadCode",
     "FoldConstants",
     "FoldTranspose",
+    "FunctionPass",
     "Fuse",
     "FuseOps",
     "KillDead",
