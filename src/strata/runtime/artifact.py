@@ -9,6 +9,9 @@
       plan.json            every choice of the compiler with its estimate
       tokenizer.json, ...  copied from the source model
 
+The first three are the whole program, and may lie anywhere (:func:`open_files`): the graph of launches with
+its tensors and memory plan, the library of kernels, the parameters. ``docs/artifact.md`` describes them.
+
 Saving goes to a hidden folder beside the target, which takes the target's name as the last step: a crash
 leaves no half artifact. Loading reads the manifest strictly, checks the code against its hash, the weights
 against their size and header, and the CPU against the features that the code needs. It imports nothing of the
@@ -185,8 +188,24 @@ def open_artifact(folder: Path | str) -> Artifact:
             expected.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    where = str(folder / MANIFEST)
+    _check_folder(folder)
+    return open_files(folder / MANIFEST, folder / CODE, folder / WEIGHTS)
+
+
+def open_files(graph: Path | str, kernels: Path | str, params: Path | str) -> Artifact:
+    """Read and check the three files of a program, wherever they are; the weights are mapped, not read.
+
+    Args:
+        graph: The manifest.
+        kernels: The image of the machine code.
+        params: The weights.
+
+    Raises:
+        UserError: as :func:`open_artifact`; also when the files do not belong together.
+    """
+    graph = Path(graph)
+    manifest = _read_manifest(graph)
+    where = str(graph)
     record = program_from_json(manifest["program"], where)
     if manifest["machine"] != platform.machine():
         raise UserError(
@@ -194,8 +213,9 @@ def open_artifact(folder: Path | str) -> Artifact:
         )
     check_features(record.features, where)
     check_externs(record.externs, where)
-    code, params = _read_code(folder, manifest), _map_params(folder, record, manifest)
-    artifact = Artifact(folder, record, code, params, folder / PLAN)
+    code = _read_code(Path(kernels), manifest)
+    arrays = _map_params(Path(params), record, manifest, graph.name)
+    artifact = Artifact(graph.parent, record, code, arrays, graph.with_name(PLAN))
     if manifest.get("program_sha256") != _digest(manifest["program"]):
         raise UserError(f"{where}: program differs from its sha256; it is damaged; compile the model again")
     return artifact
@@ -208,14 +228,18 @@ def read_record(folder: Path | str) -> ProgramRecord:
     Raises:
         UserError: as :func:`open_artifact`, for the manifest alone.
     """
-    manifest = _read_manifest(Path(folder))
-    return program_from_json(manifest["program"], str(Path(folder) / MANIFEST))
+    folder = Path(folder)
+    _check_folder(folder)
+    manifest = _read_manifest(folder / MANIFEST)
+    return program_from_json(manifest["program"], str(folder / MANIFEST))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected an artifact made by 'strata compile'")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes(), parse_constant=_no_constant)
     except OSError as error:
@@ -240,8 +264,7 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is no JSON number")
 
 
-def _read_code(folder: Path, manifest: dict[str, Any]) -> bytes:
-    path = folder / CODE
+def _read_code(path: Path, manifest: dict[str, Any]) -> bytes:
     try:
         image = path.read_bytes()
     except OSError as error:
@@ -259,8 +282,9 @@ def _read_code(folder: Path, manifest: dict[str, Any]) -> bytes:
     return image
 
 
-def _map_params(folder: Path, record: ProgramRecord, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    path = folder / WEIGHTS
+def _map_params(
+    path: Path, record: ProgramRecord, manifest: dict[str, Any], graph: str
+) -> dict[str, np.ndarray]:
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -276,7 +300,7 @@ def _map_params(folder: Path, record: ProgramRecord, manifest: dict[str, Any]) -
         if array.shape != param.shape or file.entries[param.name].dtype.name != param.dtype:
             want = f"{param.dtype}[{','.join(map(str, param.shape))}]"
             raise UserError(
-                f"{path}: tensor {param.name!r}: got {type_text(array)}; expected {want} as in {MANIFEST}"
+                f"{path}: tensor {param.name!r}: got {type_text(array)}; expected {want} as in {graph}"
             )
         params[param.name] = array
     return params

@@ -245,6 +245,11 @@ class LoadedImage:
         self._executable = [s for s in image.segments if s.protection is Protection.READ_EXECUTE]
 
     @property
+    def blob(self) -> bytes:
+        """The file contents."""
+        return self._image.blob
+
+    @property
     def symbols(self) -> tuple[str, ...]:
         """Exported names."""
         return tuple(self._image.symbols)

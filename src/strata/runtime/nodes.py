@@ -249,7 +249,8 @@ def function_nodes(
     kernels = {k.name: k for k in record.kernels}
 
     def details(node: NodeInfo) -> Mapping[str, Any]:
-        return {} if plan is None else _launch_details(plan(), node, len(function.launches))
+        contents = {} if plan is None else plan()
+        return _launch_details(contents, node, len(function.launches)) if contents else {}
 
     return tuple(
         _node(k, launch, function, record, kernels, details) for k, launch in enumerate(function.launches)
