@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from strata.frontend import nn
     from strata.loop.script.language import dim
     from strata.passes import patterns
+    from strata.runtime.export import export, load_graph
     from strata.schedule.builder import Schedule
 
 __version__ = "0.1.0"
@@ -35,9 +36,11 @@ _WHERE = {
     "compile": "strata.compiler.api",
     "compile_model": "strata.compiler.api",
     "dim": "strata.loop.script.language",
+    "export": "strata.runtime.export",
     "external": "strata.compiler.external",
     "kernel": "strata.compiler.kernel",
     "load": "strata.compiler.api",
+    "load_graph": "strata.runtime.export",
     "Kernel": "strata.compiler.kernel",
     "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
@@ -57,9 +60,11 @@ __all__ = [
     "compile",
     "compile_model",
     "dim",
+    "export",
     "external",
     "kernel",
     "load",
+    "load_graph",
     "nn",
     "patterns",
     "pipeline",
