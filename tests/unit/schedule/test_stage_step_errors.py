@@ -405,7 +405,8 @@ REVERSE = [
                 T,
                 T
                 + "\n"
-                + '      block "t2" (i0: spatial n = t_i0, i1: spatial 8 = t_i1):\n        t[(i0 + 1) % n, i1] = 1_i32',
+                + '      block "t2" (i0: spatial n = t_i0, i1: spatial 8 = t_i1):\n'
+                + "        t[(i0 + 1) % n, i1] = 1_i32",
             )
         ],
         "reverse_compute_at(block=out, loop=t_i0)",

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import Func
+from strata.loop.nodes import Alloc, Func, MemSpace
+from strata.loop.rewrite import walk_stmts
 from strata.target import Target
 
 from . import columns, fallback, matmul, rows, transpose  # noqa: F401  (fill the table)
@@ -30,9 +31,14 @@ def propose(func: Func, target: Target) -> Sequence[Proposal]:
     for name in ORDER[:-1]:
         proposals = _ask(name, func, target)
         if proposals:
-            others = (p for other in ALTERNATIVES.get(name, ()) for p in _ask(other, func, target))
-            return (*proposals, *others)
+            others = [p for other in ALTERNATIVES.get(name, ()) for p in _ask(other, func, target)]
+            return (*proposals, *(p for p in others if not _needs_workspace(p.func)))
     return RULES[ORDER[-1]](func, target) or ()
+
+
+def _needs_workspace(func: Func) -> bool:
+    """Whether there are intermediates in global memory: no alternative is worth that."""
+    return any(isinstance(s, Alloc) and s.buffer.space is MemSpace.GLOBAL for s in walk_stmts(func))
 
 
 def _ask(name: str, func: Func, target: Target) -> Sequence[Proposal]:
