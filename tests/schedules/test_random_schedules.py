@@ -18,8 +18,8 @@ from strata.schedule import STEPS, Trace, apply_trace, finalize, parse_trace, pr
 from strata.target import get_target
 
 SEEDS = st.integers(0, 2**32 - 1)
-EXAMPLES = 20  # of every step on its own
-FIRES = 6  # of them at least
+EXAMPLES = 14  # of every step on its own
+FIRES = 4  # of them at least
 FUNCTIONS = {
     "compute_at": {"stages": 2},
     "reverse_compute_at": {"stages": 2},

@@ -6,7 +6,7 @@ import strata
 from strata.core.errors import LegalityError, ParseError, UserError
 from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.text import canonical_text, parse_func
-from strata.schedule import Schedule, apply_trace, finalize, parse_trace
+from strata.schedule import STEPS, Schedule, apply_trace, finalize, parse_trace
 from strata.schedule.steps import Split, Unroll
 
 COPY = """
@@ -134,3 +134,74 @@ def test_an_error_shows_only_what_is_around() -> None:
     with pytest.raises(LegalityError) as caught:
         s.reorder("i", "s_i0")
     assert "  ...\n" in str(caught.value)
+
+
+MATMUL = """
+dims n in 1..64
+func @mm(x: f32[n,40], w: f32[40,64]) -> (y: f32[n,64])
+  alloc c: f32[n,64]
+  for m in n:
+    for j in 64:
+      for k in 40:
+        block "mm" (i0: spatial n = m, i1: spatial 64 = j, k0: reduce 40 = k):
+          init: c[i0, i1] = 0x0p+0
+          c[i0, i1] = c[i0, i1] + x[i0, k0] * w[k0, i1]
+  for a in n:
+    for b in 64:
+      block "out" (i0: spatial n = a, i1: spatial 64 = b):
+        y[i0, i1] = exp(c[i0, i1])
+"""
+METHODS = [
+    (lambda s: s.tile(a=4, b=16), "tile(loops=a|b, factors=4|16)"),
+    (lambda s: s.split("k", 16, "peel"), "split(loop=k, factor=16, tail=peel)"),
+    (lambda s: s.pad("a", 4), "pad(loop=a, multiple=4)"),
+    (
+        lambda s: s.bind("a", "block_x").bind("b", "lane"),
+        "bind(loop=a, axis=block_x); bind(loop=b, axis=lane)",
+    ),
+    (
+        lambda s: s.annotate("a", grain=4, why="example"),
+        "annotate(name=a, key=grain, value=4); annotate(name=a, key=why, value=example)",
+    ),
+    (lambda s: s.cache_read("mm", "w"), "cache_read(block=mm, buffer=w)"),
+    (lambda s: s.cache_read("mm", "w", space="local"), "cache_read(block=mm, buffer=w, space=local)"),
+    (
+        lambda s: s.cache_read("mm", "w", at="m", space="register"),
+        "cache_read(block=mm, buffer=w); compute_at(block=mm_w, loop=m, space=register)",
+    ),
+    (
+        lambda s: s.cache_read("mm", "w", at="j"),
+        "cache_read(block=mm, buffer=w); compute_at(block=mm_w, loop=j)",
+    ),
+    (lambda s: s.cache_write("out"), "cache_write(block=out)"),
+    (lambda s: s.reverse_compute_at("out", "m"), "reverse_compute_at(block=out, loop=m)"),
+    (
+        lambda s: s.reverse_compute_at("out", "m", "local"),
+        "reverse_compute_at(block=out, loop=m, space=local)",
+    ),
+    (
+        lambda s: s.cache_write("out").reverse_compute_inline("out_y"),
+        "cache_write(block=out); reverse_compute_inline(block=out_y)",
+    ),
+    (
+        lambda s: s.cache_write("out").compute_inline("out"),
+        "cache_write(block=out); compute_inline(block=out)",
+    ),
+    (lambda s: s.split("k", 8).rfactor("mm", "ki"), "split(loop=k, factor=8); rfactor(block=mm, loop=ki)"),
+    (
+        lambda s: s.compute_at("mm", "a").set_scope("c", "register"),
+        "compute_at(block=mm, loop=a); set_scope(buffer=c, space=register)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "trace"), METHODS)
+def test_every_method_is_steps(method, trace: str) -> None:
+    func = parse_func(MATMUL)
+    s = method(Schedule(func))
+    assert s.trace_text == trace
+    assert canonical_text(Schedule.replay(func, trace).func) == canonical_text(s.func)
+
+
+def test_there_is_a_method_for_every_step() -> None:
+    assert all(callable(getattr(Schedule, name)) for name in STEPS)
