@@ -18,6 +18,7 @@ COMMANDS: tuple[str, ...] = (
     "plan",
     "profile",
     "tune",
+    "viz",
 )
 
 
