@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from strata.core.dtypes import f32
+from strata.core.dtypes import f32, f64
 from strata.core.errors import VerifyError
 from strata.core.registry import Registry
 from strata.graph import builder as g
@@ -127,11 +127,10 @@ def _legal(node: Node, chosen: Mapping[str, Build], depth: int) -> Node:
 
 
 def _in_f32(node: Node, build: Callable[..., Node]) -> Node:
-    """``build`` on the operands in f32, rounded to the node's dtype: 16-bit ops compute so."""
-    dtype = node.tensor.dtype
-    if dtype.bits >= f32.bits:
-        return build(*node.inputs)
-    return g.cast(build(*(g.cast(x, f32) for x in node.inputs)), dtype)
+    """``build`` on the operands in f32 (f64 if one is), rounded to the node's dtype: ops compute so."""
+    wide = f64 if any(x.tensor.dtype is f64 for x in node.inputs) else f32
+    made = build(*(x if x.tensor.dtype is wide else g.cast(x, wide) for x in node.inputs))
+    return made if made.tensor.dtype is node.tensor.dtype else g.cast(made, node.tensor.dtype)
 
 
 @legalization("silu")

@@ -43,7 +43,7 @@ def test_a_lone_pipeline_gets_the_name() -> None:
     PIPELINES._items.pop("test_opt")
     two = strata.register_pipeline("test_opt", strata.pipeline("zero"), Mine())
     assert str(two) == "test_opt(zero(fuse{max_ops=1}),test_mine)"
-    with pytest.raises(ParseError, match="no pass or pipeline 'opt_llm'; known: .*test_opt"):
+    with pytest.raises(ParseError, match=r"no pass or pipeline 'opt_llm'; known: .*test_opt"):
         strata.pipeline("opt_llm")
 
 

@@ -26,6 +26,9 @@ PIPELINES = (
     "fuse{max_ops=3}",
     "zero",
     "default",
+    "annotate_patterns,fuse_ops{max_ops=5}",
+    "canonicalize,partition{patterns=[openblas.,onednn.]},fuse",
+    "reshape_to_view,fuse,place",
 )
 
 
@@ -62,6 +65,21 @@ def test_fused_form(module: Module, max_ops: int) -> None:
             assert all(n.attrs["layer"] == 0 for n in inner if "layer" in n.attrs)
             assert len({id(i) for i in node.inputs}) == len(node.inputs), "no operand twice"
     assert print_module(run_passes("fuse", after)) == print_module(after)
+
+
+@settings(max_examples=40)
+@given(module=random_graphs.modules(), max_ops=st.sampled_from([1, 32]))
+def test_the_planner_finds_what_place_wrote_down(module: Module, max_ops: int) -> None:
+    fused = run_passes(f"fuse{{max_ops={max_ops}}}", module)
+    placed = run_passes("place", fused)
+    for before, after in zip(fused.functions, placed.functions, strict=True):
+        wanted, got = plan_memory(before), plan_memory(after)
+        assert [(b.first, b.last, got.offsets[id(b.node)]) for b in got.buffers] == [
+            (b.first, b.last, wanted.offsets[id(b.node)]) for b in wanted.buffers
+        ]
+        assert got.arena_bytes == wanted.arena_bytes
+        apart = plan_memory(before, reuse=False)
+        assert apart.arena_bytes == apart.total_bytes == wanted.total_bytes
 
 
 @settings(max_examples=60)
