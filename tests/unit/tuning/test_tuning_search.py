@@ -13,13 +13,18 @@ from strata.plan.tuning.tuner import SWEEP, TuneOptions, tune
 from strata.schedule import trace_text
 
 
+def few(**options) -> TuneOptions:
+    """Options for a search that takes little: few schedules are made per trial."""
+    return TuneOptions(pool=2, **options)
+
+
 @pytest.fixture
 def database(tmp_path):
     return Database(tmp_path / "tuning.jsonl")
 
 
 def started(task, database, runner, **options):
-    search = TaskSearch(task, database, random.Random(0), **options)
+    search = TaskSearch(task, database, random.Random(0), pool=2, **options)
     points = search.first()
     search.begin([(points[k], o) for k, o in runner.run([search.trial(p) for p in points])])
     return search
@@ -50,7 +55,7 @@ def test_from_scratch_knows_nothing_of_the_rules_and_still_gets_there(task, data
     search = started(task, database, runner, from_scratch=True)
     assert search.best == []
     assert search.untuned_s < 1
-    for _ in range(8):
+    for _ in range(6):
         step(search, runner, 8)
     assert search.found_s <= search.untuned_s
 
@@ -92,11 +97,11 @@ def test_without_a_learned_model_the_static_one_ranks(task, database, runner):
 
 
 def test_trials_go_where_the_time_goes(task, database, runner):
-    shares = {0.9: task, 0.1: replace(task, sizes=(("n", 47),))}
+    shares = {0.7: task, 0.3: replace(task, sizes=(("n", 47),))}
     tasks = [replace(t, share=share) for share, t in shares.items()]
-    report = tune(tasks, database, runner, TuneOptions(trials=18, batch=3))
+    report = tune(tasks, database, runner, few(trials=18, batch=3))
     assert report.trials == 18 == sum(r.trials for r in report.results)
-    assert [r.share for r in report.results] == [0.9, 0.1]
+    assert [r.share for r in report.results] == [0.7, 0.3]
     assert report.results[0].trials > report.results[1].trials
     assert all(r.tuned_s <= r.untuned_s and r.gain >= 1 for r in report.results)
     assert report.results[0].gain > 1
@@ -104,7 +109,7 @@ def test_trials_go_where_the_time_goes(task, database, runner):
 
 def test_every_outcome_is_in_the_database(tasks, database, runner):
     seen = []
-    options = TuneOptions(trials=12, batch=4)
+    options = few(trials=12, batch=4)
     tune(tasks, database, runner, options, lambda report: seen.append(report.trials))
     assert seen == list(range(1, 13))
     stored = Database(database.path)
@@ -115,7 +120,7 @@ def test_every_outcome_is_in_the_database(tasks, database, runner):
 
 
 def test_winners_are_measured_at_other_sizes_too(task, database, runner):
-    tune([task], database, runner, TuneOptions(trials=20))
+    tune([task], database, runner, few(trials=20))
     (winner, *_) = Database(database.path).best(task.task.key)
     best = next(r for r in Database(database.path).best(task.task.key) if r.sizes == task.sizes)
     sizes = {dict(s)["n"] for s, _ in database.times(task.task.key, best.trace)}
@@ -126,7 +131,7 @@ def test_winners_are_measured_at_other_sizes_too(task, database, runner):
 
 
 def test_the_time_limit_ends_the_search(tasks, database, runner):
-    report = tune(tasks, database, runner, TuneOptions(trials=10_000, time_s=1e-9))
+    report = tune(tasks, database, runner, few(trials=10_000, time_s=1e-9))
     assert report.trials == 0
     assert not report.interrupted
 
@@ -138,7 +143,7 @@ def test_ctrl_c_ends_cleanly_and_everything_is_stored(tasks, database):
         return ""
 
     runner = StaticRunner(hook)
-    report = tune(tasks, database, runner, TuneOptions(trials=100, batch=4))
+    report = tune(tasks, database, runner, few(trials=100, batch=4))
     assert report.interrupted
     assert report.trials == 8 - len(tasks[0].untuned())
     assert len(Database(database.path)) == 8
@@ -148,7 +153,7 @@ def test_ctrl_c_ends_cleanly_and_everything_is_stored(tasks, database):
 def test_a_task_whose_untuned_kernels_fail_is_reported_and_the_others_go_on(tasks, database):
     key = tasks[0].problem().text
     runner = StaticRunner(lambda number, trial: "crashed" if trial.problem.text == key else "")
-    report = tune(tasks, database, runner, TuneOptions(trials=8, batch=4))
+    report = tune(tasks, database, runner, few(trials=8, batch=4))
     failed = [r for r in report.results if r.error]
     assert failed
     assert all((r.error, r.trials, r.gain) == ("crashed", 0, 1.0) for r in failed)
@@ -157,7 +162,7 @@ def test_a_task_whose_untuned_kernels_fail_is_reported_and_the_others_go_on(task
 
 def test_tasks_with_nothing_to_schedule_end_the_search(task, database, runner):
     finished = replace(task.task, lowered=replace(task.task.lowered, func=task.untuned()[0][2]))
-    report = tune([replace(task, task=finished)], database, runner, TuneOptions(trials=50))
+    report = tune([replace(task, task=finished)], database, runner, few(trials=50))
     assert report.trials == 0
     assert report.results[0].tuned_s == report.results[0].untuned_s
 
@@ -169,7 +174,7 @@ def test_no_tasks_no_trials(database, runner):
 def test_the_same_seed_gives_the_same_search(task, tmp_path):
     def search(name, seed):
         database = Database(tmp_path / name)
-        tune([task], database, StaticRunner(), TuneOptions(trials=8, batch=4, seed=seed))
+        tune([task], database, StaticRunner(), few(trials=8, batch=4, seed=seed))
         return [r.trace for r in database.records(task.task.key)]
 
     assert search("a", 0) == search("b", 0)

@@ -19,7 +19,7 @@ from .problem import Outcome, Problem, Trial
 from .space import Point, Space
 from .tasks import TuningTask
 
-POOL = 4  # schedules made per schedule measured
+POOL = 4  # schedules made per schedule measured: each takes some 10 ms
 ELITE = 16  # schedules that are changed
 BLIND = 0.15  # of the measured ones are picked at random
 FRESH = 0.2  # of the pool are random schedules, more while little is known
@@ -45,6 +45,7 @@ class TaskSearch:
         rng: Source of randomness.
         from_scratch: Start without the schedules of the rules and without earlier records.
         learn: Use a learned model.
+        pool: Schedules made per schedule measured.
         untuned_s: Fastest time of the rules' schedules; infinite until it is measured.
         trials: Schedules measured so far.
         errors: How many of them failed.
@@ -56,6 +57,7 @@ class TaskSearch:
     rng: random.Random
     from_scratch: bool = False
     learn: bool | None = None
+    pool: int = POOL
     untuned_s: float = math.inf
     trials: int = 0
     errors: int = 0
@@ -126,7 +128,7 @@ class TaskSearch:
         """Up to ``count`` schedules to measure next; none if the space has nothing new."""
         if self.space.is_trivial:
             return []
-        pool = self._pool(count * POOL)
+        pool = self._pool(count * self.pool)
         if not pool:
             return []
         blind = min(len(pool), max(1, round(count * BLIND))) if self.best else 0

@@ -80,19 +80,12 @@ class TuningTask:
 
     def problem(self) -> Problem:
         """What workers have to know; the last proposal of the rules says what is right."""
-        func, bindings = self.naive, self.task.lowered.bindings
-        fields = [(p.name, b.field) for p, b in zip(func.params, bindings, strict=True) if b.field]
-        weights = [
-            p.name
-            for p, b in zip(func.params, bindings, strict=True)
-            if b.operand >= 0 and self.task.node.inputs[b.operand].op in ("param", "const")
-        ]
         return Problem(
             self.task.text,
             str(self.task.target),
             self.sizes,
-            tuple(fields),
-            tuple(weights),
+            tuple(self.task.cache_fields.items()),
+            self.task.weights,
             kernel_text(self.untuned()[-1][2]),
             self.num_threads,
         )

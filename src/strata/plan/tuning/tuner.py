@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .database import Database
 from .problem import Outcome
-from .search import TaskSearch
+from .search import POOL, TaskSearch
 from .space import Point
 from .tasks import TuningTask
 from .workers import Runner
@@ -34,6 +34,7 @@ class TuneOptions:
         from_scratch: Do not start from the schedules of the rules and of the database.
         seed: Of the random choices.
         learn: Use a learned model; ``None`` = if scikit-learn is installed.
+        pool: Schedules made, and ranked by the model, per schedule measured.
     """
 
     trials: int = 200
@@ -42,6 +43,7 @@ class TuneOptions:
     from_scratch: bool = False
     seed: int = 0
     learn: bool | None = None
+    pool: int = POOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +186,9 @@ class _Tuner:
     def _begin(self, number: int) -> TaskSearch:
         """Start a task: measure what the rules propose; without that nothing can be compared."""
         rng = random.Random(f"{self.options.seed}-{self.tasks[number].label}")
+        options = self.options
         search = TaskSearch(
-            self.tasks[number], self.database, rng, self.options.from_scratch, self.options.learn
+            self.tasks[number], self.database, rng, options.from_scratch, options.learn, options.pool
         )
         search.begin(list(self._measured(search, search.first())))
         if not math.isfinite(search.untuned_s):

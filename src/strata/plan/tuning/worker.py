@@ -8,6 +8,7 @@ gone.
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import statistics
@@ -111,7 +112,7 @@ class Bench:
         return Outcome(statistics.median(times), len(times), quartiles[2] - quartiles[0])
 
 
-def sample(call: Callable[[], None], best_s: float) -> list[float]:
+def sample(call: Callable[[], None], best_s: float = math.inf) -> list[float]:
     """Seconds of ``call``, several times; fewer where the first one is hopeless beside ``best_s``."""
     start = time.perf_counter()
     call()
