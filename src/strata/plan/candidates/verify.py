@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 
 from strata.codegen.build import build_image
 from strata.codegen.compile import CODEGEN_VERSION
-from strata.core.dims import SymDim, evaluate, shape_symbols
+from strata.core.dims import Dim, SymDim, evaluate, product, shape_symbols
 from strata.core.dtypes import DType, Kind, f64
 from strata.core.errors import ShapeError, UserError, VerifyError
 from strata.core.knobs import cache_folder
@@ -48,6 +48,7 @@ VERSION = 1  # of this check: raise it to check everything again
 GUARD_BYTES = (1 << 16, 1 << 22)  # least and most around a buffer; between the two as large as the buffer
 CHEAP_SIZE = 131  # of a symbolic dim
 CHEAP_ELEMS = 1 << 22  # of all buffers together
+CHEAP_FLOP = 1 << 28
 INTERPRETED_FLOP = 20_000
 SEED = 20
 _GUARD = 0xFF  # bytes of 1 bits: NaN in every float dtype
@@ -177,13 +178,23 @@ def sample_sizes(instance: Instance) -> list[dict[str, int]]:
     types = [x.tensor for x in (*instance.node.inputs, instance.node)]
     symbols = shape_symbols(d for t in types for d in t.shape)
     limits = {r.dim: (r.lo, r.hi) for r in instance.when}
-    out: list[dict[str, int]] = []
-    for choose in (_lowest, _middle, _highest):
+    elems: Dim = 0
+    for type_ in types:
+        elems = elems + product(type_.shape)
+
+    def sizes(choose: Callable[..., int], cap: int) -> dict[str, int]:
+        return {s.name: choose(s, *limits.get(s.name, (s.lo, s.hi)), cap) for s in symbols}
+
+    least = sizes(_lowest, 1)  # large constant shapes are what they are
+    most_elems = max(CHEAP_ELEMS, 2 * evaluate(elems, least))
+    most_flop = max(CHEAP_FLOP, 2 * _flop(instance.node, least))
+    out = [least]
+    for choose in (_middle, _highest):
         cap = CHEAP_SIZE
-        env = {s.name: choose(s, *limits.get(s.name, (s.lo, s.hi)), cap) for s in symbols}
-        while cap > 1 and sum(math.prod(evaluate(d, env) for d in t.shape) for t in types) > CHEAP_ELEMS:
+        env = sizes(choose, cap)
+        while cap > 1 and (evaluate(elems, env) > most_elems or _flop(instance.node, env) > most_flop):
             cap //= 2
-            env = {s.name: choose(s, *limits.get(s.name, (s.lo, s.hi)), cap) for s in symbols}
+            env = sizes(choose, cap)
         if env not in out:
             out.append(env)
     return out
