@@ -28,9 +28,14 @@ PipelineOption = Annotated[
     str, typer.Option(help="Graph passes, by name or like 'canonicalize,fuse{max_ops=8}'")
 ]
 PrintAfterOption = Annotated[
-    str, typer.Option(help="Print the graph after these passes: names with commas, or all")
+    str,
+    typer.Option(
+        help="Print the IR after these passes or stages (lower, schedule, llvm): with commas, or all"
+    ),
 ]
-DumpOption = Annotated[Path | None, typer.Option(help="Write the graph after every pass into this directory")]
+DumpOption = Annotated[
+    Path | None, typer.Option(help="Write the IR after every pass and stage into this directory, numbered")
+]
 
 TemperatureOption = Annotated[float, typer.Option(help="0 = always the most probable token")]
 TopKOption = Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all")]
