@@ -12,7 +12,7 @@ from strata.compiler.kernel import Kernel
 from strata.core.errors import LegalityError, ParseError, ShapeError, UserError, VerifyError
 from strata.loop.text import parse_func, print_func
 from strata.schedule import Schedule, parse_trace
-from strata.script import Out, alloc, bf16, block, f32, grid, i32, init, parallel, reduce, vectorize
+from strata.script import Out, alloc, bf16, block, call, f32, grid, i32, init, parallel, reduce, vectorize
 from strata.target import TARGETS
 
 n = strata.dim("n", 1, 64)
@@ -149,6 +149,21 @@ def test_the_interpreter_finds_what_cannot_be_proved():
     np.testing.assert_array_equal(take(x, np.array([3, 0], np.int32)), [3, 0])
     with pytest.raises(VerifyError, match="take: x"):
         take.interpret(x, np.array([4, 0], np.int32))
+
+
+def test_a_kernel_calls_functions_of_this_process():
+    strata.external("test_kernel.reverse", lambda x: x[::-1], "(x: f32[n]) -> (y: f32[n])", returns=True)
+
+    @strata.kernel
+    def reversed_and_more(x: f32[n], y: Out[f32[n]]):
+        t = alloc(f32[n])
+        call("test_kernel.reverse", x, t)
+        for i in grid(n):
+            y[i] = t[i] + 1.0
+
+    x = np.arange(5, dtype=np.float32)
+    np.testing.assert_array_equal(reversed_and_more(x), x[::-1] + 1)
+    np.testing.assert_array_equal(reversed_and_more.interpret(x), x[::-1] + 1)
 
 
 # --------------------------------------------------------------------------------------------- schedules

@@ -17,6 +17,7 @@ from strata.script import (
     alloc,
     bf16,
     block,
+    call,
     dim,
     exp,
     f32,
@@ -708,6 +709,21 @@ def intrinsic_arguments(a: Out[f32[8]]):
 def call_of_a_number(a: Out[f32[8]]):
     CONSTANT = 3
     a[0] = CONSTANT(a[0])  #!
+
+
+@bad("call: got no name; expected that of an extern first", "call")
+def unnamed_call(a: Out[f32[8]]):
+    call(a)  #!
+
+
+@bad("no extern 'nobody.home'", "call")
+def unknown_extern(a: Out[f32[8]]):
+    call("nobody.home", a)  #!
+
+
+@bad(r"call @openblas.sgemm: got 1 arguments; expected 14", "call")
+def extern_arguments(a: Out[f32[8]]):
+    call("openblas.sgemm", a)  #!
 
 
 @bad("round: cannot take a value of the kernel", "round")

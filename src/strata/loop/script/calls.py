@@ -68,6 +68,8 @@ class Calls(Expressions):
             return self.vector(function, args, node)
         if function in _REDUCE:
             return self.reduction(function, args, node)
+        if function is words.call:
+            return self.extern_call(args, node)
         if known:
             return NotImplemented
         if function in (min, max):
@@ -143,6 +145,15 @@ class Calls(Expressions):
             self.fail(node, f"intrinsic.{name}: {str(error).removeprefix(f'@{name}: ')}")
         return Intrinsic(name, tuple(values), dtype, width)
 
+    def extern_call(self, args: tuple[Any, ...], node: ast.Call) -> None:
+        """``call("openblas.sgemm", ...)``."""
+        if not args or not isinstance(args[0], str):
+            self.fail(
+                node, 'call: got no name; expected that of an extern first: call("library.function", ...)'
+            )
+        values = [a if _is_argument(a) else self.expr_of(a, node) for a in args[1:]]
+        self.emit(self.static(node, lambda: b.call(args[0], *values)), node)
+
     # ------------------------------------------------------------------------------------------ functions
 
     def python_call(self, function: Any, args: tuple[Any, ...], named: dict[str, Any], node: ast.Call) -> Any:
@@ -190,6 +201,11 @@ class Calls(Expressions):
     def statements(self, body: list[ast.stmt]) -> None:
         """Read statements of the current suite; see ``statements``."""
         raise NotImplementedError
+
+
+def _is_argument(value: Any) -> bool:
+    """Numbers take the dtypes of an extern's params."""
+    return isinstance(value, Buffer | bool | int | float)
 
 
 def is_word(value: Any) -> bool:

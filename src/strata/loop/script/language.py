@@ -326,6 +326,11 @@ class _Intrinsics:
 intrinsic = _Intrinsics()
 
 
+def call(extern: str, *args: Any) -> Any:
+    """A statement: calls a function that was not generated, by its name in ``strata.loop.externs``."""
+    _outside("call")
+
+
 # ------------------------------------------------------------------------------------------ arithmetic
 
 
