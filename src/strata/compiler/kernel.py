@@ -360,7 +360,8 @@ def candidate(
 
     Args:
         op: The op (``docs/ops.md``).
-        when: Which nodes it is for: a predicate, or ranges of symbolic dims, for a choice at run time.
+        when: Which nodes it is for: a predicate, or ranges of symbolic dims (of the kernel; of the node for a
+            function), for a choice at run time.
         name: The candidate is called ``user.<name>``; default: the name of the kernel or function.
         check: Compare it with the op's reference before its first use.
         attrs: Attributes of the op for which it was written: ``{"eps": 1e-5}``.
