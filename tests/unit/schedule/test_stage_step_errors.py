@@ -454,6 +454,19 @@ REVERSE = [
     ),
 ]
 FACTOR = [
+    (
+        [("for k in 8", "for k in n - 1"), ("reduce 8", "reduce n - 1")],
+        "cache_write(block=s)",
+        "s may reduce over nothing",
+    ),
+    (
+        [
+            ("for k in 8", "for h in n - 1:\n     for k in 8"),
+            ("reduce 8 = k)", "reduce 8 = k, h0: reduce n - 1 = h)"),
+        ],
+        "rfactor(block=s, loop=k)",
+        "rfactor: loop h may run no iteration",
+    ),
     ([], "rfactor(block=s, loop=q)", "loop 'q': found 0"),
     (
         [("    for k in 8:", "    u[i] = 1_i32\n    for k in 8:")],

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from strata.core.errors import LegalityError
+from strata.loop import build as b
+from strata.loop.analysis import Analysis
 from strata.loop.nodes import (
     Alloc,
+    AxisKind,
     Block,
     Buffer,
     Call,
@@ -127,8 +130,8 @@ class CacheWrite(Step):
     Buffer and new block are called ``<block>_<buffer>``. The copy is a stage: once ``p`` is tiled,
     ``reverse_compute_at`` moves the copy into a loop of it, and the buffer into private memory.
 
-    Legal when: the block is as lowering made it; if it reads what it fills, it has an init; in private memory
-    the buffer has a constant shape and fits the stack.
+    Legal when: the block is as lowering made it and certainly fills every element; if it reads what it fills,
+    it has an init; in private memory the buffer has a constant shape and fits the stack.
     """
 
     block: str
@@ -150,6 +153,9 @@ class CacheWrite(Step):
             raise LegalityError(
                 f"cache_write: block {self.block} may leave elements of {target.name} as they are"
             )
+        reduced = [a.extent for a in stage.block.axes if a.kind is AxisKind.REDUCTION]
+        if not all(Analysis().prove(b.ge(extent, 1)) for extent in reduced):
+            raise LegalityError(f"cache_write: block {self.block} may reduce over nothing")
         if space is not MemSpace.GLOBAL:
             check_size("cache_write", target, target.shape)
         name = f"{self.block}_{target.name}"

@@ -181,7 +181,7 @@ class RFactor(Step):
 
     Legal when: the block is a reduction ``x = x op f`` with an init, alone inside its loops; ``loop`` has a
     constant extent or that of a dim, and is used by one reduction axis only, whose other loops reduce, too;
-    the loops and conditions of the block's own elements do not depend on the reduction.
+    every loop that reduces runs; the loops and conditions of the block's own elements do not depend on them.
     """
 
     block: str
@@ -251,6 +251,11 @@ class _Factored:
         why = one_element(block) or init_comes_first(block, set(over), [x.var for x in nest], known)
         if why is not None:
             raise LegalityError(f"rfactor: {why}")
+        outside = scope_of(func, nest[0])
+        for x in nest:
+            if x.var in over and not outside.prove(b.ge(x.extent, 1)):
+                raise LegalityError(f"rfactor: loop {x.var.name} may run no iteration")
+            outside = with_loop(outside, x)
         partial = _partial_buffer(block.body.buffer, loop, any(isinstance(s, For) for s in path[:inner]))
         where = _own_condition(block, over, known)
         return _Factored(block, block.body, op, nest, loop, over, partial, where)
