@@ -79,9 +79,11 @@ def test_options_that_documents_name_exist():
     options: dict[str, str] = {}
     for page in PAGES:
         for code in re.findall(r"`(strata [^`]+)`", page.read_text(encoding="utf-8")):
-            command = code.split()[1]
+            # The second word is an argument, or the command of a group.
+            words = [w for w in code.split()[1:3] if w[0] not in "-["]
+            command = " ".join(words)
             if command not in options:
-                result = CliRunner().invoke(app, [command, "--help"])
+                result = CliRunner().invoke(app, [*words, "--help"])
                 assert result.exit_code == 0, f"{page.name}: {code}"
                 options[command] = result.stdout
             for option in re.findall(r"(?<!\S)--?[a-z][\w-]*", code):

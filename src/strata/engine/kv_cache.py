@@ -69,6 +69,7 @@ class BatchView:
             unused).
         last_rows: i32 ``[num_seqs]``: index of each sequence's last token in this pass.
         table: i64: the cache table of ``runtime.records``.
+        pool: What owns the memory that ``table`` points to: it lives as long as the view.
     """
 
     num_tokens: int
@@ -78,6 +79,7 @@ class BatchView:
     page_table: np.ndarray
     last_rows: np.ndarray
     table: np.ndarray
+    pool: object = None
 
 
 @dataclass(slots=True)
@@ -449,7 +451,7 @@ class PagedKVCache:
             last_rows[row] = end - 1
             start = end
         self._table[_NUM_SEQS], self._table[_TABLE_WIDTH] = len(sequences), width
-        return BatchView(total, positions, slots, seq_ids, page_table, last_rows, self._table)
+        return BatchView(total, positions, slots, seq_ids, page_table, last_rows, self._table, self)
 
     def _token_arrays(self, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scratch = self._scratch

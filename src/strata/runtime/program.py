@@ -216,7 +216,7 @@ class CompiledFunction:
 
         with self._context.lock:
             changes = self.changes.copy() if self.changes else Changes()
-            return Run(self.launches, self._context, self.bind(args, out), changes, keep)
+            return Run(self.launches, self._context, self.bind(args, out), args, changes, keep)
 
     def bind(self, args: Sequence[Any], out: Any = None) -> BoundCall:
         """Check the arguments, find the sizes, provide the outputs; see :meth:`__call__`."""

@@ -200,6 +200,7 @@ class Run:
         launches: Launches,
         context: Context,
         call: BoundCall,
+        args: tuple[Any, ...],
         changes: Changes,
         keep: Any = (),
     ) -> None:
@@ -209,6 +210,7 @@ class Run:
         self._launches = launches
         self._context = context
         self._call = call
+        self._args = args  # a cache's view owns the memory that its table points to
         self._changes = changes
         self._kept: dict[int, tuple[np.ndarray, ...] | None] = {}
         if keep:

@@ -1,5 +1,7 @@
 """Forward passes on a cache of their own: sizes, results, and that they can be made again and again."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from strata.core.dims import SymDim
 from strata.core.errors import UserError
 from strata.engine.forward import forward_pass
 from strata.engine.generate import LanguageModel
+from strata.engine.kv_cache import PagedKVCache
 from strata.graph import builder as b
 from strata.graph.nodes import Function, Module
 
@@ -53,6 +56,19 @@ def test_steps_and_nodes_of_a_model(model):
     np.testing.assert_array_equal(run.value(head), run.outputs)
     with pytest.raises(UserError, match="program: no function 'decide'"):
         model.nodes("decide")
+
+
+def test_a_run_keeps_its_cache(model):
+    """The pool of a pass that nobody holds any more must not go while the run reads it."""
+    want = model.forward_pass("decode", IDS)().copy()
+    run = model.step("decode", IDS)
+    pools = [weakref.ref(a) for a in gc.get_objects() if type(a) is PagedKVCache and a is not model.cache]
+    gc.collect()
+    np.testing.assert_array_equal(run.finish(), want)
+    assert any(pool() is not None for pool in pools)
+    del run
+    gc.collect()
+    assert all(pool() is None for pool in pools)
 
 
 def test_a_past_that_is_not_computed_has_the_same_sizes(model):
