@@ -108,7 +108,10 @@ def test_print_after_and_dump(strata, small, tmp_path):
     assert "fused(" in result.stderr
     names = sorted(p.name for p in dump.iterdir())
     assert names[0] == "000_graph.input.ir"
-    assert names[-1].endswith("fuse.after.ir")
+    assert "006_fuse.after.ir" in names
+    assert any(re.fullmatch(r"\d+_lower\.k\d+_matmul\.ir", n) for n in names)
+    assert any(re.fullmatch(r"\d+_schedule\.k\d+_matmul.*\.ir", n) for n in names)
+    assert names[-1].endswith(".ll")
     assert strata(*common, "--dump", dump).exit_code == 0  # the files of an earlier dump go
     assert sorted(p.name for p in dump.iterdir()) == names
     assert "// graph IR after fuse" in strata(*common, env={"STRATA_PRINT_AFTER": "fuse"}).stderr

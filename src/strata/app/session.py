@@ -238,6 +238,10 @@ def debugging(print_after: str, dump: Path | None) -> Iterator[bool]:
             for name in settings.print_after:
                 if name != "all" and name not in STAGES:
                     PASSES[name]
+        if settings.dump is not None:
+            from strata.ir.dump import start_dump
+
+            start_dump(settings.dump)
         yield bool(settings.print_after or settings.dump is not None)
 
 

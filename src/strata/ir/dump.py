@@ -80,6 +80,16 @@ def dumper_for(directory: Path) -> Dumper:
     return _open[place]
 
 
+def start_dump(directory: Path) -> Dumper:
+    """Begin anew in a directory that this process may have used before; later stages go on from there.
+
+    Raises:
+        UserError: see :class:`Dumper`.
+    """
+    _open[directory.absolute()] = Dumper(directory)
+    return _open[directory.absolute()]
+
+
 def wants_stage(stage: str) -> bool:
     """Whether the knobs ``dump`` or ``print_after`` ask for the texts of a stage in :data:`STAGES`."""
     settings = current()
