@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from strata.compiler.api import compile, compile_model, load
+    from strata.compiler.api import compile, compile_model, load, tune
     from strata.compiler.external import external
     from strata.compiler.kernel import Kernel, candidate, kernel
     from strata.compiler.pipelines import pipeline, register_pass, register_pipeline
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from strata.frontend import nn
     from strata.loop.script.language import dim
     from strata.passes import patterns
+    from strata.plan.options import PlanOptions
     from strata.runtime.export import export, load_graph
     from strata.schedule.builder import Schedule
 
@@ -44,16 +45,19 @@ _WHERE = {
     "Kernel": "strata.compiler.kernel",
     "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
+    "PlanOptions": "strata.plan.options",
     "Schedule": "strata.schedule.builder",
     "patterns": "strata.passes",
     "pipeline": "strata.compiler.pipelines",
     "register_pass": "strata.compiler.pipelines",
     "register_pipeline": "strata.compiler.pipelines",
+    "tune": "strata.compiler.api",
 }
 
 __all__ = [
     "Kernel",
     "LanguageModel",
+    "PlanOptions",
     "SamplingParams",
     "Schedule",
     "candidate",
@@ -70,6 +74,7 @@ __all__ = [
     "pipeline",
     "register_pass",
     "register_pipeline",
+    "tune",
 ]
 
 

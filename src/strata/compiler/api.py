@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from .artifact_cache import Options, artifact_path
 from .driver import Compiled, Params, trace
 from .pipelines import has_own_code
 from .program_cache import load_program, program_key, store_program
+
+if TYPE_CHECKING:
+    from strata.plan.tuning.tuner import TuneReport
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -184,6 +187,8 @@ def load(
     format: str | None = None,
     threads: int | None = None,
     *,
+    prefer: str | Iterable[str] = (),
+    pins: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
     **options: Any,
@@ -195,6 +200,8 @@ def load(
             cached.
         format: Dtype of weights and KV cache; default: as stored.
         threads: Threads to run on; default: all cores.
+        prefer: Candidates that win wherever they apply, as for :func:`compile`.
+        pins: Candidate by node, as for :func:`compile`.
         progress: Called while compiling.
         fresh: Compile even if the cache has it.
         options: Other fields of :class:`Options` by name; of an artifact they can only lower the limits
@@ -209,6 +216,7 @@ def load(
             raise UserError(f"load: no option {name!r}; it has format, {', '.join(names)}")
     if is_artifact(path):
         fixed = [name for name in ("page_size", "pipeline", "plan", "ranges") if name in options]
+        fixed += [name for name, given in (("prefer", prefer), ("pins", pins)) if given]
         if format is not None or fixed:
             raise UserError(
                 f"load: {path} is compiled already; got {', '.join(fixed) or 'format'}; compile it again"
@@ -216,9 +224,47 @@ def load(
         return LanguageModel.load(path, threads, **options)
     start = time.perf_counter()
     chosen = replace(Options(format), **options)
+    chosen = replace(chosen, plan=plan_options(prefer, pins, chosen.plan))
     artifact, compiled = cached_artifact(path, chosen, None, progress, fresh)
     model = LanguageModel.load(artifact, threads)
     if model.tokenizer is not None:
         model.tokenizer.where = str(path)  # messages name the model, not its place in the cache
     model.load_s, model.was_compiled = time.perf_counter() - start, compiled
     return model
+
+
+def tune(
+    source: Module | Exported,
+    trials: int = 200,
+    time_s: float | None = None,
+    *,
+    database: str | Path | None = None,
+    target: Target | None = None,
+    pipeline: Pipeline | str = "default",
+    progress: Callable[..., None] | None = None,
+) -> TuneReport:
+    """Search for faster schedules of a module's kernels on this machine; later compilations use them.
+
+    Args:
+        source: A graph module, or what ``nn.Module.export`` gives.
+        trials: Schedules to measure, over all kernels.
+        time_s: Seconds after which no new ones are begun; ``None`` = no limit.
+        database: File of records; default: ``tuning.jsonl`` in the cache folder.
+        target: Machine to tune for, which must be like this one.
+        pipeline: Graph passes.
+        progress: Called after every trial.
+
+    Returns:
+        What was found, per kernel and size: ``report.results``.
+    """
+    from strata.plan.tuning import tuner
+    from strata.plan.tuning.database import Database
+    from strata.plan.tuning.tasks import model_tasks
+    from strata.plan.tuning.workers import LocalWorkers
+
+    module, cache = (source.module, source.cache) if isinstance(source, Exported) else (source, None)
+    traced = trace(module, target, cache)
+    tasks = model_tasks(traced.lower(pipeline).module, traced.target)
+    with LocalWorkers() as workers:
+        options = tuner.TuneOptions(trials, time_s)
+        return tuner.tune(tasks, Database(database), workers, options, progress)

@@ -14,35 +14,28 @@ import json
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from strata.codegen.build import build_image
-from strata.core.dims import evaluate
 from strata.core.knobs import cache_folder
-from strata.loop.nodes import Buffer, Func
+from strata.loop.nodes import Func
 from strata.loop.text import print_func
 from strata.runtime.image import load_image
 from strata.runtime.records import DimRange
-from strata.runtime.tensors import aligned_empty, as_tensor
+from strata.runtime.tensors import as_tensor
 
 from .candidates import Offer, Task
 from .cost import task_env, traffic_of
 from .options import PlanOptions
+from .tuning.operands import inputs, results
+from .tuning.worker import sample
 from .types import Estimate
 
-MIN_SAMPLES = 5
-MAX_SAMPLES = 200
-SAMPLE_BUDGET_S = 0.03  # per candidate and size, after one warm-up call
-MAX_COPIES = 8  # of a weight
 MAX_GAP = 1.1  # sizes around a switch point are at most this far apart, relatively
 COARSE_STEP = 2.0  # between sizes measured first
-SEED = 1
 
 Estimates = tuple[tuple[int, Estimate], ...]
 
@@ -156,9 +149,10 @@ class TaskBench:
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [k for k, m in enumerate(self._memories) if legal[k] and key not in m.times_s]
         if missing:
-            operands = Operands(self.task, self.funcs[0], size)
+            operands = _Operands(self.task, self.funcs[0], size)
             for k in missing:
-                self._memories[k].times_s[key] = median_time_s(operands.calls(self._function(k)))
+                call = operands.calls(self._function(k), self.funcs[k])
+                self._memories[k].times_s[key] = statistics.median(sample(call))
         return [m.times_s[key] if ok else math.inf for m, ok in zip(self._memories, legal, strict=True)]
 
     def _function(self, k: int) -> Callable[..., Any]:
@@ -173,80 +167,22 @@ class TaskBench:
         self._image = None
 
 
-class Operands:
-    """Arrays for the parameters of a task's kernels at one size.
-
-    Args:
-        task: The group.
-        func: Any of its candidates.
-        size: Value of the task's rows.
-    """
+class _Operands:
+    """Arrays for the kernels of a task at one size."""
 
     def __init__(self, task: Task, func: Func, size: int) -> None:
-        self.env = {**task_env(task, size)}
-        self.func = func
-        rng = np.random.default_rng(SEED)
-        weights = _weights(task, func)
-        large = 2 * max(task.target.l3_bytes, task.target.l2_bytes)
-        total = sum(_bytes(b, self.env) for b in weights) or 1
-        copies = min(MAX_COPIES, max(1, math.ceil(large / total)))
-        self.arrays = [
-            [_array(b, self.env, rng) for _ in range(copies if b in weights else 1)] for b in func.params
-        ]
+        self.env = task_env(task, size)
+        arrays = inputs(task.lowered.func, self.env, task.cache_fields, task.weights, task.target)
+        self.inputs = [[as_tensor(a) for a in copies] for copies in arrays]
+        written = results(func, self.env, len(func.params) - len(arrays))
+        self.written = tuple(as_tensor(a) for a in written)
+        self.keep = arrays, written
 
-    def calls(self, function: Callable[..., Any]) -> Callable[[], None]:
+    def calls(self, function: Callable[..., Any], func: Func) -> Callable[[], None]:
         """What runs ``function`` once, on the next copy of the weights."""
-        tensors = [[as_tensor(a) for a in copies] for copies in self.arrays]
-        dims = [self.env[d.name] for d in self.func.dims]
-        rounds = max(map(len, tensors))
-        prepared = [(*(copies[k % len(copies)] for copies in tensors), *dims) for k in range(rounds)]
-        turn = 0
-
-        def call() -> None:
-            nonlocal turn
-            function(*prepared[turn])
-            turn = (turn + 1) % rounds
-
-        return call
-
-
-def _weights(task: Task, func: Func) -> set[Buffer]:
-    """Parameters that are bound to params of the model."""
-    inputs = func.params[: len(func.params) - func.num_outputs]
-    return {
-        buffer
-        for buffer, binding in zip(inputs, task.lowered.bindings, strict=False)
-        if binding.operand >= 0 and task.node.inputs[binding.operand].op == "param"
-    }
-
-
-def _bytes(buffer: Buffer, env: Mapping[str, int]) -> int:
-    return math.prod(evaluate(d, env) for d in buffer.shape) * buffer.dtype.itemsize_bytes
-
-
-def _array(buffer: Buffer, env: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
-    """Random floats around 0; zeros for integers, which may be indices."""
-    shape = tuple(evaluate(d, env) for d in buffer.shape)
-    array = aligned_empty(shape, buffer.dtype.numpy_name)
-    if buffer.dtype.is_float:
-        some = rng.standard_normal(min(array.size, 1 << 16)).astype(array.dtype)
-        array.reshape(-1)[:] = np.resize(some, array.size)
-    else:
-        array[...] = 0
-    return array
-
-
-def median_time_s(call: Callable[[], None]) -> float:
-    """Median seconds of a call, after one to warm up."""
-    call()
-    samples: list[float] = []
-    spent = 0.0
-    while len(samples) < MIN_SAMPLES or (spent < SAMPLE_BUDGET_S and len(samples) < MAX_SAMPLES):
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-        spent += samples[-1]
-    return statistics.median(samples)
-
-
-__all__ = ["Operands", "TaskBench", "measure_task", "median_time_s"]
+        dims = tuple(self.env[d.name] for d in func.dims)
+        rounds = max(map(len, self.inputs), default=1)
+        fixed = (*self.written, *dims)
+        turns = [(*(copies[k % len(copies)] for copies in self.inputs), *fixed) for k in range(rounds)]
+        order = itertools.cycle(turns)
+        return lambda: function(*next(order))

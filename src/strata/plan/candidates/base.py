@@ -60,6 +60,19 @@ class Task:
         return self._key[0]
 
     @property
+    def cache_fields(self) -> dict[str, str]:
+        """By name of a parameter of the loop function: the field of the KV cache that it is bound to."""
+        pairs = zip(self.lowered.func.params, self.lowered.bindings, strict=True)
+        return {param.name: binding.field for param, binding in pairs if binding.field}
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the loop function's parameters that are bound to params and constants of the model."""
+        pairs = zip(self.lowered.func.params, self.lowered.bindings, strict=True)
+        leaves = ("param", "const")
+        return tuple(p.name for p, b in pairs if b.operand >= 0 and self.node.inputs[b.operand].op in leaves)
+
+    @property
     def dims(self) -> tuple[SymDim, ...]:
         """Symbolic dims of the loop function's parameters."""
         return self.lowered.func.dims
