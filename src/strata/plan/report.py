@@ -5,6 +5,7 @@
     plan     ::= {function: {"launches": [launch], "arena_bytes": int}}
     launch   ::= {"node", "op", "candidates": [candidate], "choices": [{"candidate": index, "when": [range]}],
                   "rows": dim, "work": work, "body": graph IR, "layer": int, "operands": [position | null]}
+    candidate ::= {"name", "kernel", "origin", "when": [range], "trace", "estimates": [estimate]}
     estimate ::= {"size": value of rows, "time_s", "flop", "read_bytes", "write_bytes", "source"}
     work     ::= {"flop": dim, "read_bytes": dim, "write_bytes": dim}         dims as text: "512*n"
 
@@ -47,6 +48,8 @@ def _launch(launch: PlannedLaunch) -> dict[str, Any]:
             {
                 "name": c.name,
                 "kernel": c.func.name,
+                "origin": c.origin.value,
+                "when": [asdict(r) for r in c.when],
                 "trace": c.trace,
                 "estimates": [{"size": size, **asdict(e)} for size, e in c.estimates],
             }

@@ -218,6 +218,11 @@ def _candidate(data: Mapping[str, Any], chosen: Iterable[str]) -> CandidateInfo:
     )
 
 
+def holds(when: Iterable[DimRange], dims: Mapping[str, int]) -> bool:
+    """Whether all ranges hold for these sizes."""
+    return all(r.lo <= dims[r.dim] <= r.hi for r in when)
+
+
 def choose(node: str, choices: Sequence[KernelChoice], dims: Mapping[str, int]) -> str:
     """The kernel of the first choice all of whose ranges hold (the last one always does).
 
@@ -225,7 +230,7 @@ def choose(node: str, choices: Sequence[KernelChoice], dims: Mapping[str, int]) 
         VerifyError: none holds: the record is wrong.
     """
     for choice in choices:
-        if all(r.lo <= dims[r.dim] <= r.hi for r in choice.when):
+        if holds(choice.when, dims):
             return choice.kernel
     raise VerifyError(f"launch {node}: no kernel for {dict(dims)}; the last choice must have no ranges")
 

@@ -319,6 +319,11 @@ def _check_launch(
     for i, choice in enumerate(launch.choices):
         if kernels and choice.kernel not in kernels:
             raise _wrong(f"{where}.choices[{i}].kernel", choice.kernel, "a kernel listed in program.kernels")
+        outputs = kernels[choice.kernel].num_outputs if kernels else len(launch.args)
+        if not 0 <= launch.num_workspace <= outputs:
+            raise _wrong(
+                f"{where}.num_workspace", launch.num_workspace, f"0 .. {outputs}, outputs of the kernel"
+            )
         if kernels and len(kernels[choice.kernel].params) != len(launch.args):
             expected = f"{len(kernels[choice.kernel].params)} buffers, as {choice.kernel} takes"
             raise _wrong(f"{where}.args", len(launch.args), expected)

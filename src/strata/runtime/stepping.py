@@ -32,7 +32,7 @@ from strata.core.errors import UserError
 
 from .calls import FAILURES, raise_failure
 from .launches import Bound, Call, Launches
-from .nodes import NodeInfo, select, select_one
+from .nodes import NodeInfo, holds, select, select_one
 
 if TYPE_CHECKING:
     from .program import BoundCall, Context
@@ -150,8 +150,16 @@ def resolve_kernel(launches: Launches, node: NodeInfo, kernel: Kernel) -> Kernel
 
 
 def replaced_call(launches: Launches, bound: Bound, node: NodeInfo, kernel: Kernel) -> Call:
-    """The launch of ``node`` by another kernel, without arguments."""
+    """The launch of ``node`` by another kernel, without arguments.
+
+    Raises:
+        UserError: a candidate's kernel is not made for these sizes.
+    """
     if isinstance(kernel, str):
+        for candidate in node.candidates:
+            if candidate.kernel == kernel and not holds(candidate.when, bound.dims):
+                ranges = " and ".join(f"{r.lo} <= {r.dim} <= {r.hi}" for r in candidate.when)
+                raise UserError(f"{node.name}: {candidate.name} is made for {ranges}; got {bound.dims}")
         return bound.kernel_call(node.index, launches.fixed.signature(kernel), launches.fixed.kernel(kernel))
     parts = (node.read_args, node.output_args)
     if isinstance(kernel, tvm_ffi.Function):
@@ -181,7 +189,10 @@ def _call_on_arrays(kernel: Callable[..., Any], name: str, arrays: tuple[np.ndar
 
 def kernel_name(kernel: Kernel) -> str:
     """What to call a kernel in events and messages."""
-    return kernel if isinstance(kernel, str) else str(getattr(kernel, "__name__", type(kernel).__name__))
+    if isinstance(kernel, str):
+        return kernel
+    name = getattr(kernel, "__name__", None) or getattr(kernel, "name", None)
+    return name if isinstance(name, str) else type(kernel).__name__
 
 
 class Run:

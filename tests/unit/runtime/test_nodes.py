@@ -94,6 +94,11 @@ def test_candidates_that_were_not_compiled():
         UserError, match="%1: candidate other is not in the program, which has small, large; comp"
     ):
         run.replace("%1", "other")
+    limited = [{**LAUNCH["candidates"][1], "when": [{"dim": "n", "lo": 2, "hi": 4}]}]
+    plan = {"axpy": {"launches": [{**LAUNCH, "candidates": limited}, PLAN["axpy"]["launches"][1]]}}
+    narrow = program(plan).step("axpy", small_params()["scale"].astype("f4").reshape(1, 4))
+    with pytest.raises(UserError, match=r"%1: large is made for 2 <= n <= 4; got \{'n': 1\}"):
+        narrow.replace("%1", "large")
     run.replace("%1", "large")
     run.next()
     assert run._bound.kernels[0] == "mul_small"

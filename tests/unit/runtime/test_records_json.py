@@ -76,6 +76,8 @@ CASES = [
     ([*L, "choices", 0, "when", 0, "dim"], "m", r"choices\[0\].when\[0\].dim: got 'm'; expected one of n"),
     ([*L, "choices", 0, "kernel"], "mul", r"choices\[0\].kernel: got 'mul'; expected a kernel listed"),
     ([*L, "args", 2], ..., r"launches\[0\].args: got 2; expected 3 buffers, as mul_small takes"),
+    ([*L, "num_workspace"], 2, r"launches\[0\].num_workspace: got 2; expected 0 \.\. 1, outputs of the ker"),
+    ([*L, "num_workspace"], -1, r"num_workspace: got -1"),
     ([*L, "args", 0, "kind"], "heap", r"args\[0\].kind: got 'heap'; expected one of input, output, param"),
     ([*L, "args", 0, "kind"], "cache", r"args\[0\].kind: got 'cache'; expected cache for a cache input"),
     ([*L, "args", 1, "index"], 2, r"args\[1\].index: got 2; expected param index in 0 \.\. 1"),

@@ -9,7 +9,7 @@ import pytest
 import tvm_ffi
 from small_program import AXPY, KERNELS, PEEK, RECORD, FakeImage, View, small_params
 
-from strata.core.errors import DeviceError, ShapeError, UserError, VerifyError
+from strata.core.errors import DeviceError, ExternError, ShapeError, UserError, VerifyError
 from strata.runtime.program import Program
 from strata.runtime.records import ArgKind, ArgRef
 from strata.runtime.stepping import NodeEvent
@@ -346,6 +346,16 @@ def test_errors_of_kernels(program):
             run.before("%1", lambda e: None)
         with pytest.raises(DeviceError, match=r"%1 \(Function\): the native call failed: no idea"):
             run.next()
+
+
+def test_errors_of_externs(program):
+    def refuse() -> None:
+        raise ExternError("my.gelu failed")
+
+    run = program.step("axpy", rows(2))
+    run._calls[0] = refuse
+    with pytest.raises(ExternError, match=r"%1 \(mul_small\): my.gelu failed"):
+        run.next()
 
 
 # --- limits ---------------------------------------------------------------------------------------------
