@@ -4,19 +4,21 @@
 
     passes   ::= {"lines": [text], "runs": [run]}
     run      ::= {"pipeline", "pass", "ir", "time_s", "before", "after", "functions": [function]}
-    function ::= {"name", "added", "removed", "hunks": [hunk]}          of one without hunks nothing changed
-    hunk     ::= ["=", [line], skipped, [line]] | ["~", [old line], [new line]]           line: index in lines
+    function ::= {"name", "before", "after", "added", "removed", "hunks": [hunk]}
+    hunk     ::= ["=", [line], skipped, [line]] | ["~" | "!", [old line], [new line]]     line: index in lines
 
-Values are numbered in order (``%7``), so one node less renumbers all that follow. Two lines are the same if
-they are equal up to numbers and their numbers mean the same values.
+``before`` and ``after`` count nodes, ``added`` and ``removed`` lines; without hunks nothing changed. Values
+are numbered in order (``%7``), so one node less renumbers all that follow: two lines are the same if they are
+equal up to numbers and their numbers mean the same values.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from enum import Enum
 from typing import Any
 
 from strata.graph.nodes import Module
@@ -28,8 +30,18 @@ CONTEXT_LINES = 3
 TEXT_BYTES = 1 << 20  # if all passes have more text than this, only changed lines and their context are kept
 
 _VALUE = re.compile(r"%\d+")
-_DEFINED = re.compile(r"( *)(%\d+):")
-Hunk = tuple[bool, list[str], list[str]]  # same?, old lines, new lines
+_NODE = re.compile(r"( *)%\d+: (.+?) = (@?[\w.]*).*?(  # .*)?$")  # depth, type, op, origin
+
+
+class Change(Enum):
+    """How two stretches of lines differ."""
+
+    NONE = "="
+    LINE = "~"  # each line has become the one across from it
+    OTHER = "!"
+
+
+Hunk = tuple[Change, list[str], list[str]]  # old lines, new lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +82,15 @@ class PassLog(Instrument):
                 "time_s": float(f"{s.wall_s:.3g}"),
                 "before": s.run.kind.count(s.before),
                 "after": s.run.kind.count(s.after),
-                "functions": [lines.function(name, hunks) for name, hunks in parts],
+                "functions": [
+                    {"name": name, **_sizes(s, name), **lines.changes(hunks)} for name, hunks in parts
+                ],
             }
             for s, parts in diffs
         ]
         return {"lines": list(lines.numbers), "runs": runs}
 
-    def _diffs(self, seen: _Seen) -> Iterable[tuple[str, list[Hunk]]]:
+    def _diffs(self, seen: _Seen) -> Iterator[tuple[str, list[Hunk]]]:
         old, new = self._texts(seen, seen.before), self._texts(seen, seen.after)
         for name in {**new, **old}:
             yield name, diff(old.get(name, "").splitlines(), new.get(name, "").splitlines())
@@ -86,6 +100,17 @@ class PassLog(Instrument):
             shown = [f for f in module.functions if not self._functions or f.name in self._functions]
             return {f.name: print_function(f) for f in shown}
         return {seen.run.kind.name: seen.run.kind.print(module)}
+
+
+def _sizes(seen: _Seen, name: str) -> dict[str, int]:
+    """Nodes of a function before and after a pass; of loop IR, of all of it."""
+
+    def size(module: Any) -> int:
+        if isinstance(module, Module):
+            return sum(len(f.nodes) for f in module.functions if f.name == name)
+        return seen.run.kind.count(module)
+
+    return {"before": size(seen.before), "after": size(seen.after)}
 
 
 class _Lines:
@@ -98,19 +123,18 @@ class _Lines:
     def _store(self, lines: Sequence[str]) -> list[int]:
         return [self.numbers.setdefault(x, len(self.numbers)) for x in lines]
 
-    def function(self, name: str, hunks: Sequence[Hunk]) -> dict[str, Any]:
-        changed = [h for h in hunks if not h[0]]
+    def changes(self, hunks: Sequence[Hunk]) -> dict[str, Any]:
+        changed = [h for h in hunks if h[0] is not Change.NONE]
         return {
-            "name": name,
             "added": sum(len(new) for _, _, new in changed),
             "removed": sum(len(old) for _, old, _ in changed),
             "hunks": [self._hunk(h) for h in hunks] if changed else [],
         }
 
     def _hunk(self, hunk: Hunk) -> list[Any]:
-        same, old, new = hunk
-        if not same:
-            return ["~", self._store(old), self._store(new)]
+        change, old, new = hunk
+        if change is not Change.NONE:
+            return [change.value, self._store(old), self._store(new)]
         if self._all or len(new) <= 2 * CONTEXT_LINES:
             return ["=", self._store(new), 0, []]
         head, tail = new[:CONTEXT_LINES], new[-CONTEXT_LINES:]
@@ -118,24 +142,52 @@ class _Lines:
 
 
 def diff(old: Sequence[str], new: Sequence[str]) -> list[Hunk]:
-    """Equal and changed stretches, in order; of equal ones both sides are there, as numbers may differ."""
-    keys = [[_VALUE.sub("%", x) for x in side] for side in (old, new)]
+    """Stretches of lines, in order; of equal ones both sides are there, as numbers may differ."""
     names = _Names()
     hunks: list[Hunk] = []
-    for tag, i1, i2, j1, j2 in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
-        if tag != "equal":
-            _extend(hunks, False, old[i1:i2], new[j1:j2])
-            continue
-        for a, b in zip(old[i1:i2], new[j1:j2], strict=True):
-            _extend(hunks, names.agree(a, b), [a], [b])
+    for before, after in _aligned(old, new, (_masked, _operation, _value)):
+        if before is None or after is None:
+            change = Change.OTHER
+        else:
+            change = Change.NONE if names.agree(before, after) else Change.LINE
+        if not hunks or hunks[-1][0] is not change:
+            hunks.append((change, [], []))
+        hunks[-1][1].extend([] if before is None else [before])
+        hunks[-1][2].extend([] if after is None else [after])
     return hunks
 
 
-def _extend(hunks: list[Hunk], same: bool, old: Sequence[str], new: Sequence[str]) -> None:
-    if not hunks or hunks[-1][0] is not same:
-        hunks.append((same, [], []))
-    hunks[-1][1].extend(old)
-    hunks[-1][2].extend(new)
+def _aligned(
+    old: Sequence[str], new: Sequence[str], keys: Sequence[Callable[[str], str]]
+) -> Iterator[tuple[str | None, str | None]]:
+    """Pairs of lines: equal by the first key, what lies between by the other keys; ``None`` = no partner."""
+    if not keys or not old or not new:
+        yield from ((x, None) for x in old)
+        yield from ((None, x) for x in new)
+        return
+    key, *rest = keys
+    matcher = SequenceMatcher(None, list(map(key, old)), list(map(key, new)), autojunk=False)
+    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+        if tag == "equal":
+            yield from zip(old[i1:i2], new[j1:j2], strict=True)
+        else:
+            yield from _aligned(old[i1:i2], new[j1:j2], rest)
+
+
+def _masked(line: str) -> str:
+    return _VALUE.sub("%", line)
+
+
+def _operation(line: str) -> str:
+    """Depth, type, op and origin of the value that a line defines."""
+    found = _NODE.match(line)
+    return " ".join(found.groups("")) if found else _masked(line)
+
+
+def _value(line: str) -> str:
+    """Depth, type and origin of the value that a line defines: another op may compute the same."""
+    found = _NODE.match(line)
+    return f"{found[1]} {found[2]} {found[4] or ''}" if found else _masked(line)
 
 
 class _Names:
@@ -145,11 +197,11 @@ class _Names:
         self._new_of: dict[tuple[int, str], str] = {}
 
     def agree(self, old: str, new: str) -> bool:
-        """Whether two lines, equal up to numbers, speak of the same values; learns what they define."""
+        """Whether two lines say the same of the same values; learns which value they define."""
         depth = len(new) - len(new.lstrip())
         if "func @" in new:  # a body begins: nothing deeper is defined
             self._new_of = {k: v for k, v in self._new_of.items() if k[0] <= depth}
-        pairs = list(zip(_VALUE.findall(old), _VALUE.findall(new), strict=True))
-        if _DEFINED.match(new):
-            self._new_of[depth, pairs[0][0]] = pairs[0][1]
-        return all(self._new_of.get((depth, a)) == b for a, b in pairs)
+        before, after = _VALUE.findall(old), _VALUE.findall(new)
+        if _NODE.match(old) and _NODE.match(new):
+            self._new_of[depth, before[0]] = after[0]
+        return _masked(old) == _masked(new) and [self._new_of.get((depth, x)) for x in before] == after

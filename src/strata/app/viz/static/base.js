@@ -90,11 +90,13 @@ const candidateColor = (k) => `var(--c${k % 8})`;
 
 // ---- highlighting ----
 
-const WORDS = new Set(
-  ("func dims return for in parallel unroll vectorize serial block alloc let if else where init and or not call " +
-    "register local spatial reduce define declare ret br load store getelementptr phi add mul sub icmp fadd fmul " +
-    "sext zext trunc label private global target datalayout triple attributes").split(" "),
-);
+const words = (text) => new Set(text.split(" "));
+const WORDS = {
+  ir: words("func dims return for in parallel unroll vectorize serial block alloc let if else where init and or not " +
+    "call register local spatial reduce body loop loops factor"),
+  llvm: words("define declare ret br load store getelementptr phi add mul sub icmp fadd fmul fcmp select call sext zext " +
+    "trunc bitcast insertelement extractelement shufflevector label private global target datalayout triple attributes"),
+};
 const TYPE = /^(f64|f32|f16|bf16|i64|i32|i16|i8|i1|u8|u16|u32|bool|cache|ptr|void|float|double|half|bfloat)(x\d+)?$/;
 const TOKEN = /("(?:[^"\\]|\\.)*")|([%@!][\w.$-]+)|(-?\b0x[\da-f.]+p[+-]?\d+|-?\b0x[\da-f]+\b|\$?-?\b\d+(?:\.\d+)?(?:e[+-]?\d+)?\b)|([A-Za-z_][\w.]*)/gi;
 const COMMENT = { ir: /(^\s*\/\/|#).*$/, llvm: /;.*$/, asm: /#.*$/ };
@@ -108,7 +110,7 @@ function tokenClass(match, line, kind) {
     if (/^\s+$/.test(line.slice(0, match.index))) return "kw";
     return line.endsWith(":") ? "fn" : null;
   }
-  if (WORDS.has(word)) return "kw";
+  if (WORDS[kind].has(word)) return "kw";
   if (TYPE.test(word)) return "ty";
   return /^[({]/.test(line.slice(match.index + word.length)) ? "fn" : null;
 }

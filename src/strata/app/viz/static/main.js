@@ -107,7 +107,7 @@ const card = (label, value, note, tip) => h("div", { class: "card", "data-tip": 
 
 function drawSummary() {
   const fn = FUNCTIONS.get(STATE.function);
-  const first = DATA.passes.runs[0];
+  const first = DATA.passes.runs[0]?.functions.find((f) => f.name === fn.name);
   const kernels = new Set(fn.nodes.flatMap((n) =>
     dispatchOf(n).ranges.map((r) => stackOf(n).candidates[r[2]].kernel)));
   const byOp = new Map();
@@ -118,7 +118,7 @@ function drawSummary() {
   const options = DATA.model.options.map(([name, value]) => `${name}: ${value}`);
   PLACES.summary.replaceChildren(
     card(`estimate for ${fn.name}`, timeText(total), sources),
-    card("launches", fn.nodes.length, first ? `of ${first.before} graph nodes in all functions` : ""),
+    card("launches", fn.nodes.length, first ? `from ${first.before} graph nodes` : ""),
     card("kernels", kernels.size, `${DATA.stacks.length} stacks in the model`),
     card("arena", bytesText(fn.arena_bytes), `${fn.inputs.length} inputs, ${fn.outputs.length} outputs`),
     card("weights", bytesText(DATA.model.params_bytes), `${DATA.model.params} params`),

@@ -36,7 +36,7 @@ function diffView(state, actions) {
       choices("layout", [["unified", "Unified"], ["split", "Side by side"]], state.split ? "split" : "unified",
         (value) => actions.split(value === "split"))),
     h("p", { class: "facts" }, h("span", { class: "note" },
-      `${run.ir} IR · ${run.before} → ${run.after} nodes · ${timeText(run.time_s)} · in ${part.name}: ${part.added} lines added, ${part.removed} removed; renumbered values count as unchanged`))),
+      `${run.ir} IR · ${timeText(run.time_s)} · ${part.name}: ${part.before} → ${part.after} nodes, ${part.added} lines added, ${part.removed} removed (renumbered values count as unchanged)`))),
     body);
 }
 
@@ -44,7 +44,7 @@ function diffRows(hunks, split) {
   const lines = DATA.passes.lines;
   const at = { old: 1, new: 1 };
   return hunks.map((hunk, k) => {
-    if (hunk[0] === "~") return changedRows(hunk[1].map((x) => lines[x]), hunk[2].map((x) => lines[x]), at, split);
+    if (hunk[0] !== "=") return changedRows(hunk[0] === "~", hunk[1].map((x) => lines[x]), hunk[2].map((x) => lines[x]), at, split);
     const [, head, skipped, tail] = hunk;
     const same = (ids) => ids.map((x) => lineRow(" ", lines[x], at.old++, at.new++, split));
     if (skipped) {
@@ -63,37 +63,62 @@ function diffRows(hunks, split) {
   });
 }
 
-function changedRows(before, after, at, split) {
-  const paired = Math.min(before.length, after.length);
-  const marks = Array.from({ length: paired }, (_, k) => innerChange(before[k], after[k]));
+// Lines that were changed one by one are shown one by one, with what is different in them.
+function changedRows(paired, before, after, at, split) {
+  const marks = paired ? before.map((text, k) => innerChange(text, after[k])) : [];
+  if (paired && !split) {
+    return before.map((text, k) => [lineRow("-", text, at.old++, "", false, marks[k]?.[0]),
+      lineRow("+", after[k], "", at.new++, false, marks[k]?.[1])]);
+  }
   if (!split) {
     return [
-      before.map((text, k) => lineRow("-", text, at.old++, "", false, marks[k]?.[0])),
-      after.map((text, k) => lineRow("+", text, "", at.new++, false, marks[k]?.[1])),
+      before.map((text) => lineRow("-", text, at.old++, "", false)),
+      after.map((text) => lineRow("+", text, "", at.new++, false)),
     ];
   }
   return Array.from({ length: Math.max(before.length, after.length) }, (_, k) =>
     h("div", { class: "pair" }, half("-", before[k], at, "old", marks[k]?.[0]), half("+", after[k], at, "new", marks[k]?.[1])));
 }
 
-// Where two lines differ: [start, end] in each, or null if they have little in common.
+// The pieces of two lines as [text, changed], or null if they have little in common. Numbers of values differ
+// everywhere after a change, so they count only where nothing else differs.
 function innerChange(a, b) {
-  let head = 0;
-  while (head < a.length && head < b.length && a[head] === b[head]) head += 1;
-  let tail = 0;
-  while (tail < a.length - head && tail < b.length - head && a[a.length - 1 - tail] === b[b.length - 1 - tail]) tail += 1;
-  const indent = a.length - a.trimStart().length;
-  if (head + tail - indent < 0.4 * (Math.max(a.length, b.length) - indent)) return null;
-  return [[head, a.length - tail], [head, b.length - tail]];
+  const [x, y] = [a, b].map((line) => line.match(/%\d+|\w+|\W/g) ?? []);
+  const masked = (line) => line.replace(/%\d+/g, "%");
+  const others = masked(a) !== masked(b);
+  const same = (p, q) => p === q || (others && p[0] === "%" && q[0] === "%");
+  const common = Array.from({ length: x.length + 1 }, () => new Uint16Array(y.length + 1));
+  for (let i = x.length - 1; i >= 0; i--) {
+    for (let j = y.length - 1; j >= 0; j--) {
+      common[i][j] = same(x[i], y[j]) ? common[i + 1][j + 1] + 1 : Math.max(common[i + 1][j], common[i][j + 1]);
+    }
+  }
+  if (common[0][0] < 0.4 * Math.max(x.length, y.length)) return null;
+  const sides = [[], []];
+  const add = (side, text, changed) => {
+    const last = side[side.length - 1];
+    if (last && last[1] === changed) last[0] += text;
+    else side.push([text, changed]);
+  };
+  let [i, j] = [0, 0];
+  while (i < x.length || j < y.length) {
+    if (i < x.length && j < y.length && same(x[i], y[j])) {
+      add(sides[0], x[i++], false);
+      add(sides[1], y[j++], false);
+    } else if (j >= y.length || (i < x.length && common[i + 1][j] >= common[i][j + 1])) add(sides[0], x[i++], true);
+    else add(sides[1], y[j++], true);
+  }
+  return sides;
 }
 
 function half(sign, text, at, side, mark) {
   if (text === undefined) return h("div", { class: "dl none" });
   return h("div", { class: `dl ${sign === "-" ? "minus" : "plus"}` }, h("span", { class: "no" }, at[side]++), lineText(text, mark));
 }
-function lineText(text, mark) {
-  if (!mark || mark[0] === mark[1]) return h("code", {}, tokens(text, "ir"));
-  return h("code", {}, text.slice(0, mark[0]), h("mark", {}, text.slice(...mark)), text.slice(mark[1]));
+function lineText(text, pieces) {
+  if (!pieces) return h("code", {}, tokens(text, "ir"));
+  return h("code", {}, pieces.map(([piece, changed]) =>
+    changed ? h("mark", {}, tokens(piece, "ir")) : h("span", {}, tokens(piece, "ir"))));
 }
 function lineRow(sign, text, old, now, split, mark) {
   if (split) {
