@@ -21,10 +21,11 @@ from strata.core.dims import Dim
 from strata.core.dtypes import DType, bf16
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
-from strata.loop.nodes import AxisKind, Func, Load
+from strata.loop.nodes import AxisKind, Binary, BinaryOp, Func, Load, Store, Var
 from strata.loop.rewrite import free_vars, walk
-from strata.schedule.step import find_block, loops_around
+from strata.schedule.step import Step, find_block, loops_around
 from strata.schedule.steps import (
+    CacheWrite,
     ComputeAt,
     DecomposeReduction,
     Parallel,
@@ -38,7 +39,7 @@ from strata.schedule.steps import (
 )
 from strata.target import Target
 
-from .base import RULES, Draft, Proposal, gathers, stage_names
+from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
 
 STAGE = "matmul"
 ROW_TILES = (1, 4, 6)
@@ -66,28 +67,92 @@ def column_tile(target: Target) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loops:
-    """Names of the loops of ``out[batch.., m, n] = f(sum_k a[.., m, k] * b[.., k, n])``."""
+class _Product:
+    """``out[batch.., m, n] = f(sum_k a[.., m, k] * b[.., k, n])`` as a stage that sums and one that stores.
 
-    batch: tuple[str, ...]
-    m: str
-    n: str
-    tile_m: str  # of the stage inside a tile
-    tile_n: str
+    Attributes:
+        source: The function as it was handed in.
+        first: Steps that make two stages of it.
+        func: The function after them.
+        stage: Block that sums.
+        out: Block that stores.
+        loops: Loops around ``out``, outermost first.
+    """
+
+    source: Func
+    first: tuple[Step, ...]
+    func: Func
+    stage: str
+    out: str
+    loops: tuple[str, ...]
 
     @staticmethod
-    def of(func: Func) -> _Loops | None:
-        """The loops, or ``None`` if the function is no such matmul."""
-        if stage_names(func) != [STAGE, "out"]:
+    def of(func: Func) -> _Product | None:
+        """The product, or ``None`` if the function is none."""
+        stages, first, made = stage_names(func), (), func
+        if len(stages) == 1 and _multiplies(func, stages[0]):
+            first = (CacheWrite(stages[0]),)
+            try:
+                made = first[0].apply(func)
+            except LegalityError:
+                return None
+            stages = stage_names(made)
+        elif stages != [STAGE, "out"]:
             return None
-        rank = len(loops_around(func, "out"))
-        names = [x.var.name for x in loops_around(func, "out")]
-        if rank < 2 or len(loops_around(func, STAGE)) != rank + 1:
+        names = tuple(x.var.name for x in loops_around(made, stages[1]))
+        sums = loops_around(made, stages[0])
+        if len(names) < 2 or len(sums) != len(names) + 1:
             return None
-        if names != [f"out_i{k}" for k in range(rank)]:
+        if names != tuple(f"{stages[1]}_i{k}" for k in range(len(names))):
             return None
-        *batch, m, n = names
-        return _Loops(tuple(batch), m, n, f"{STAGE}_i{rank - 2}", f"{STAGE}_i{rank - 1}")
+        return _Product(func, first, made, stages[0], stages[1], names)
+
+    @property
+    def batch(self) -> tuple[str, ...]:
+        """Loops over batches."""
+        return self.loops[:-2]
+
+    @property
+    def m(self) -> str:
+        """The loop over rows."""
+        return self.loops[-2]
+
+    @property
+    def n(self) -> str:
+        """The loop over columns."""
+        return self.loops[-1]
+
+    @property
+    def tile(self) -> tuple[str, str, str]:
+        """Loops over rows, columns and k of the stage inside of a tile."""
+        rank = len(self.loops)
+        return f"{self.stage}_i{rank - 2}", f"{self.stage}_i{rank - 1}", f"{self.stage}_k0"
+
+    @property
+    def output(self) -> Var:
+        """The axis of the stage over columns."""
+        return [a.var for a in find_block(self.func, self.stage).axes if a.kind is AxisKind.SPATIAL][-1]
+
+    @property
+    def operands(self) -> list[Load]:
+        """What the stage loads."""
+        return [e for e in walk(find_block(self.func, self.stage).body) if isinstance(e, Load)]
+
+    def draft(self) -> Draft:
+        """The beginning of a schedule."""
+        draft = Draft(self.source)
+        draft.do(*self.first)
+        return draft
+
+    def begin_tiles(self, draft: Draft, rows: int, columns: int) -> None:
+        """Tiles of the result, columns outermost, with the sums of a tile in registers."""
+        m, n = self.m, self.n
+        draft.do(
+            Split(m, rows),
+            Split(n, columns),
+            Reorder((*self.batch, n + "o", m + "o", m + "i", n + "i")),
+            ComputeAt(self.stage, m + "o", "register"),
+        )
 
     def run_parallel(self, draft: Draft) -> None:
         """Batches and tiles of columns on all threads."""
@@ -96,34 +161,42 @@ class _Loops:
         draft.do(Parallel(loop))
 
 
+def _multiplies(func: Func, stage: str) -> bool:
+    """Whether a block adds up products over one axis."""
+    block = find_block(func, stage)
+    match block.body:
+        case Store(value=Binary(op=BinaryOp.ADD, a=Load(), b=Binary(op=BinaryOp.MUL))):
+            pass
+        case _:
+            return False
+    return block.init is not None and sum(a.kind is AxisKind.REDUCTION for a in block.axes) == 1
+
+
 @RULES.register("matmul")
 def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     """Traces for a product of two matrices, or of two batches of them."""
-    loops = _Loops.of(func)
-    if loops is None:
+    product = _Product.of(func)
+    if product is None:
         return None
-    if _outputs_are_contiguous(func):
+    if _outputs_are_contiguous(product):
         for dot in (True, False) if target.has_bf16_dot else (False,):
-            for columns, lanes in _widths(Draft(func).extent(loops.n), target, dot):
-                found = (_columns(func, loops, lanes, rows, columns, dot) for rows in ROW_TILES[1:])
+            for columns, lanes in _widths(product.draft().extent(product.n), target, dot):
+                found = (_columns(product, lanes, rows, columns, dot) for rows in ROW_TILES[1:])
                 proposals = [p for p in found if p is not None]
                 if proposals:
-                    single = _long_rows(func, loops, target) or _columns(func, loops, lanes, 1, columns, dot)
+                    single = _long_rows(product, target) or _columns(product, lanes, 1, columns, dot)
                     return [*([single] if single is not None else []), *proposals]
-        found = [_masked(func, loops, target)]
+        found = [_masked(product, target)]
     else:
         tiles = DEPTH_TILES if target.num_vector_registers >= 32 else DEPTH_TILES[:1]
-        found = [_depth(func, loops, target, rows, columns) for rows, columns in tiles]
+        found = [_depth(product, target, rows, columns) for rows, columns in tiles]
     return [p for p in found if p is not None] or None
 
 
-def _outputs_are_contiguous(func: Func) -> bool:
+def _outputs_are_contiguous(product: _Product) -> bool:
     """Whether everything that depends on the output is read along it: in the last dim of a buffer."""
-    output = [a.var for a in find_block(func, STAGE).axes if a.kind is AxisKind.SPATIAL][-1]
-    loads = [e for e in walk(find_block(func, STAGE).body) if isinstance(e, Load)]
-    return all(
-        output in free_vars(e.indices[-1]) for e in loads if any(output in free_vars(i) for i in e.indices)
-    )
+    using = [e for e in product.operands if any(product.output in free_vars(i) for i in e.indices)]
+    return all(product.output in free_vars(e.indices[-1]) for e in using)
 
 
 # ----------------------------------------------------------------------------- vectors along the outputs
@@ -139,63 +212,58 @@ def _widths(extent: int | None, target: Target, dot: bool) -> Iterator[tuple[int
 
 
 def _columns(
-    func: Func, loops: _Loops, lanes: int, rows: int, columns: int, dot: bool, name: str = ""
+    product: _Product, lanes: int, rows: int, columns: int, dot: bool, name: str = ""
 ) -> Proposal | None:
     """The tile with ``rows`` rows, by bf16 dot products if ``dot``; ``None`` if not legal or it gathers."""
-    draft = Draft(func)
+    draft = product.draft()
     name = name or f"cpu.matmul.{'dot' if dot else 'tile'}{rows}x{columns}"
     try:
-        _tile_columns(draft, loops, rows, columns, lanes, dot)
+        _tile_columns(draft, product, rows, columns, lanes, dot)
         made = draft.proposal(name, rows, dot)
     except LegalityError:
         return None
     return made if gathers(made.func) == 0 else None
 
 
-def _tile_columns(draft: Draft, loops: _Loops, rows: int, columns: int, lanes: int, dot: bool) -> None:
-    m, n, tile_m, tile_n = loops.m, loops.n, loops.tile_m, loops.tile_n
-    draft.do(
-        Split(m, rows),
-        Split(n, columns),
-        Reorder((*loops.batch, n + "o", m + "o", m + "i", n + "i")),
-        ComputeAt(STAGE, m + "o", "register"),
-    )
+def _tile_columns(draft: Draft, product: _Product, rows: int, columns: int, lanes: int, dot: bool) -> None:
+    tile_m, tile_n, k = product.tile
+    product.begin_tiles(draft, rows, columns)
     if dot:
-        draft.do(Split("matmul_k0", PAIR), Reorder(("matmul_k0o", tile_m, tile_n, "matmul_k0i")))
-        draft.do(DecomposeReduction(STAGE, "matmul_k0o"))
+        draft.do(Split(k, PAIR), Reorder((k + "o", tile_m, tile_n, k + "i")))
+        draft.do(DecomposeReduction(product.stage, k + "o"))
         draft.do(Split(tile_n, lanes), Unroll(tile_n + "o"), Tensorize(tile_n + "i"))
     else:
-        draft.do(Reorder(("matmul_k0", tile_m, tile_n)), DecomposeReduction(STAGE, "matmul_k0"))
+        draft.do(Reorder((k, tile_m, tile_n)), DecomposeReduction(product.stage, k))
         draft.do(Split(tile_n, lanes), Unroll(tile_n + "o"), Vectorize(tile_n + "i"))
-    for loop in (tile_n + "_init", n + "i"):
+    for loop in (tile_n + "_init", product.n + "i"):
         draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
-    draft.do(Unroll(tile_m), Unroll(tile_m + "_init"), Unroll(m + "i"))
-    loops.run_parallel(draft)
+    draft.do(Unroll(tile_m), Unroll(tile_m + "_init"), Unroll(product.m + "i"))
+    product.run_parallel(draft)
 
 
-def _long_rows(func: Func, loops: _Loops, target: Target) -> Proposal | None:
+def _long_rows(product: _Product, target: Target) -> Proposal | None:
     """One row, and so many columns that the pieces of a row-major weight's rows are worth a prefetch."""
-    output = [a.var for a in find_block(func, STAGE).axes if a.kind is AxisKind.SPATIAL][-1]
-    by_rows = any(isinstance(e, Load) and e.indices[-1] == output for e in walk(find_block(func, STAGE).body))
-    columns, extent = 4 * column_tile(target), Draft(func).extent(loops.n)
+    by_rows = any(e.indices[-1] == product.output for e in product.operands if e.indices)
+    columns, extent = 4 * column_tile(target), product.draft().extent(product.n)
     if not by_rows or extent is None or extent % columns:
         return None
-    return _columns(func, loops, target.lanes_f32, 1, columns, False, f"cpu.gemv.tile{columns}")
+    return _columns(product, target.lanes_f32, 1, columns, False, f"cpu.gemv.tile{columns}")
 
 
-def _masked(func: Func, loops: _Loops, target: Target) -> Proposal | None:
+def _masked(product: _Product, target: Target) -> Proposal | None:
     """One row, tiles of columns under a mask: for ``[K, N]`` weights whose rows are no whole vectors."""
-    draft, lanes, n = Draft(func), target.lanes_f32, loops.tile_n
+    draft, lanes = product.draft(), target.lanes_f32
+    *others, n = loops_over(draft.func, product.stage, AxisKind.SPATIAL)
+    (k,) = loops_over(draft.func, product.stage, AxisKind.REDUCTION)
     extent = draft.extent(n)
     columns = column_tile(target) if extent is None else min(column_tile(target), -(-extent // lanes) * lanes)
-    others = [x.var.name for x in loops_around(func, STAGE) if x.var.name not in (n, "matmul_k0")]
     try:
-        draft.do(Split(n, columns), Reorder((*others, n + "o", "matmul_k0", n + "i")))
-        draft.do(ReverseComputeAt("out", n + "o", "register"), DecomposeReduction(STAGE, "matmul_k0"))
-        for loop in (n + "i", n + "i_init", f"out_i{len(others)}"):
+        draft.do(Split(n, columns), Reorder((*others, n + "o", k, n + "i")))
+        draft.do(ReverseComputeAt(product.out, n + "o", "register"), DecomposeReduction(product.stage, k))
+        for loop in (n + "i", n + "i_init", product.n):
             draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
         # Quotients of a fused loop by a dim would hide that operands are in bounds.
-        draft.parallel(others[0] if loops.batch else draft.fuse_outer([*others, n + "o"], "tile"))
+        draft.parallel(others[0] if product.batch else draft.fuse_outer([*others, n + "o"], "tile"))
         made = draft.proposal(f"cpu.gemv.masked{columns}")
     except LegalityError:
         return None
@@ -205,11 +273,11 @@ def _masked(func: Func, loops: _Loops, target: Target) -> Proposal | None:
 # -------------------------------------------------------------------------------------- vectors along k
 
 
-def _depth(func: Func, loops: _Loops, target: Target, rows: int, columns: int) -> Proposal | None:
+def _depth(product: _Product, target: Target, rows: int, columns: int) -> Proposal | None:
     """Sums of ``rows x columns`` outputs as vectors along k, added up in the end; ``None`` if not legal."""
-    draft = Draft(func)
+    draft = product.draft()
     try:
-        _tile_depth(draft, loops, rows, columns, target.lanes_f32)
+        _tile_depth(draft, product, rows, columns, target.lanes_f32)
         name = f"cpu.gemv.depth{columns}" if rows == 1 else f"cpu.matmul.depth{rows}x{columns}"
         made = draft.proposal(name)
     except LegalityError:
@@ -217,24 +285,20 @@ def _depth(func: Func, loops: _Loops, target: Target, rows: int, columns: int) -
     return made if gathers(made.func) == 0 else None
 
 
-def _tile_depth(draft: Draft, loops: _Loops, rows: int, columns: int, lanes: int) -> None:
-    m, n, tile_m, tile_n = loops.m, loops.n, loops.tile_m, loops.tile_n
-    k = "matmul_k0"
+def _tile_depth(draft: Draft, product: _Product, rows: int, columns: int, lanes: int) -> None:
+    tile_m, tile_n, k = product.tile
+    product.begin_tiles(draft, rows, columns)
     draft.do(
-        Split(m, rows),
-        Split(n, columns),
-        Reorder((*loops.batch, n + "o", m + "o", m + "i", n + "i")),
-        ComputeAt(STAGE, m + "o", "register"),
         Split(k, lanes),
-        RFactor(STAGE, k + "i"),
+        RFactor(product.stage, k + "i"),
         Reorder((k + "o", tile_m, tile_n, k + "i")),
         Vectorize(k + "i"),
         Vectorize(k + "i_rf_init"),
-        DecomposeReduction(STAGE, k + "i_f"),
+        DecomposeReduction(product.stage, k + "i_f"),
         Vectorize(k + "i_f"),
-        Unroll(m + "i"),
-        Unroll(n + "i"),
+        Unroll(product.m + "i"),
+        Unroll(product.n + "i"),
     )
     for loop in (tile_m, tile_n):
         draft.do(Unroll(loop), Unroll(loop + "_rf_init"), Unroll(loop + "_f"))
-    loops.run_parallel(draft)
+    product.run_parallel(draft)
