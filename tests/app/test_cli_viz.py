@@ -350,7 +350,13 @@ def dom(page: Path, address: str, script: str = "") -> str:
         driven.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
         page = driven
     profile = page.with_name("profile")
-    options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+    options = (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+    )
     command = [
         str(CHROMIUM),
         *options,
@@ -361,6 +367,7 @@ def dom(page: Path, address: str, script: str = "") -> str:
         f"{page.as_uri()}{address}",
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "CONSOLE" not in result.stderr, result.stderr
     assert 'data-errors=""' in result.stdout[:400], result.stdout[:400]
     assert 'data-ready="true"' in result.stdout[:400]
     return result.stdout
