@@ -420,3 +420,24 @@ def masked_accumulator(x: f32[16], y: Out[f32[1]]):
         if x[i : i + 4] > 0.0:
             total += x[i : i + 4]
     y[0] = reduce_sum(total)
+
+
+@case(lambda x: np.concatenate([x[::-1], x[-1:]]), (7,))
+def parallel_places(x: f32[n], y: Out[f32[n + 1]]):
+    for i in parallel(n):
+        t = local(f32[1])
+        t[0] = x[i]
+        place = n - 1 - i
+        y[place] = t[0]
+        if i == n - 1:
+            y[n] = t[0]
+
+
+@case(lambda x: np.where(x > 0, 1, -1).astype(np.float32), (9,))
+def parallel_index_in_memory(x: f32[n], y: Out[f32[n]]):
+    for i in parallel(n):
+        place = 0
+        for j in grid(n):
+            if j < i:
+                place += 1
+        y[place] = 1.0 if x[i] > 0.0 else -1.0

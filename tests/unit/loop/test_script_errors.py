@@ -352,6 +352,19 @@ def race(x: f32[n], a: Out[f32[1]]):
     a[0] = total
 
 
+@bad("a: all iterations of the parallel loop over i write this element at once; index it with i", "a[0]")
+def race_in_memory(x: f32[n], a: Out[f32[1]]):
+    for i in parallel(n):
+        a[0] += x[i]  #!
+
+
+@bad("a: all iterations of the parallel loop over i write this element", "a[j]")
+def race_of_rows(x: f32[n, 8], a: Out[f32[8]]):
+    for i in parallel(n):
+        for j, k in block("sum", 8, reduce(1)):
+            a[j] += x[i, j]  #!
+
+
 @bad("total gets a value of i64 x 1 lanes; its first value was f32 x 1", "total")
 def other_dtype(x: f32[n], a: Out[f32[1]]):
     total = 0.0

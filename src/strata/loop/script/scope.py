@@ -93,6 +93,23 @@ class BlockFrame:
     init: Stmt | None = None
 
 
+@dataclass(slots=True, eq=False)
+class ParallelFrame:
+    """A parallel loop being read.
+
+    Attributes:
+        var: Its variable.
+        varying: Variables that depend on it.
+        branches: Branches around it.
+        private: Buffers of each iteration.
+    """
+
+    var: Var
+    varying: set[Var]
+    branches: int
+    private: set[Buffer] = field(default_factory=set)
+
+
 class Rebound(Exception):
     """An inner suite assigns to a name: read the kernel again with that name in memory."""
 
@@ -119,7 +136,8 @@ class Scope:
         self.items: list[Stmt | Let | Alloc] = []
         self.blocks: list[BlockFrame] = []
         self.extents: dict[Var, Expr] = {}
-        self.parallel = 0
+        self.threads: list[ParallelFrame] = []
+        self.branches = 0
         self.depth = 0
         self.known = Analysis()
         self.guards: list[Expr] = []
@@ -259,7 +277,19 @@ class Scope:
         """A block axis with a new variable, whose range is known from here on."""
         var = Var(self.unique(name))
         self.declare(var, extent)
+        self.depends(var, value)
         return BlockAxis(var, kind, extent, value)
+
+    def depends(self, var: Var, value: Expr) -> None:
+        """``var`` varies with whatever ``value`` varies with."""
+        for frame in self.threads:
+            if frame.varying & free_vars(value):
+                frame.varying.add(var)
+
+    def private(self, buffer: Buffer) -> None:
+        """A new buffer of each iteration of the loops around this place."""
+        for frame in self.threads:
+            frame.private.add(buffer)
 
     def declare(self, var: Var, extent: Expr) -> None:
         """A new loop variable or axis: ``0 <= var < extent``."""
@@ -325,6 +355,7 @@ class Scope:
             return value
         var = Var(self.unique(name), value.dtype, value.lanes)
         self.emit(Let(var, value, Seq(())), node)
+        self.depends(var, value)
         if self.blocks:
             self.blocks[-1].visible.add(var)
         return var
@@ -334,14 +365,15 @@ class Scope:
         shape = (value.lanes,) if value.lanes > 1 else ()
         buffer = Buffer(self.unique(name), shape, value.dtype, MemSpace.REGISTER)
         self.emit(Alloc(buffer, Seq(())), node)
-        cell = Cell(buffer, self.parallel)
+        self.private(buffer)
+        cell = Cell(buffer, len(self.threads))
         self.set_cell(cell, value, node)
         return cell
 
     def set_cell(self, cell: Cell, value: Expr, node: ast.AST) -> None:
         """Assign to a name in memory."""
         name = cell.buffer.name
-        if cell.parallel != self.parallel:
+        if cell.parallel != len(self.threads):
             self.fail(
                 node,
                 f"{name} is one value that all iterations of a parallel loop would change at once; "

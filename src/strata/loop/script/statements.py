@@ -22,10 +22,11 @@ from strata.loop.nodes import (
     Var,
     index,
 )
+from strata.loop.rewrite import free_vars
 
 from . import language as words
 from .calls import SPACES, Calls, is_word
-from .scope import Cell, Rebound
+from .scope import Cell, ParallelFrame, Rebound
 
 _LOOPS = {
     words.grid: ForKind.SERIAL,
@@ -159,14 +160,14 @@ class Statements(Calls):
             self.declare(var, extent)
             if self.blocks:
                 self.blocks[-1].visible.add(var)
-        threads = kinds.count(ForKind.PARALLEL)
-        self.parallel += threads
+        threads = [v for v, kind in zip(variables, kinds, strict=True) if kind is ForKind.PARALLEL]
+        self.threads += [ParallelFrame(v, {v}, self.branches) for v in threads]
         self.depth += 1
         with self.suite() as out:
             for name, value in names.items():
                 self.bind(name, value, node)
             self.statements(node.body)
-        self.parallel -= threads
+        del self.threads[len(self.threads) - len(threads) :]
         self.depth -= 1
         self.known = known
         return out[0]
@@ -201,7 +202,9 @@ class Statements(Calls):
         with self.suite() as out:
             if not has_load(cond):
                 self.known = self.known.with_fact(cond, holds)
+            self.branches += 1
             self.statements(body)
+            self.branches -= 1
         return out[0]
 
     def masked(self, cond: Expr, body: list[ast.stmt]) -> None:
@@ -254,6 +257,7 @@ class Statements(Calls):
             self.fail(target, f"the name {target.id} is taken; give the buffer another one")
         buffer = Buffer(self.unique(target.id), tensor.shape, tensor.dtype, space)
         self.emit(Alloc(buffer, Seq(())), node)
+        self.private(buffer)
         self.bind(target.id, buffer, node)
 
     def assign(self, target: ast.expr, value: Any) -> None:
@@ -337,5 +341,21 @@ class Statements(Calls):
         lanes = where[-1].lanes if where else 1
         if expr.lanes not in (1, lanes):
             self.fail(node, f"{buffer.name}: got a value of {expr.lanes} lanes for {lanes} element(s)")
+        self.check_race(buffer, where, node)
         with self.at(node):
             self.emit(b.store(buffer, where, expr, self.mask(lanes, node)), node)
+
+    def check_race(self, buffer: Buffer, where: tuple[Expr, ...], node: ast.AST) -> None:
+        """Iterations of a parallel loop must not all write one element (a branch may choose one of them)."""
+        if self.guards or any(has_load(i) for i in where):
+            return
+        used = {v for i in where for v in free_vars(i)}
+        for frame in self.threads:
+            shared = buffer not in frame.private and frame.branches == self.branches
+            if shared and not used & frame.varying:
+                name = frame.var.name
+                self.fail(
+                    node,
+                    f"{buffer.name}: all iterations of the parallel loop over {name} write this element "
+                    f"at once; index it with {name}, or make the loop a grid",
+                )
