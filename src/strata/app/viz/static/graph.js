@@ -120,7 +120,14 @@ function shortName(node, block) {
   return parts.slice(block.name.split(".").length).join("") || node.name;
 }
 
-function nodeRow(row, state, most, select) {
+// Whether a row is the chosen node's; of a folded block, whether it stands for it.
+function isCurrent(fn, row, state) {
+  if (!row.folded) return row.node.name === state.node;
+  const layers = fn.nodes.findIndex((n) => n.name === state.node) - row.index;
+  return layers >= 0 && layers % row.block.length === 0 && layers < row.block.length * row.block.repeats;
+}
+
+function nodeRow(fn, row, state, most, select) {
   const { node } = row;
   const time = costOf(node, state.sizes);
   const bar = `inline-size:${Math.max((100 * time) / most, 1)}%;--op:${opColor(node.op)}`;
@@ -131,7 +138,7 @@ function nodeRow(row, state, most, select) {
     class: "row node",
     "data-node": node.name,
     "data-index": row.index,
-    "aria-current": String(node.name === state.node),
+    "aria-current": String(isCurrent(fn, row, state)),
     "data-tip": tip,
     onclick: () => select(node.name),
   },
@@ -168,7 +175,7 @@ function graphList(fn, state, actions) {
   const items = rows.map((row) => {
     switch (row.kind) {
       case "node":
-        return nodeRow(row, state, most, actions.select);
+        return nodeRow(fn, row, state, most, actions.select);
       case "block":
         return blockRow(row, fn, state, total, actions.toggle);
       case "layer":
