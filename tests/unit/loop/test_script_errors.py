@@ -603,6 +603,11 @@ def rank(a: Out[f32[n]]):
     a[0, 0] = 1.0  #!
 
 
+@bad("const: got 1180591620717411303424; expected a value of i64", "2**70")
+def huge_index(a: Out[f32[n]]):
+    a[2**70] = 1.0  #!
+
+
 @bad("index 0 of a is f32; expected an integer", "0.5")
 def float_index(a: Out[f32[n]]):
     a[0.5] = 1.0  #!

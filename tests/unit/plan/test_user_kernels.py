@@ -16,7 +16,8 @@ from strata.core.knobs import cache_folder, knobs
 from strata.frontend import nn
 from strata.frontend.nn import spec
 from strata.graph.nodes import Node, make_node
-from strata.graph.types import TensorType
+from strata.graph.samples import op_samples, sample_function
+from strata.graph.types import CacheType, TensorType
 from strata.loop import interp
 from strata.loop.nodes import Alloc, Buffer, For, Func, Let
 from strata.loop.rewrite import walk_stmts
@@ -222,6 +223,12 @@ def test_more_that_does_not_fit():
             y[i, j] = x[i, j] + z[i, j]
 
     assert "m would be 4 and 8" in reason(user(equal_sides, op="add"), same)
+
+
+def test_nodes_of_caches_do_not_fit():
+    op, sample = next((op, s) for _, op, s in op_samples() if any(isinstance(t, CacheType) for t in s.types))
+    where = sample_function(op, sample).outputs[0]
+    assert "the node has an operand that is no tensor" in reason(user(lambda *_: None, op=op), where)
 
 
 def test_multiples_and_sums_of_dims():

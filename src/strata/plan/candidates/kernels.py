@@ -49,7 +49,7 @@ _log = logging.getLogger("strata.plan")
 
 Ranges = Mapping[str, tuple[int, int]]
 When = Ranges | Callable[[Node], bool]
-ExternOf = Callable[[Node], "str | None"]  # name of the extern that computes a node
+ExternOf = Callable[[Node], str]  # name of the extern that computes a node
 
 
 @runtime_checkable
@@ -241,8 +241,6 @@ def _instantiate(kernel: UserKernel, node: Node, target: Target) -> Instance:
 def _extern_instance(kernel: UserKernel, node: Node) -> Instance:
     assert not isinstance(kernel.implementation, LoopKernel)
     name = kernel.implementation(node)
-    if name is None:
-        raise _DoesNotFit(f"the function does not take {', '.join(str(x.type) for x in node.inputs)}")
     ranges = kernel.when.items() if isinstance(kernel.when, Mapping) else ()
     known = {d.name: d for x in (node, *node.inputs) for d in x.tensor.shape if isinstance(d, SymDim)}
     when: list[DimRange] = []
