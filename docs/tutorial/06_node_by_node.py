@@ -89,7 +89,7 @@ def my_norm(x, weight, y):
     y[...] = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
 
 
-program = model.stepping_program
+program = model.program
 swapped = program.swap("*norm", my_norm)
 print(f"{len(swapped)} nodes run {my_norm.__name__}")
 print(model.generate(prompt, max_tokens=8).text)

@@ -1,6 +1,7 @@
 """``strata nodes`` and ``strata profile`` on the demo model."""
 
 import json
+import re
 
 import pytest
 
@@ -29,13 +30,13 @@ def test_nodes_as_json(strata, artifact, function):
 
 def test_nodes_as_a_table(strata, artifact):
     result = strata("nodes", artifact, "--tokens", 5)
-    assert "decode · 84 nodes · n = 1, num_seqs = 1" in result.stdout
+    assert re.search(r"decode · \d+ nodes · n = 1, num_seqs = 1", result.stdout)
     assert "model.layers.7.self_attn:paged_attention" in result.stdout
 
 
 def test_one_node_in_detail(strata, artifact):
     text = strata("nodes", artifact, "--node", "*.0.mlp.gate_up_proj").stdout
-    assert text.startswith("8: model.layers.0.mlp.gate_up_proj = matmul\n  input  a0: bf16[n,256]\n")
+    assert re.match(r"\d+: model.layers.0.mlp.gate_up_proj = matmul\n  input  \w+: bf16\[n,256\]\n", text)
     assert "model.layers.0.mlp.gate_up_proj.weight" in text
     assert text.count("\n  * ") == 1
     assert "select k" in text
@@ -47,18 +48,19 @@ def test_profile_as_json(strata, artifact, tmp_path):
     options = ("--function", "prefill", "--tokens", 8, "--repeats", 2, "--trace", trace, "--json")
     data = json.loads(strata("profile", artifact, *options).stdout)
     assert data["ceilings"]["source"] == "measured"
-    assert len(data["nodes"]) == 84
+    listed = json.loads(strata("nodes", artifact, "--function", "prefill", "--json").stdout)["nodes"]
+    assert [t["name"] for t in data["nodes"]] == [n["name"] for n in listed]
     assert sum(t["share"] for t in data["nodes"]) == pytest.approx(1)
-    assert sum(t["launches"] for t in data["by_op"]) == 84
+    assert sum(t["launches"] for t in data["by_op"]) == len(listed)
     matmul = next(t for t in data["by_op"] if t["name"] == "matmul")
     assert matmul["flop"] == sum(t["flop"] for t in data["nodes"] if t["op"] == "matmul")
     assert matmul["roofline_fraction"] > 0
-    assert len(json.loads(trace.read_text())["traceEvents"]) == 84
+    assert len(json.loads(trace.read_text())["traceEvents"]) == len(listed)
 
 
 def test_profile_as_tables(strata, artifact):
     text = strata("profile", artifact, "--tokens", 4, "--repeats", 1, "--top", 3).stdout
-    assert "84 nodes:" in text
+    assert re.search(r"\d+ nodes: [\d.]+ ms one by one, [\d.]+ ms in one call", text)
     assert "ceilings, measured:" in text
     assert "by op" in text
     assert text.split("by node")[1].count("model.") == 3
