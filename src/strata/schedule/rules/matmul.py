@@ -22,7 +22,7 @@ from strata.core.dtypes import DType, bf16
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
 from strata.loop.nodes import AxisKind, Binary, BinaryOp, Func, Load, Store, Var
-from strata.loop.rewrite import free_vars, walk
+from strata.loop.rewrite import buffers_written, free_vars, walk
 from strata.schedule.step import Step, find_block, loops_around
 from strata.schedule.steps import (
     CacheWrite,
@@ -135,8 +135,10 @@ class _Product:
 
     @property
     def operands(self) -> list[Load]:
-        """What the stage loads."""
-        return [e for e in walk(find_block(self.func, self.stage).body) if isinstance(e, Load)]
+        """Where the stage loads elements of the matrices."""
+        body = find_block(self.func, self.stage).body
+        sums = buffers_written(body)
+        return [e for e in walk(body) if isinstance(e, Load) and e.buffer not in sums]
 
     def draft(self) -> Draft:
         """The beginning of a schedule."""
