@@ -173,14 +173,16 @@ def _traced(view: View, options: Options) -> Traced:
 
 
 def planned_launches(
-    view: View, plan: PlanOptions, ranges: tuple[DimRange, ...] = ()
+    view: View, plan: PlanOptions | None, ranges: tuple[DimRange, ...] = ()
 ) -> Sequence[PlannedLaunch]:
     """Launches of the view's function and op, planned under these options.
 
     Raises:
         UserError: see :func:`show`.
     """
-    options = Options(view.format, pipeline=pipeline_text(view.pipeline), plan=plan, ranges=ranges)
+    options = Options(
+        view.format, pipeline=pipeline_text(view.pipeline), plan=plan or PlanOptions(), ranges=ranges
+    )
     planned = _traced(view, options).lower(options.passes).plan(options.plan)
     return _matching(_planned_function(planned, view.function), view.op)
 

@@ -12,18 +12,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strata.assets import DEMO_MODEL
 from strata.core.errors import StrataError, UserError
 from strata.core.knobs import current, knobs
 from strata.engine.generate import Generation, LanguageModel
 from strata.engine.sampling import SamplingParams
-from strata.plan.options import PlanOptions, parse_pin
 from strata.runtime.artifact import is_artifact
 from strata.runtime.records import DimRange
+
+if TYPE_CHECKING:
+    from strata.plan.options import PlanOptions
 
 Progress = Callable[[int, int, str, bool], None]
 
@@ -41,7 +43,7 @@ class Source:
         pipeline: Graph passes; ``""`` = the knob.
         print_after: Passes after which the graph goes to stderr.
         dump: Directory for the graph after every pass.
-        plan: How kernels are chosen.
+        plan: How kernels are chosen; ``None`` = by cost, among those of the rules and of the user.
         ranges: Ranges of symbolic dims.
     """
 
@@ -53,7 +55,7 @@ class Source:
     pipeline: str = ""
     print_after: str = ""
     dump: Path | None = None
-    plan: PlanOptions = field(default_factory=PlanOptions)
+    plan: PlanOptions | None = None
     ranges: tuple[DimRange, ...] = ()
 
 
@@ -79,12 +81,16 @@ class Planning:
     ranges: Sequence[str] = ()
     database: Path | None = None
 
-    def options(self) -> PlanOptions:
-        """The options; runs the kernel files, which register what they define.
+    def options(self) -> PlanOptions | None:
+        """The options, if any are given; runs the kernel files, which register what they define.
 
         Raises:
             UserError: an option is malformed, or a file cannot be run.
         """
+        if self == Planning():
+            return None
+        from strata.plan.options import PlanOptions, parse_pin
+
         for file in self.kernels:
             run_kernel_file(file)
         return PlanOptions(
@@ -97,6 +103,8 @@ class Planning:
 
     def dim_ranges(self) -> tuple[DimRange, ...]:
         """Parsed ``--range`` options."""
+        if not self.ranges:
+            return ()
         from strata.compiler.artifact_cache import parse_range
 
         return tuple(parse_range(text) for text in self.ranges)
@@ -160,10 +168,9 @@ def _cached_model(source: Source) -> LanguageModel | None:
     pipeline = source.pipeline or settings.pipeline
     if pipeline not in ("default", "zero") or settings.loop_pipeline != "loop_default":
         return None  # it may run code of the user's, which only the compiler can tell
-    options = Options(
-        source.format, source.max_context, pipeline=pipeline, plan=source.plan, ranges=source.ranges
+    artifact = artifact_path(
+        folder, Options(source.format, source.max_context, **_planning(source, pipeline))
     )
-    artifact = artifact_path(folder, options)
     if not is_artifact(artifact):
         return None
     model = LanguageModel.load(artifact, source.threads)
@@ -187,17 +194,21 @@ def _compiled_model(source: Source) -> LanguageModel:
             source.threads,
             progress=progress,
             max_context=source.max_context,
-            pipeline=pipeline_text(source.pipeline),
-            plan=source.plan,
-            ranges=source.ranges,
             fresh=fresh,
+            **_planning(source, pipeline_text(source.pipeline)),
         )
+
+
+def _planning(source: Source, pipeline: str) -> dict[str, Any]:
+    """The fields of ``Options`` that say how a model becomes kernels."""
+    chosen = {} if source.plan is None else {"plan": source.plan}
+    return {"pipeline": pipeline, "ranges": source.ranges, **chosen}
 
 
 def _check_artifact_options(source: Source) -> None:
     if source.model is not None and source.artifact is not None:
         raise UserError("--artifact: got also a model; expected one of them")
-    if source.plan != PlanOptions() or source.ranges:
+    if source.plan is not None or source.ranges:
         raise UserError(f"{source.artifact or source.model}: is compiled already; its kernels are chosen")
     for name in ("format", "pipeline", "print_after", "dump"):
         if getattr(source, name):
@@ -286,14 +297,8 @@ def compile_to(source: Source, output: Path, max_batch: int) -> dict[str, Any]:
     from strata.compiler.api import Options, compile_model
 
     start = time.perf_counter()
-    options = Options(
-        source.format,
-        source.max_context,
-        max_batch,
-        pipeline=pipeline_text(source.pipeline),
-        plan=source.plan,
-        ranges=source.ranges,
-    )
+    planning = _planning(source, pipeline_text(source.pipeline))
+    options = Options(source.format, source.max_context, max_batch, **planning)
     with compile_progress() as progress, debugging(source.print_after, source.dump) as fresh:
         folder = compile_model(source.model or DEMO_MODEL, output, options, progress=progress, fresh=fresh)
     return {
