@@ -63,7 +63,7 @@ def command(
     )
     definition = define_model(model, shape, options)
     traced = trace(definition.module, None, definition.cache_record, definition.config)
-    name = shape or Path(model or DEMO_MODEL).name
+    name = shape or Path(model or DEMO_MODEL).resolve().name
     data = model_data(Subject(name, traced, options, tuple(function or ())))
     if as_json:
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
