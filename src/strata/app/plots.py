@@ -36,7 +36,7 @@ def plot_dispatch(table: Sequence[Dispatch], path: Path) -> None:
 
 def _draw(entry: Dispatch, axis: Any) -> None:
     for curve in entry.curves:
-        sizes, times_us = zip(*((s, t * 1e6) for s, t in curve.points), strict=True)
+        sizes, times_us = [s for s, _ in curve.points], [t * 1e6 for _, t in curve.points]
         marker = "o" if curve.source == "measured" else None
         axis.plot(sizes, times_us, marker=marker, markersize=3, label=f"{curve.candidate} ({curve.source})")
     for k, r in enumerate(entry.ranges):
