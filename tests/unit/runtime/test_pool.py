@@ -15,9 +15,19 @@ from hand_kernels import image
 from strata.core.errors import UserError
 from strata.runtime.image import load_image
 
+_before: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _other_pools():
+    """Workers of programs that other tests of this process keep are not counted."""
+    gc.collect()
+    _before.clear()
+    _before.update(threading.enumerate())
+
 
 def workers() -> int:
-    return sum(t.name.startswith("strata-worker") for t in threading.enumerate())
+    return sum(t.name.startswith("strata-worker") for t in threading.enumerate() if t not in _before)
 
 
 @pytest.fixture
