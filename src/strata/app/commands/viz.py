@@ -56,11 +56,11 @@ def command(
     from strata.assets import DEMO_MODEL
     from strata.compiler.artifact_cache import Options
     from strata.compiler.driver import trace
+    from strata.plan.options import PlanOptions
 
     planning = Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
-    options = Options(
-        format, pipeline=pipeline_text(pipeline), plan=planning.options(), ranges=planning.dim_ranges()
-    )
+    plan = planning.options() or PlanOptions()
+    options = Options(format, pipeline=pipeline_text(pipeline), plan=plan, ranges=planning.dim_ranges())
     definition = define_model(model, shape, options)
     traced = trace(definition.module, None, definition.cache_record, definition.config)
     name = shape or Path(model or DEMO_MODEL).resolve().name
