@@ -127,7 +127,7 @@ def model_tasks(
     Raises:
         UserError: a workload names no function, or a size out of its range.
     """
-    builder = StackBuilder(choose_layouts(module, target), target)
+    builder = StackBuilder(choose_layouts(module, target), target, loops=module.loops)
     chosen = tuple(workloads) or default_workloads(module)
     found: dict[tuple[str, Sizes], TuningTask] = {}
     for workload in chosen:
