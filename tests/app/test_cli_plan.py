@@ -1,5 +1,6 @@
 """``strata plan``: the table of kernels by size, its plot, and the options that change the choice."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def entries(*arguments: str) -> list[dict]:
 def test_every_size_has_one_kernel() -> None:
     for entry in entries():
         ranges = entry["ranges"]
-        assert all(a["hi"] + 1 == b["lo"] for a, b in zip(ranges, ranges[1:], strict=False))
-        assert all(a["candidate"] != b["candidate"] for a, b in zip(ranges, ranges[1:], strict=False))
+        assert all(a["hi"] + 1 == b["lo"] for a, b in itertools.pairwise(ranges))
+        assert all(a["candidate"] != b["candidate"] for a, b in itertools.pairwise(ranges))
         names = {c["candidate"] for c in entry["curves"]}
         assert {r["candidate"] for r in ranges} <= names
 

@@ -45,8 +45,9 @@ def run(tmp_path, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_of_the_readme(run, number):
-    assert run(sys.executable, "-W", "error", "-c", blocks("python")[number]) != ""
+def test_python_of_the_readme(run, number, tmp_path):
+    (tmp_path / "readme.py").write_text(blocks("python")[number])
+    assert run(sys.executable, "-W", "error", "readme.py") != ""
 
 
 def commands() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -173,7 +173,10 @@ def _traced(view: View, options: Options) -> Traced:
 
 
 def planned_launches(
-    view: View, plan: PlanOptions | None, ranges: tuple[DimRange, ...] = ()
+    view: View,
+    plan: PlanOptions | None,
+    ranges: tuple[DimRange, ...] = (),
+    measuring: Callable[[str], None] | None = None,
 ) -> Sequence[PlannedLaunch]:
     """Launches of the view's function and op, planned under these options.
 
@@ -183,7 +186,7 @@ def planned_launches(
     options = Options(
         view.format, pipeline=pipeline_text(view.pipeline), plan=plan or PlanOptions(), ranges=ranges
     )
-    planned = _traced(view, options).lower(options.passes).plan(options.plan)
+    planned = _traced(view, options).lower(options.passes).plan(options.plan, measuring)
     return _matching(_planned_function(planned, view.function), view.op)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,17 @@ def plot_dispatch(table: Sequence[Dispatch], path: Path) -> None:
     Raises:
         UserError: another suffix, matplotlib is missing, or the file cannot be written.
     """
-    figure_of = _figure_class(path)
-    figure = figure_of(figsize=(8, 3.2 * len(table)), layout="constrained")
+    figure = _figure_class(path)(figsize=(8, 3.2 * len(table)), layout="constrained")
     axes = figure.subplots(len(table), 1, squeeze=False)
-    for entry, axis in zip(table, axes[:, 0], strict=True):
+    for entry, (axis,) in zip(table, axes, strict=True):
         _draw(entry, axis)
     save_figure(figure, path)
 
 
 def _draw(entry: Dispatch, axis: Any) -> None:
     for curve in entry.curves:
-        sizes, times_us = [s for s, _ in curve.points], [t * 1e6 for _, t in curve.points]
+        sizes = [s for s, _ in curve.points]
+        times_us = [t * 1e6 for _, t in curve.points]
         marker = "o" if curve.source == "measured" else None
         axis.plot(sizes, times_us, marker=marker, markersize=3, label=f"{curve.candidate} ({curve.source})")
     for k, r in enumerate(entry.ranges):
@@ -45,13 +45,14 @@ def _draw(entry: Dispatch, axis: Any) -> None:
         place = (r.lo * r.hi) ** 0.5
         axis.text(*(place, 0.02, r.candidate), transform=axis.get_xaxis_transform(), ha="center", fontsize=7)
     axis.set(xscale="log", yscale="log", xlabel=entry.dim, ylabel="µs per launch")
-    more = f" and {len(entry.nodes) - 1} more" if len(entry.nodes) > 1 else ""
-    axis.set_title(f"{entry.op}: {entry.nodes[0]}{more}", fontsize=9, loc="left")
+    first, *others = entry.nodes
+    more = f" and {len(others)} more" if others else ""
+    axis.set_title(f"{entry.op}: {first}{more}", fontsize=9, loc="left")
     axis.grid(which="both", linewidth=0.3)
     axis.legend(fontsize=7)
 
 
-def _figure_class(path: Path) -> Any:
+def _figure_class(path: Path) -> Callable[..., Any]:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: got suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     try:

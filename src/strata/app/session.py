@@ -268,7 +268,7 @@ def compile_progress() -> Iterator[Progress | None]:
         if not bars:
             bars.append(_progress_bar(total))
         what = "loading" if from_cache else "compiling"
-        bars[0].update(bars[0].task_ids[0], completed=done, description=f"{what} {name}")
+        bars[0].update(bars[0].task_ids[0], completed=done, total=total, description=f"{what} {name}")
 
     try:
         yield report

@@ -118,7 +118,12 @@ def compile_definition(
     found = None if fresh or _runs_own_code(options) else load_program(key)
     if found is not None:
         return found
-    compiled = traced.lower(options.passes).plan(options.plan).compile(progress)
+
+    def measuring(name: str) -> None:
+        if progress is not None:
+            progress(0, 1, f"(measuring {name})", False)
+
+    compiled = traced.lower(options.passes).plan(options.plan, measuring).compile(progress)
     store_program(key, compiled)
     return compiled
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -88,11 +88,14 @@ class Lowered:
 
         return print_module(self.module)
 
-    def plan(self, options: PlanOptions | None = None) -> Planned:
+    def plan(
+        self, options: PlanOptions | None = None, measuring: Callable[[str], None] | None = None
+    ) -> Planned:
         """Lower every group, collect candidates, choose among them and lay out memory.
 
         Args:
             options: Libraries, preferences, pins, ...; default: schedule rules and the user's own kernels.
+            measuring: Called with the name of a kernel before its candidates are timed.
 
         Raises:
             UserError: a pin or a preference fits nothing, or a user kernel is wrong.
@@ -102,12 +105,12 @@ class Lowered:
         module = run_passes("place", self.module)
         layouts = choose_layouts(module, target)
         if takes_rows(options) or has_composites(module):
-            layouts = settle_layouts(module, layouts, target, options)
+            layouts = settle_layouts(module, layouts, target, options, measuring)
         constants = _array_constants(module)
         shapes: dict[str, TensorType] = dict(module.params)
         shapes.update(constants.types)
         positions = {name: k for k, name in enumerate(shapes)}
-        builder = StackBuilder(layouts, target, options, module.loops)
+        builder = StackBuilder(layouts, target, options, module.loops, measuring)
         functions = tuple(
             plan_function(function, builder, positions, constants.names)
             for function in compiled_functions(module)

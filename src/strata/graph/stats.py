@@ -16,6 +16,7 @@ from .nodes import Function, Node
 from .types import MAX_CONTEXT, NUM_SEQUENCES, CacheType, TensorType
 
 _MOVES_NOTHING = ("input", "param", "const", "reshape", "view")
+_READS_ROWS = ("take", "slice", "last_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +105,38 @@ def _write_bytes(node: Node) -> Dim:
     for operand in node.inputs[1:]:
         written = written + product(operand.tensor.shape) * node.type.dtype.itemsize_bytes
     return written
+
+
+def group_stats(body: Function) -> NodeStats:
+    """Work of one launch of a whole group, with every operand touched once and nothing between its nodes.
+
+    Of an operand that is only cut or looked up, what is taken counts; of a cache, what attention reads
+    (``max_context`` tokens per sequence, an upper bound).
+    """
+    read: Dim = 0
+    for operand in body.inputs:
+        users = [n for n in body.nodes if any(x is operand for x in n.inputs)]
+        read = read + _operand_bytes(operand, users)
+    written: Dim = 0
+    for node in (n for n in body.nodes if n.op == "kv_append"):
+        written = written + node_stats(node).write_bytes
+    for result in body.outputs:
+        written = written + (size_bytes(result.type) if isinstance(result.type, TensorType) else 0)
+    return NodeStats(function_stats(body).flop, read, written)
+
+
+def _operand_bytes(operand: Node, users: list[Node]) -> Dim:
+    """Bytes of one operand of a group that its users read."""
+    if isinstance(operand.type, CacheType):
+        total: Dim = 0
+        for user in users:
+            if user.op != "kv_append" and user.op not in _READS_ROWS:
+                tensors = sum((size_bytes(x.tensor) for x in user.inputs if x is not operand), start=0)
+                total = total + node_stats(user).read_bytes - tensors
+        return total
+    if users and all(u.op in _READS_ROWS and u.inputs[0] is operand for u in users):
+        taken: Dim = 0
+        for user in users:
+            taken = taken + size_bytes(user.tensor)
+        return taken
+    return size_bytes(operand.tensor)

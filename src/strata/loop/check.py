@@ -124,6 +124,8 @@ class Scope:
 
 
 class Checker:
+    """Checks one function against a stage; front ends extend it to say where in their source it fails."""
+
     def __init__(self, func: Func, stage: Stage) -> None:
         self.func, self.stage = func, stage
         self.writable = {id(p) for p in func.params[len(func.params) - func.num_outputs :]}

@@ -16,8 +16,8 @@ from strata.core.dims import SymDim, evaluate
 from strata.core.dims import bounds as dim_bounds
 from strata.core.dtypes import bf16
 from strata.graph.nodes import Node
-from strata.graph.stats import function_stats
-from strata.graph.types import CACHE_SYMBOLS, TensorType
+from strata.graph.stats import group_stats
+from strata.graph.types import MAX_CONTEXT, NUM_PAGES, NUM_SEQUENCES, TABLE_WIDTH, TensorType
 from strata.loop.nodes import Func
 from strata.target import Target
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from .candidates.base import Task
 
 SAMPLE_SIZE = 512  # value of symbolic dims that no choice depends on
+# A cache with one sequence of SAMPLE_SIZE tokens in pages of 16.
+SAMPLE_CACHE = {
+    NUM_SEQUENCES.name: 1,
+    MAX_CONTEXT.name: SAMPLE_SIZE,
+    TABLE_WIDTH.name: SAMPLE_SIZE // 16,
+    NUM_PAGES.name: SAMPLE_SIZE // 16,
+}
 LIBRARY_EFFICIENCY = 0.85  # of the machine's peak: what OpenBLAS and oneDNN reach on large matmuls
 # Sustained level-2/level-3 reads of one core; conservative for x86-64 of the 2020s.
 CACHE_BYTES_PER_CYCLE = 16.0
@@ -102,7 +109,8 @@ def is_flat_matmul(node: Node) -> bool:
 
 def task_env(task: Task, size: int) -> dict[str, int]:
     """A value for every symbolic dim of a task, where its rows are ``size``."""
-    env = {d.name: min(d.hi, SAMPLE_SIZE) for d in (*task.body.dims, *task.dims, *CACHE_SYMBOLS)}
+    env = {d.name: min(d.hi, SAMPLE_SIZE) for d in (*task.body.dims, *task.dims)}
+    env |= SAMPLE_CACHE
     if isinstance(task.rows, SymDim):
         env[task.rows.name] = size
     return env
@@ -110,9 +118,8 @@ def task_env(task: Task, size: int) -> dict[str, int]:
 
 def traffic_of(task: Task, env: Mapping[str, int]) -> Estimate:
     """Flop, and every operand touched once at memory bandwidth."""
-    flop = float(evaluate(function_stats(task.body).flop, env))
-    read = sum(_bytes(n.type, env) for n in task.body.inputs if isinstance(n.type, TensorType))
-    written = sum(_bytes(n.type, env) for n in task.body.outputs if isinstance(n.type, TensorType))
+    work = group_stats(task.body)
+    flop, read, written = (float(evaluate(x, env)) for x in (work.flop, work.read_bytes, work.write_bytes))
     time_s = max(flop / _peak(task), (read + written) / task.target.bandwidth_bytes_per_s)
     return Estimate(time_s, flop, read, written, "roofline")
 
@@ -133,13 +140,6 @@ def library_estimate(task: Task, size: int) -> Estimate:
 def with_call(around: Estimate, call: Estimate) -> Estimate:
     """Cost of loops that contain a call."""
     return replace(around, time_s=around.time_s + call.time_s)
-
-
-def _bytes(tensor: TensorType, env: Mapping[str, int]) -> float:
-    total = float(tensor.dtype.itemsize_bytes)
-    for dim in tensor.shape:
-        total *= evaluate(dim, env)
-    return total
 
 
 def sample_sizes(lo: int, hi: int) -> list[int]:

@@ -10,7 +10,7 @@ planner follows the notes that it finds::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -136,7 +136,11 @@ def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
 
 
 def settle_layouts(
-    module: Module, tiled: Mapping[str, Layout], target: Target, options: PlanOptions
+    module: Module,
+    tiled: Mapping[str, Layout],
+    target: Target,
+    options: PlanOptions,
+    measuring: Callable[[str], None] | None = None,
 ) -> dict[str, Layout]:
     """Keep params in tiles unless a candidate that reads them row by row is favoured or faster.
 
@@ -148,11 +152,14 @@ def settle_layouts(
         tiled: What :func:`choose_layouts` gives.
         target: The machine.
         options: What the user said.
+        measuring: Called before candidates of a kernel are timed.
 
     Returns:
         The layouts that stay.
     """
-    in_tiles, in_rows = StackBuilder(tiled, target, options), StackBuilder({}, target, options)
+    in_tiles, in_rows = (
+        StackBuilder(layouts, target, options, measuring=measuring) for layouts in (tiled, {})
+    )
     fixed = noted_layouts(module)
     score = dict.fromkeys((name for name in tiled if name not in fixed), 0.0)
     for function in module.functions:

@@ -16,19 +16,14 @@ operands is (``null``: a cache): with the program's record, that is the whole gr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from strata.core.dims import Dim
-from strata.graph.nodes import Function, Node
-from strata.graph.stats import function_stats, node_stats, size_bytes
+from strata.graph.stats import group_stats
 from strata.graph.text import print_function
-from strata.graph.types import CacheType, TensorType
 
 from .assemble import PlannedFunction, PlannedLaunch
 from .stacks import group_body
-
-_READS_ROWS = ("take", "slice", "last_tokens")
 
 
 def plan_json(functions: Iterable[PlannedFunction]) -> dict[str, Any]:
@@ -41,6 +36,7 @@ def plan_json(functions: Iterable[PlannedFunction]) -> dict[str, Any]:
 
 def _launch(launch: PlannedLaunch) -> dict[str, Any]:
     body = group_body(launch.group)
+    work = group_stats(body)
     return {
         "node": launch.node,
         "op": launch.op,
@@ -57,43 +53,8 @@ def _launch(launch: PlannedLaunch) -> dict[str, Any]:
         ],
         "choices": [{"candidate": c.candidate, "when": [asdict(r) for r in c.when]} for c in launch.choices],
         "rows": str(launch.rows),
-        "work": {key: str(value) for key, value in group_work(body).items()},
+        "work": {f.name: str(getattr(work, f.name)) for f in fields(work)},
         "body": print_function(body),
         "layer": launch.group.attrs["layer"],
         "operands": list(launch.operands),
     }
-
-
-def group_work(body: Function) -> dict[str, Dim]:
-    """Work of one launch: ``flop``, and ``read_bytes`` and ``write_bytes`` with every operand touched once.
-
-    Of an operand that is only cut or looked up, what is taken counts; of a cache, what attention reads
-    (``max_context`` tokens per sequence, an upper bound).
-    """
-    read: Dim = 0
-    for operand in body.inputs:
-        users = [n for n in body.nodes if any(x is operand for x in n.inputs)]
-        read = read + _read_bytes(operand, users)
-    written: Dim = 0
-    for node in (n for n in body.nodes if n.op == "kv_append"):
-        written = written + node_stats(node).write_bytes
-    for result in body.outputs:
-        written = written + (size_bytes(result.type) if isinstance(result.type, TensorType) else 0)
-    return {"flop": function_stats(body).flop, "read_bytes": read, "write_bytes": written}
-
-
-def _read_bytes(operand: Node, users: list[Node]) -> Dim:
-    """Bytes of one operand of a group that its users read."""
-    if isinstance(operand.type, CacheType):
-        total: Dim = 0
-        for user in users:
-            if user.op != "kv_append" and user.op not in _READS_ROWS:
-                tensors = sum((size_bytes(x.tensor) for x in user.inputs if x is not operand), start=0)
-                total = total + node_stats(user).read_bytes - tensors
-        return total
-    if users and all(u.op in _READS_ROWS and u.inputs[0] is operand for u in users):
-        taken: Dim = 0
-        for user in users:
-            taken = taken + size_bytes(user.tensor)
-        return taken
-    return size_bytes(operand.tensor)

@@ -6,7 +6,7 @@ kernels.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from strata.core.dims import Dim, SymDim, substitute_dims
@@ -70,12 +70,14 @@ class StackBuilder:
         target: The machine.
         options: What the user said.
         loops: The module's own loop functions; see the pass ``fuse_loops``.
+        measuring: Called with the name of a task before its candidates are timed, which may take seconds.
     """
 
     layouts: Mapping[str, Layout]
     target: Target
     options: PlanOptions = field(default_factory=PlanOptions)
     loops: Mapping[str, LoopText] = field(default_factory=dict)
+    measuring: Callable[[str], None] | None = None
     known: dict[Hashable, Kernels] = field(default_factory=dict)
 
     def kernels_of(self, node: Node) -> Kernels:
@@ -131,6 +133,8 @@ class StackBuilder:
         sizes = compared_sizes(task, offers)
         models = calibrated(task, offers, open_database(self.options))
         if len(offers) > 1 and (self.options.measure or any(m is None for m in models)):
+            if self.measuring is not None:
+                self.measuring(funcs[0].name.removesuffix("_c0"))
             return measure_task(task, offers, funcs, sizes, self.options)
         return [tuple((size, m(size)) for size in sizes) for m in models if m is not None]
 

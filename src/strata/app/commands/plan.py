@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Show which kernel runs for which sizes, with the cost of all candidates. Needs no weights."""
+    from rich.console import Console
+
     from strata.app.inspect import View, planned_launches
     from strata.app.session import Planning
     from strata.core.errors import UserError
@@ -61,7 +64,12 @@ def command(
 
     planning = Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
     view = View(model, shape, "plan", function, node, format, pipeline)
-    table = dispatch_table(planned_launches(view, planning.options(), planning.dim_ranges()))
+    options, dims = planning.options(), planning.dim_ranges()
+    status = Console(stderr=True).status("planning")
+    with status if sys.stderr.isatty() else nullcontext():
+        table = dispatch_table(
+            planned_launches(view, options, dims, lambda name: status.update(f"measuring {name}"))
+        )
     if dispatch:
         table = [d for d in table if len(d.ranges) > 1]
     if plot is not None:
