@@ -17,7 +17,7 @@ from strata.graph.opdef import OPS, Sample
 from strata.graph.samples import op_samples, sample_function, sample_operands
 from strata.loop.nodes import Func
 from strata.lower import LOWERINGS, Binding, Lowered, lower_group
-from strata.plan.stacks import WORKSPACE, hoist_workspace, with_workspace
+from strata.plan.workspace import WORKSPACE, hoist_workspace, with_workspace
 from strata.schedule import apply_trace, finalize, propose
 from strata.target import Target
 
@@ -117,7 +117,7 @@ def scheduled(case: Case, target: Target) -> list[tuple[Func, tuple[Binding, ...
     for number, proposal in enumerate(propose(case.lowered.func, target)):
         func = finalize(apply_trace(case.lowered.func, proposal.trace))
         hoisted = hoist_workspace(func)
-        bindings = with_workspace(case.lowered, len(hoisted.buffers))
+        bindings = with_workspace(case.lowered.bindings, case.lowered.func.num_outputs, len(hoisted.buffers))
         named = Func(
             f"{case.name}_{number}", hoisted.func.params, hoisted.func.body, hoisted.func.num_outputs
         )

@@ -44,7 +44,7 @@ OPTIONS: list[tuple[list[object], str]] = [
     (["generate", "x", "--format", "int8"], "--format: got 'int8'; expected one of f32, f16, bf16"),
     (["generate", "x", "--max-context", 0], "--max-context: got 0; expected at least 1 token"),
     (["generate", "x", "--max-context", 5000], "config.json: got a maximum context of 5000 tokens; expected"),
-    (["generate", "x", "--print-after", "fold"], "no pass 'fold'. Known: canonicalize, "),
+    (["generate", "x", "--print-after", "fold"], "no pass 'fold'. Known: annotate_patterns, "),
     (["generate", "x", "--print-after", "a b"], "knob print_after=a b: expected names separated by commas"),
     (["generate", "x", "--dump", DEMO_MODEL], "which is no dump; choose an empty"),
     (["generate", "x", "--dump", "/dev/null/x"], "dump: cannot use /dev/null/x: Not a directory"),
@@ -96,7 +96,7 @@ def test_options(strata, args, message):
     ("text", "message"),
     [
         ("fuse{", "<pipeline>:1:6: got the end; expected an option\n  fuse{\n       ^"),
-        ("nope", "<pipeline>:1:5: no pass or pipeline 'nope'; known: canonicalize"),
+        ("nope", "<pipeline>:1:5: no pass or pipeline 'nope'; known: annotate_patterns, "),
         ("fuse{max_ops=x}", "<pipeline>:1:"),
     ],
 )

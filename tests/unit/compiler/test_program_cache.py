@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,16 +14,21 @@ from hypothesis import strategies as st
 
 import strata.compiler.program_cache as cache_module
 from strata.compiler.driver import Compiled, Traced, trace
-from strata.compiler.program_cache import load_program, program_key, store_program
+from strata.compiler.program_cache import load_program, store_program
 from strata.core.dims import SymDim
 from strata.core.knobs import knobs
 from strata.graph import builder as b
 from strata.graph.nodes import Function, Module
+from strata.plan.options import PlanOptions
 from strata.runtime.records import CacheRecord
 from strata.target import get_target
 
 N = SymDim("n", 1, 32)
 KEY = "0" * 32
+
+
+def program_key(traced: Traced, pipeline: str, **plan: Any) -> str:
+    return cache_module.program_key(traced, pipeline, PlanOptions(**plan))
 
 
 def module(factor: float = 2.0, hi: int = 32) -> Module:
@@ -74,6 +80,8 @@ def test_the_key_is_everything_that_matters(monkeypatch: pytest.MonkeyPatch) -> 
         program_key(traced(cache=cache), "default"),
         program_key(traced(cache=replace(cache, rope_attention_factor=2.0)), "default"),
     ]
+    keys.append(program_key(traced(), "default", prefer=("openblas",)))
+    keys.append(program_key(traced(), "default", sizes=(("n", (4,)),)))
     with knobs(pipeline="zero"):
         keys.append(program_key(traced(), "default"))
     monkeypatch.setattr(cache_module, "source_fingerprint", lambda: "other sources")
