@@ -39,6 +39,9 @@ _NOTES = (LOOP_NOTE, COMPOSITE_NOTE)  # they tell apart nodes of equal bodies
 Estimates = tuple[tuple[int, Estimate], ...]
 
 
+MAX_COMPARED = 4096  # rows; what is fastest there is taken for more
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """Candidates of one distinct group.
@@ -151,7 +154,8 @@ def compared_sizes(task: Task, offers: Sequence[Offer]) -> list[int]:
         if isinstance(task.rows, SymDim) and r.dim == task.rows.name
         for x in (r.lo - 1, r.lo, r.hi, r.hi + 1)
     }
-    return sorted({*sample_sizes(lo, hi), *(x for x in borders if lo <= x <= hi)})
+    last = max(lo, min(hi, MAX_COMPARED))
+    return sorted({*sample_sizes(lo, last), *(x for x in borders if lo <= x <= hi)})
 
 
 def group_body(node: Node) -> Function:
