@@ -70,7 +70,7 @@ def test_peak_dtype_is_that_of_the_chosen_kernel():
         ]
         return json.dumps({"prefill": {"launches": launches}})
 
-    mixed = plan("vectorize(loop=i)", "tensorize(loop=k, intrinsic=dot2_bf16)")
+    mixed = plan("vectorize(loop=i)", "tensorize(loop=k)")
     assert (peak_dtype(mixed, 4), peak_dtype(mixed, 5)) == ("f32", "bf16")
     assert peak_dtype('{"prefill": {"launches": []}}', 1) == "f32"
 

@@ -101,7 +101,9 @@ def peak_dtype(plan: str, num_tokens: int) -> str:
             chosen = next(
                 c for c in launch["choices"] if all(r["lo"] <= num_tokens <= r["hi"] for r in c["when"])
             )
-            return "bf16" if "dot2_bf16" in launch["candidates"][chosen["candidate"]]["trace"] else "f32"
+            trace = parse_trace(launch["candidates"][chosen["candidate"]]["trace"])
+            dots = [s for s in trace if isinstance(s, Tensorize) and s.intrinsic == "dot2_bf16"]
+            return "bf16" if dots else "f32"
     return "f32"
 
 
