@@ -29,6 +29,8 @@ from strata.graph.stats import node_stats, size_bytes
 from strata.models import Checkpoint, ModelDefinition, locate
 from strata.models.shapes import random_params
 from strata.runtime.program import Program
+from strata.schedule import parse_trace
+from strata.schedule.steps.tensorize import Tensorize
 
 from .inspect import define_model
 from .machine import measure_bandwidth, measure_peak
