@@ -50,7 +50,7 @@ table(measured)
 
 # %% [markdown]
 # The same on the command line, with both curves drawn:
-# `strata plan MODEL --dispatch --measure --plot plan.svg --range n=1..256`.
+# `strata plan MODEL --dispatch --measure --plot plan.svg --range n=1..256` (a set of sizes: `n=1,16,256`).
 
 # %%
 w = np.random.default_rng(0).standard_normal((768, 512), dtype=np.float32) / 16

@@ -43,6 +43,14 @@ def test_a_range_changes_the_sizes() -> None:
     assert narrow["n"] == 8 < whole["n"]
 
 
+def test_a_set_of_sizes_gets_kernels_of_its_own() -> None:
+    found = entries("--range", "n=4,16", "--pin", "matmul=*@n=16", "--node", "qkv_proj")
+    for entry in found:
+        assert (entry["ranges"][0]["lo"], entry["ranges"][-1]["hi"]) == (4, 16)
+        assert entry["ranges"][-1]["candidate"].endswith("@n=16")
+        assert entry["ranges"][-1]["lo"] == 16
+
+
 def test_pins_and_preferences() -> None:
     pinned = entries("--pin", "matmul=cpu.matmul.tile4x*", "--node", "qkv_proj")
     assert [[r["candidate"].split("x")[0] for r in e["ranges"]] for e in pinned] == [["cpu.matmul.tile4"]]

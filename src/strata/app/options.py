@@ -65,6 +65,7 @@ KernelsOption = Annotated[
     list[Path] | None, typer.Option(help="Python file with kernels and candidates of your own")
 ]
 RangeOption = Annotated[
-    list[str] | None, typer.Option("--range", help="DIM=LO..HI: compile for these sizes, e.g. n=1..128")
+    list[str] | None,
+    typer.Option("--range", help="DIM=LO..HI or DIM=SIZE,SIZE,...: compile for these sizes"),
 ]
 DatabaseOption = Annotated[Path | None, typer.Option(help="Tuning records; default: in the cache folder")]

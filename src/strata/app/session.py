@@ -69,7 +69,7 @@ class Planning:
         libraries: Names of libraries, separated by commas.
         measure: Time candidates.
         kernels: Python files with kernels and candidates of the user.
-        ranges: ``DIM=LO..HI``.
+        ranges: ``DIM=LO..HI``, or a set of sizes that get kernels of their own: ``DIM=SIZE,SIZE,...``.
         database: Tuning records.
     """
 
@@ -89,6 +89,7 @@ class Planning:
         """
         if self == Planning():
             return None
+        from strata.compiler.artifact_cache import parse_sizes
         from strata.plan.options import PlanOptions, parse_pin
 
         for file in self.kernels:
@@ -98,6 +99,7 @@ class Planning:
             prefer=_words(self.prefer),
             pins=tuple(parse_pin(text) for text in self.pin),
             measure=self.measure,
+            sizes=tuple(found for text in self.ranges if (found := parse_sizes(text))[1]),
             database=self.database,
         )
 

@@ -67,19 +67,27 @@ class Options:
 
 
 def parse_range(text: str) -> DimRange:
-    """Parse ``DIM=LO..HI`` or ``DIM=SIZE``.
+    """Parse ``DIM=LO..HI``, or a set of sizes: ``DIM=SIZE,SIZE,...`` is the range that they span.
 
     Raises:
         UserError: not of that form.
     """
-    match = re.fullmatch(r"(\w+)=(\d+)(?:\.\.(\d+))?", text.strip())
+    dim, sizes = parse_sizes(text)
+    if sizes:
+        return DimRange(dim, min(sizes), max(sizes))
+    match = re.fullmatch(r"(\w+)=(\d+)\.\.(\d+)", text.strip())
     if match is None:
-        raise UserError(f"--range: got {text!r}; expected DIM=LO..HI, e.g. n=1..128")
-    lo = int(match[2])
-    hi = int(match[3]) if match[3] else lo
+        raise UserError(f"--range: got {text!r}; expected DIM=LO..HI or DIM=SIZE,SIZE,..., e.g. n=1..128")
+    lo, hi = int(match[2]), int(match[3])
     if not 1 <= lo <= hi:
         raise UserError(f"--range: got {text!r}; expected 1 <= LO <= HI")
     return DimRange(match[1], lo, hi)
+
+
+def parse_sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    """Dim and sizes of ``DIM=SIZE,SIZE,...``; no sizes for any other text."""
+    match = re.fullmatch(r"(\w+)=([1-9]\d*(?:,[1-9]\d*)*)", text.strip())
+    return (match[1], tuple(map(int, match[2].split(",")))) if match else ("", ())
 
 
 def _is_int(value: object) -> bool:
