@@ -52,7 +52,7 @@ np.testing.assert_allclose(mine.logits(ids), default.logits(ids), rtol=1e-3, ato
 
 # %% [markdown]
 # Only some nodes? `pins={"*.mlp.*": "user.my_dense"}`. On the command line, with the kernel in a file of its
-# own: `strata generate "def" --format f32 --kernels mine.py --prefer user.my_dense`.
+# own: `strata generate "def" --format f32 --load mine.py --prefer user.my_dense`.
 #
 # A kernel that computes something else does not get into a model:
 

@@ -125,7 +125,7 @@ def test_own_passes(strata, own, tmp_path):
     bad.write_text("1 / 0\n")
     result = strata("opt", "-", "--load", bad, stdin=GRAPH)
     assert result.exit_code == 2
-    assert "bad.py: ZeroDivisionError: division by zero" in result.stderr
+    assert "bad.py:1: ZeroDivisionError: division by zero" in result.stderr
     result = strata("opt", "-", "--load", tmp_path / "own.txt", stdin=GRAPH)
     assert "own.txt is no Python file" in result.stderr
 

@@ -79,7 +79,7 @@ def test_table_and_plot(tmp_path: Path) -> None:
         (("--range", "n"), "--range: got 'n'; expected DIM=LO..HI"),
         (("--range", "n=5..2"), "--range: got 'n=5..2'; expected 1 <= LO <= HI"),
         (("--range", "q=1..2"), "no symbolic dim 'q'; there are: n"),
-        (("--kernels", "/nowhere.py"), "--kernels: /nowhere.py: no such file"),
+        (("--load", "/nowhere.py"), "--load: /nowhere.py: no such file"),
         (("--function", "f"), "--function: got 'f'; this model has: prefill, decode, score"),
     ],
 )
@@ -90,6 +90,6 @@ def test_mistakes(arguments: tuple[str, ...], message: str) -> None:
 def test_a_kernel_file_that_fails_says_where(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("x = 1\ny = x / 0\n")
-    assert f"--kernels: {file}:2: ZeroDivisionError: division by zero" in " ".join(
-        run("--kernels", str(file), code=2).split()
+    assert f"--load: {file}:2: ZeroDivisionError: division by zero" in " ".join(
+        run("--load", str(file), code=2).split()
     )

@@ -30,8 +30,8 @@ from .options import (
     FormatOption,
     FrequencyOption,
     JsonOption,
-    KernelsOption,
     LibrariesOption,
+    LoadOption,
     MeasureOption,
     MinPOption,
     ModelArgument,
@@ -124,7 +124,7 @@ def generate(
     pin: PinOption = None,
     libraries: LibrariesOption = "",
     measure: MeasureOption = False,
-    kernels: KernelsOption = None,
+    load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
     print_after: PrintAfterOption = "",
@@ -150,7 +150,7 @@ def generate(
         ignore_eos=ignore_eos,
     )
     text = session.read_prompt(prompt)
-    planning = session.Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
+    planning = session.Planning(prefer, pin or (), libraries, measure, load or (), ranges or (), database)
     source = session.Source(
         *(model, artifact, format, threads, max_context, pipeline, print_after, dump),
         plan=planning.options(),
@@ -213,7 +213,7 @@ def compile_(
     pin: PinOption = None,
     libraries: LibrariesOption = "",
     measure: MeasureOption = False,
-    kernels: KernelsOption = None,
+    load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
     print_after: PrintAfterOption = "",
@@ -227,7 +227,7 @@ def compile_(
     """
     from . import session
 
-    planning = session.Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
+    planning = session.Planning(prefer, pin or (), libraries, measure, load or (), ranges or (), database)
     source = session.Source(
         *(model, None, format, None, max_context, pipeline, print_after, dump),
         plan=planning.options(),

@@ -61,8 +61,9 @@ LibrariesOption = Annotated[
 MeasureOption = Annotated[
     bool, typer.Option("--measure", help="Time candidates on this machine instead of modelling them")
 ]
-KernelsOption = Annotated[
-    list[Path] | None, typer.Option(help="Python file with kernels and candidates of your own")
+LoadOption = Annotated[
+    list[Path] | None,
+    typer.Option("--load", help="Python file that registers kernels, candidates or passes of your own"),
 ]
 RangeOption = Annotated[
     list[str] | None,

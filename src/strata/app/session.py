@@ -6,10 +6,8 @@ Nothing of the compiler is imported before a model has to be compiled: an artifa
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.assets import DEMO_MODEL
-from strata.core.errors import StrataError, UserError
+from strata.core.errors import UserError
 from strata.core.knobs import current, knobs
 from strata.engine.generate import Generation, LanguageModel
 from strata.engine.sampling import SamplingParams
@@ -68,7 +66,7 @@ class Planning:
         pin: ``NODE=CANDIDATE``.
         libraries: Names of libraries, separated by commas.
         measure: Time candidates.
-        kernels: Python files with kernels and candidates of the user.
+        load: Python files of the user's, which register kernels, candidates, passes, ....
         ranges: ``DIM=LO..HI``, or a set of sizes that get kernels of their own: ``DIM=SIZE,SIZE,...``.
         database: Tuning records.
     """
@@ -77,12 +75,12 @@ class Planning:
     pin: Sequence[str] = ()
     libraries: str = ""
     measure: bool = False
-    kernels: Sequence[Path] = ()
+    load: Sequence[Path] = ()
     ranges: Sequence[str] = ()
     database: Path | None = None
 
     def options(self) -> PlanOptions | None:
-        """The options, if any are given; runs the kernel files, which register what they define.
+        """The options, if any are given; runs the user's files, which register what they define.
 
         Raises:
             UserError: an option is malformed, or a file cannot be run.
@@ -90,10 +88,11 @@ class Planning:
         if self == Planning():
             return None
         from strata.compiler.artifact_cache import parse_sizes
+        from strata.compiler.user_file import load_file
         from strata.plan.options import PlanOptions, parse_pin
 
-        for file in self.kernels:
-            run_kernel_file(file)
+        for file in self.load:
+            load_file(file)
         return PlanOptions(
             libraries=_words(self.libraries),
             prefer=_words(self.prefer),
@@ -114,24 +113,6 @@ class Planning:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def run_kernel_file(path: Path) -> None:
-    """Run a Python file, whose kernels and candidates register themselves.
-
-    Raises:
-        UserError: it cannot be read, or it fails; tells where.
-    """
-    if not path.is_file():
-        raise UserError(f"--kernels: {path}: no such file")
-    try:
-        runpy.run_path(str(path))
-    except StrataError:
-        raise
-    except Exception as error:
-        lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        where = f"{path}:{lines[-1].lineno}" if lines else str(path)
-        raise UserError(f"--kernels: {where}: {type(error).__name__}: {error}") from error
 
 
 def open_model(source: Source) -> LanguageModel:

@@ -5,15 +5,11 @@ What ``strata opt`` does is :func:`optimize_text`: IR text through passes to IR 
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from strata.core.errors import UserError
 from strata.graph.nodes import Module
 from strata.graph.text import parse_function, parse_module, print_function, print_module
 from strata.ir.instruments import Instrument, PassRecord, timing_table
@@ -22,7 +18,7 @@ from strata.passes import named_pipeline, transform
 from strata.passes.loops import parse_loops, print_loops, transform_loops
 from strata.plan import fuse_loops, layouts  # noqa: F401  (they register their passes)
 
-__all__ = ["has_own_code", "load_file", "optimize_text", "pipeline", "register_pass", "register_pipeline"]
+__all__ = ["has_own_code", "optimize_text", "pipeline", "register_pass", "register_pipeline"]
 
 _OURS = frozenset(PIPELINES)
 
@@ -87,25 +83,6 @@ def _is_loop_ir(code: str) -> bool:
     head = re.match(r"(?:dims[^\n]*\s+)?func\s+@[^(]*\(([^\n]*)", code)
     plain = head is not None and not head[1].lstrip().startswith("%") and not head[1].rstrip().endswith("{")
     return code.startswith("stage ") or plain
-
-
-def load_file(path: Path) -> None:
-    """Run a Python file that registers passes, pipelines, patterns or legalizations of yours.
-
-    Raises:
-        UserError: it cannot be read, or raises.
-    """
-    name = f"strata_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--load: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UserError(f"--load: {path}: {type(error).__name__}: {error}") from error
 
 
 def has_own_code(text: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from strata.app.errors import reported
+from strata.app.options import LoadOption
 
 
 @reported()
@@ -28,9 +29,7 @@ def command(
     dump: Annotated[
         Path | None, typer.Option(help="Write the IR after every pass into this directory")
     ] = None,
-    load: Annotated[
-        list[Path] | None, typer.Option(help="Python file that registers passes of yours (may be repeated)")
-    ] = None,
+    load: LoadOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: the text, and what each pass did")
     ] = False,
@@ -40,7 +39,8 @@ def command(
     strata opt model.ir -p "canonicalize,fuse{max_ops=8}"; `strata passes` lists what there is.
     """
     from strata.app.session import debugging
-    from strata.compiler.pipelines import load_file, optimize_text
+    from strata.compiler.pipelines import optimize_text
+    from strata.compiler.user_file import load_file
 
     for path in load or ():
         load_file(path)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from strata.app.errors import reported
+from strata.app.options import LoadOption
 
 if TYPE_CHECKING:
     from strata.ir.describe import PassInfo
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 @reported()
 def command(
     name: Annotated[str | None, typer.Argument(help="Show this pass or pipeline in full")] = None,
-    load: Annotated[
-        list[Path] | None, typer.Option(help="Python file that registers passes of yours (may be repeated)")
-    ] = None,
+    load: LoadOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
     """List passes with their options, and named pipelines."""
-    from strata.compiler.pipelines import load_file
+    from strata.compiler.user_file import load_file
     from strata.ir.describe import describe_passes, describe_pipelines
     from strata.ir.passes import PASSES, PIPELINES
 

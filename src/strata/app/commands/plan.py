@@ -16,8 +16,8 @@ from strata.app.options import (
     DatabaseOption,
     FormatOption,
     JsonOption,
-    KernelsOption,
     LibrariesOption,
+    LoadOption,
     MeasureOption,
     ModelArgument,
     PinOption,
@@ -49,7 +49,7 @@ def command(
     pin: PinOption = None,
     libraries: LibrariesOption = "",
     measure: MeasureOption = False,
-    kernels: KernelsOption = None,
+    load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
@@ -62,7 +62,7 @@ def command(
     from strata.core.errors import UserError
     from strata.plan.dispatch import dispatch_table
 
-    planning = Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
+    planning = Planning(prefer, pin or (), libraries, measure, load or (), ranges or (), database)
     view = View(model, shape, "plan", function, node, format, pipeline)
     options, dims = planning.options(), planning.dim_ranges()
     status = Console(stderr=True).status("planning")

@@ -14,8 +14,8 @@ from strata.app.options import (
     DatabaseOption,
     FormatOption,
     JsonOption,
-    KernelsOption,
     LibrariesOption,
+    LoadOption,
     MeasureOption,
     ModelArgument,
     PinOption,
@@ -40,7 +40,7 @@ def command(
     pin: PinOption = None,
     libraries: LibrariesOption = "",
     measure: MeasureOption = False,
-    kernels: KernelsOption = None,
+    load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
@@ -58,7 +58,7 @@ def command(
     from strata.compiler.driver import trace
     from strata.plan.options import PlanOptions
 
-    planning = Planning(prefer, pin or (), libraries, measure, kernels or (), ranges or (), database)
+    planning = Planning(prefer, pin or (), libraries, measure, load or (), ranges or (), database)
     plan = planning.options() or PlanOptions()
     options = Options(format, pipeline=pipeline_text(pipeline), plan=plan, ranges=planning.dim_ranges())
     definition = define_model(model, shape, options)

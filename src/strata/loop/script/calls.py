@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -198,9 +199,9 @@ class Calls(Expressions):
         self.frames -= 1
         return result
 
+    @abstractmethod
     def statements(self, body: list[ast.stmt]) -> None:
         """Read statements of the current suite; see ``statements``."""
-        raise NotImplementedError
 
 
 def _is_argument(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,7 @@ _DIM_OPS = (BinaryOp.ADD, BinaryOp.SUB, BinaryOp.MUL)  # polynomials stay polyno
 _MAX_POWER = 8
 
 
-class Expressions(Scope):
+class Expressions(Scope, ABC):
     """Evaluation of expressions; see the module docstring."""
 
     def value(self, node: ast.expr) -> Any:
@@ -81,9 +82,9 @@ class Expressions(Scope):
                 )
         self.fail(node, f"got {_kind(node)}; kernels have arithmetic, comparisons, indexing, calls, tuples")
 
+    @abstractmethod
     def call(self, node: ast.Call) -> Any:
         """A call; see ``calls``."""
-        raise NotImplementedError
 
     def expr(self, node: ast.expr) -> Expr:
         """The value of an expression as a loop expression."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,13 +77,13 @@ class Statements(Calls):
                 what = _UNKNOWN.get(type(node), f"{type(node).__name__.lower()}, which kernels do not have")
                 self.fail(node, f"got {what}")
 
+    @abstractmethod
     def with_(self, node: ast.With) -> None:
         """``with block(...)``; see ``blocks``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def block_loop(self, node: ast.For, call: ast.Call) -> None:
         """``for ... in block(...)``; see ``blocks``."""
-        raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------------- loops
 

@@ -27,7 +27,7 @@ from strata.graph.nodes import Node
 from strata.graph.opdef import OPS
 from strata.graph.types import TensorType
 from strata.loop import build as b
-from strata.loop.nests import as_matmul, with_blocks
+from strata.loop.nests import with_blocks
 from strata.loop.nodes import Alloc, Block, Buffer, For, Func, Let, Stmt, Var
 from strata.loop.rewrite import map_stmt, refresh, replace_buffers, substitute, walk_stmts
 from strata.loop.specialize import specialize
@@ -363,9 +363,7 @@ def best_schedule(func: Func, target: Target) -> Func:
     if not any(isinstance(s, Block) for s in walk_stmts(func)):
         return finalize(func)
     env = {d.name: min(d.hi, SAMPLE_SIZE) for d in func.dims}
-    forms = [f for f in (func, as_matmul(func)) if f is not None]
-    proposed = [p.func for f in forms for p in propose(f, target)]
-    return min(proposed, key=lambda f: issue_time_s(f, env, target))
+    return min((p.func for p in propose(func, target)), key=lambda f: issue_time_s(f, env, target))
 
 
 def _emit(func: Func) -> Emit:
