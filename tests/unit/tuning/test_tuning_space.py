@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tuning_cases import TARGET, mlp
 
-from strata.core.errors import LegalityError
+from strata.core.errors import LegalityError, VerifyError
 from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.interp import run
 from strata.loop.text_parser import parse_func
@@ -164,3 +164,14 @@ def test_a_model_of_failures_only_ranks_by_the_static_one(space):
     for _ in range(20):
         model.add(point.row, None)
     assert model.scores([point.row]) == [point.row[NAMES.index("issue_time")]]
+
+
+def test_what_the_checker_refuses_is_no_point(space, monkeypatch):
+    """A changed factor may leave vectors longer than the register buffer that holds them."""
+
+    def refuse(func, stage):
+        raise VerifyError(f"{func.name} at {stage}: index out of bounds")
+
+    assert space.point(()) is not None
+    monkeypatch.setattr("strata.plan.tuning.space.check", refuse)
+    assert space.point(()) is None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strata.core.errors import LegalityError, VerifyError
+from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.nodes import Func
 from strata.schedule import Trace, apply_trace, finalize
 from strata.target import Target
@@ -71,6 +72,7 @@ class Space:
 
     def _finished(self, scheduled: Func, trace: Trace) -> Point | None:
         func = finalize(scheduled)
+        check(func, LOOP_LOWERED)
         row = features(func, self.sizes, self.target)
         return Point(trace, kernel_text(func), tuple(row)) if row[_CODE] <= MAX_CODE else None
 
