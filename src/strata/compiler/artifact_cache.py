@@ -14,11 +14,11 @@ from pathlib import Path
 
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder, code_key
+from strata.core.weight_format import parse_format_choice
 from strata.plan.options import PlanOptions, database_state, default_path
 from strata.runtime.records import DimRange
 from strata.target import Target, detect_host
 
-FORMATS = ("f32", "f16", "bf16")
 MAX_SIZE = 4096  # sequences, or tokens per pass or page: memory for the activations is set aside at this size
 
 
@@ -27,7 +27,8 @@ class Options:
     """How a model is compiled.
 
     Attributes:
-        format: Dtype of weights and KV cache: ``f32``, ``f16`` or ``bf16``; ``None`` = as stored.
+        format: How weights are stored: ``f32``, ``bf16``, ``int8``, ``int4``, ``mixed``, ...; see
+            ``core.weight_format``; ``None`` = as in the checkpoint.
         max_context: Longest sequence in tokens; ``None`` = the model's own.
         max_batch: Sequences decoded at once.
         prefill_chunk: Tokens per prefill call.
@@ -50,8 +51,11 @@ class Options:
     ranges: tuple[DimRange, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.format is not None and self.format not in FORMATS:
-            raise UserError(f"--format: got {self.format!r}; expected one of {', '.join(FORMATS)}")
+        if self.format is not None:
+            try:
+                parse_format_choice(self.format)
+            except UserError as error:
+                raise UserError(f"--{error}") from None
         for name in ("max_batch", "prefill_chunk", "page_size"):
             value = getattr(self, name)
             if not _is_int(value) or not 1 <= value <= MAX_SIZE:

@@ -28,7 +28,7 @@ from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.ir.dump import LLVM, show_stage, wants_stage
 from strata.ir.passes import Pipeline
-from strata.loop.layout import Layout, stored_shape
+from strata.loop.layout import Layout, stored_dtype, stored_shape
 from strata.loop.nodes import Func
 from strata.passes import run_passes
 from strata.plan.assemble import PlannedFunction, check_obeyed, plan_function
@@ -150,7 +150,8 @@ def _param_record(name: str, tensor: TensorType, layout: Layout | None) -> Param
     if len(shape) != tensor.rank:
         raise UnsupportedError(f"param {name}: got {tensor}; expected a constant shape; make it an input")
     stored = tuple(int(d) for d in stored_shape(shape, layout))  # type: ignore[arg-type]
-    return ParamRecord(name, tensor.dtype.name, stored, shape, str(layout) if layout is not None else "")
+    dtype = stored_dtype(tensor.dtype).name
+    return ParamRecord(name, dtype, stored, shape, str(layout) if layout is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,13 +261,18 @@ def store_params(
         record = known[name]
         if not isinstance(array, np.ndarray):
             raise UserError(f"params: {name}: got a {type(array).__name__}; expected a NumPy array")
+        layout = parse_layout(record.layout)
+        is_packed = layout is not None and layout.nibbles
+        if array.dtype.name == "uint4":
+            array = array.view(np.uint8)  # one to a byte
+        elif is_packed:
+            raise UserError(f"params: {name}: got {array.dtype}; expected uint4: it is stored two to a byte")
         if array.shape != record.logical_shape or array.dtype != np.dtype(_numpy_name(record.dtype)):
             raise UserError(
                 f"params: {name}: got {array.dtype}{list(array.shape)}; "
                 f"expected {record.dtype}{list(record.logical_shape)}"
             )
         del left[name]
-        layout = parse_layout(record.layout)
         packed = array if layout is None else layout.pack(array)
         stored = packed if packed.flags.c_contiguous else np.ascontiguousarray(packed)
         del array, packed  # it may be large, and the consumer takes its time

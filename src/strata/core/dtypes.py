@@ -27,7 +27,7 @@ class DType:
     Attributes:
         name: Strata's name (``"bf16"``), used in every text form.
         kind: Float, signed, unsigned or bool.
-        bits: Width of one element in memory, in bits.
+        bits: Width of one element in memory, in bits; elements of 4 bits are stored two to a byte.
         numpy_name: Name that ``np.dtype`` accepts (with ``ml_dtypes`` imported).
     """
 
@@ -38,8 +38,8 @@ class DType:
 
     @property
     def itemsize_bytes(self) -> int:
-        """Bytes of one element."""
-        return self.bits // 8
+        """Bytes of one element in an array that is not packed: 1 for elements of 4 bits."""
+        return max(self.bits // 8, 1)
 
     @property
     def is_float(self) -> bool:
@@ -66,13 +66,14 @@ i64 = DType("i64", Kind.INT, 64, "int64")
 i32 = DType("i32", Kind.INT, 32, "int32")
 i16 = DType("i16", Kind.INT, 16, "int16")
 i8 = DType("i8", Kind.INT, 8, "int8")
+u4 = DType("u4", Kind.UINT, 4, "uint4")
 u8 = DType("u8", Kind.UINT, 8, "uint8")
 u16 = DType("u16", Kind.UINT, 16, "uint16")
 u32 = DType("u32", Kind.UINT, 32, "uint32")
 bool_ = DType("bool", Kind.BOOL, 8, "bool")
 
 ALL_DTYPES: dict[str, DType] = {
-    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, u16, u32, bool_)
+    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u4, u8, u16, u32, bool_)
 }
 _ALIASES = {d.numpy_name: d for d in ALL_DTYPES.values()}
 

@@ -44,7 +44,10 @@ class NodeStats:
 
 def size_bytes(type_: TensorType) -> Dim:
     """Bytes of a tensor."""
-    return product(type_.shape) * type_.dtype.itemsize_bytes
+    elements = product(type_.shape)
+    if type_.dtype.bits < 8 and isinstance(elements, int):
+        return -(-elements * type_.dtype.bits // 8)
+    return elements * type_.dtype.itemsize_bytes
 
 
 def node_stats(node: Node) -> NodeStats:

@@ -2,12 +2,16 @@
 
 ::
 
-    Layout ::= tiles(rows=R, cols=C)     text form, e.g. "tiles(rows=64,cols=1)"
+    Layout ::= tiles(rows=R, cols=C[, nibbles])     text form, e.g. "tiles(rows=64,cols=1)"
 
 ``tiles(rows=R, cols=C)`` stores ``w[r, c]`` at ``p[r // R, c // C, (r % R) * C + c % C]`` of a 3-d array of
 shape ``[ceil(rows/R), ceil(cols/C), R * C]``, zero padded. For a weight ``[N, K]`` (one row per output),
 ``R = 64, C = 1`` puts the 64 outputs that a register tile computes side by side for each k; ``C = 2``
-adds the pairs of a bf16 dot product.
+adds the pairs of a bf16 dot product, ``C = 4`` the fours of an 8-bit one.
+
+With ``nibbles``, two elements of 4 bits share a byte: the first half of a tile's columns are the low halves
+of the bytes, the second half the high ones, so that ``R = 64, C = 8`` holds two operands of an 8-bit dot
+product in the place of one. ``w[r, c]`` is in the byte ``p[r // R, c // C, (r % R) * C/2 + c % (C/2)]``.
 """
 
 from __future__ import annotations
@@ -17,39 +21,67 @@ from dataclasses import dataclass
 from typing import Any
 
 from strata.core.dims import Dim
+from strata.core.dtypes import DType, u8
 from strata.core.errors import ParseError
 
-from .build import add, floordiv, floormod, mul
-from .nodes import Expr
+from .build import add, floordiv, floormod, lt, mul, select
+from .nodes import Buffer, Expr, Intrinsic, Load
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Tiles of ``rows x cols``; ``transposed``: of the transposed matrix (a ``[K, N]`` weight by rows)."""
+    """Tiles of ``rows x cols``.
+
+    Attributes:
+        rows, cols: Size of a tile.
+        transposed: Tiles of the transposed matrix (a ``[K, N]`` weight by rows).
+        nibbles: Elements have 4 bits, two in a byte; ``cols`` is even.
+    """
 
     rows: int
     cols: int = 1
     transposed: bool = False
+    nibbles: bool = False
 
     def __str__(self) -> str:
-        return f"tiles(rows={self.rows},cols={self.cols}{',transposed' if self.transposed else ''})"
+        flags = (",transposed" if self.transposed else "") + (",nibbles" if self.nibbles else "")
+        return f"tiles(rows={self.rows},cols={self.cols}{flags})"
+
+    @property
+    def bytes_wide(self) -> int:
+        """Stored elements side by side in one row of a tile."""
+        return self.cols // 2 if self.nibbles else self.cols
 
     def physical_shape(self, shape: tuple[int, int]) -> tuple[int, int, int]:
         """Shape of the stored 3-d array for a logical ``shape``."""
         rows, cols = shape[::-1] if self.transposed else shape
-        return (-(-rows // self.rows), -(-cols // self.cols), self.rows * self.cols)
+        return (-(-rows // self.rows), -(-cols // self.cols), self.rows * self.bytes_wide)
 
     def physical_index(self, row: Expr, col: Expr) -> tuple[Expr, Expr, Expr]:
-        """Where logical ``[row, col]`` is stored."""
+        """Where logical ``[row, col]`` is stored; of nibbles: the byte."""
         if self.transposed:
             row, col = col, row
-        inner = add(mul(floormod(row, self.rows), self.cols), floormod(col, self.cols))
+        wide = self.bytes_wide
+        inner = add(mul(floormod(row, self.rows), wide), floormod(col, wide))
         return (floordiv(row, self.rows), floordiv(col, self.cols), inner)
+
+    def load(self, buffer: Buffer, row: Expr, col: Expr) -> Expr:
+        """Logical element ``[row, col]`` of a stored array: for nibbles the half of its byte, as u8."""
+        byte = Load(buffer, self.physical_index(row, col))
+        if not self.nibbles:
+            return byte
+        column = row if self.transposed else col
+        is_low = lt(floormod(column, self.cols), self.bytes_wide)
+        return select(is_low, Intrinsic("low4", (byte,), u8, 1), Intrinsic("high4", (byte,), u8, 1))
 
     def pack(self, array: Any) -> Any:
         """Logical 2-d ndarray -> stored 3-d ndarray (C-contiguous, zero padded)."""
         import numpy as np
 
+        if self.nibbles:
+            whole = Layout(self.rows, self.cols, self.transposed).pack(array.astype(np.uint8))
+            halves = whole.reshape(*whole.shape[:2], self.rows, 2, self.bytes_wide)
+            return (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).reshape(*whole.shape[:2], -1)
         if self.transposed:
             array = array.T
         rows, cols = array.shape
@@ -70,7 +102,15 @@ class Layout:
         )
 
     def unpack(self, stored: Any, shape: tuple[int, int]) -> Any:
-        """Stored 3-d ndarray -> logical ndarray of ``shape``."""
+        """Stored 3-d ndarray -> logical ndarray of ``shape``; nibbles become ``uint4``."""
+        if self.nibbles:
+            import ml_dtypes
+            import numpy as np
+
+            bytes_ = stored.reshape(*stored.shape[:2], self.rows, 1, self.bytes_wide)
+            whole = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=3).reshape(*stored.shape[:2], -1)
+            plain = Layout(self.rows, self.cols, self.transposed).unpack(whole, shape)
+            return plain.astype(ml_dtypes.uint4)
         rows, cols = shape[::-1] if self.transposed else shape
         n_rows, n_cols, _ = stored.shape
         r, c = self.rows, self.cols
@@ -87,10 +127,15 @@ def parse_layout(text: str) -> Layout | None:
     """
     if not text:
         return None
-    match = re.fullmatch(r"tiles\(rows=(\d+),cols=(\d+)(,transposed)?\)", text)
-    if match is None:
-        raise ParseError(f"layout: got {text!r}; expected tiles(rows=R,cols=C[,transposed])")
-    return Layout(int(match[1]), int(match[2]), bool(match[3]))
+    match = re.fullmatch(r"tiles\(rows=(\d+),cols=(\d+)(,transposed)?(,nibbles)?\)", text)
+    if match is None or (match[4] and int(match[2]) % 2):
+        raise ParseError(f"layout: got {text!r}; expected tiles(rows=R,cols=C[,transposed][,nibbles])")
+    return Layout(int(match[1]), int(match[2]), bool(match[3]), bool(match[4]))
+
+
+def stored_dtype(dtype: DType) -> DType:
+    """Element type of the stored array of a tensor: bytes for elements of 4 bits, packed by a layout or not."""
+    return u8 if dtype.bits < 8 else dtype
 
 
 def stored_shape(shape: tuple[Dim, ...], layout: Layout | None) -> tuple[Dim, ...]:

@@ -1,6 +1,6 @@
 """Graph op or fused group to loop function."""
 
-from . import attention, elementwise, formula, matmul, reduce, shape  # noqa: F401  (fill the table of lowerings)
+from . import attention, elementwise, formula, matmul, quantized, reduce, shape  # noqa: F401  (fill the table of lowerings)
 from .context import LOWERINGS, Binding
 from .group import Emit, Lowered, lower_group
 

@@ -72,6 +72,8 @@ class Context:
         params: Buffer parameters so far, with their bindings.
         stages: Loop nests so far, in order of execution.
         allocs: Intermediate buffers.
+        accesses: How to read a node, by its id.
+        operands: Buffer and stored layout of a tensor operand, by the id of its node.
     """
 
     n: Dim
@@ -80,6 +82,7 @@ class Context:
     stages: list[Stmt] = field(default_factory=list)
     allocs: list[Buffer] = field(default_factory=list)
     accesses: dict[int, Access] = field(default_factory=dict)
+    operands: dict[int, tuple[Buffer, Layout | None]] = field(default_factory=dict)
     caches: dict[int, int] = field(default_factory=dict)  # id(cache node) -> operand number
     names: set[str] = field(default_factory=set)
 
@@ -135,12 +138,12 @@ class Context:
         shape: Shape,
         dtype: DType,
         extents: Shape,
-        init: Expr | None,
+        init: Expr | Access | None,
         combine: Callable[[Expr, Expr], Expr] | None,
         value: Callable[[Index, Index], Expr],
         into: Place | None = None,
     ) -> Access:
-        """Append a nest: ``acc = combine(acc, value(spatial, reduction))`` from ``init``."""
+        """Append a nest: ``acc = combine(acc, value(spatial, reduction))`` from ``init`` (of the element)."""
         block_name = self.unique(name)
         place = into or self._intermediate(block_name + "_buf", shape, dtype)
 
@@ -158,7 +161,7 @@ class Context:
         element = value(spatial, reduction)
         start = None
         if combine is not None and init is not None:
-            start = Store(buffer, position, init)
+            start = Store(buffer, position, init(spatial) if callable(init) else init)
             element = combine(Load(buffer, position), element)
         nest: Stmt = Block(block_name, tuple(axes), Store(buffer, position, element), start)
         for var, extent in reversed(loops):

@@ -9,8 +9,8 @@ from strata.core.dims import Dim
 from strata.core.errors import UnsupportedError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CacheType, TensorType
-from strata.loop.layout import Layout, stored_shape
-from strata.loop.nodes import Alloc, Buffer, Func, Load, Stmt, Var, seq
+from strata.loop.layout import Layout, stored_dtype, stored_shape
+from strata.loop.nodes import Alloc, Buffer, Expr, Func, Load, Stmt, Var, seq
 from strata.loop.rewrite import buffers_written, replace_buffers
 
 from .context import LOWERINGS, OUTPUT_BLOCK, Access, Binding, Context, Index
@@ -52,11 +52,12 @@ def _bind_inputs(ctx: Context, body: Function, layouts: Mapping[int, Layout]) ->
         layout = layouts.get(number)
         hint = str(node.attrs["name"])
         shape = stored_shape(node.tensor.shape, layout)
-        buffer = Buffer(ctx.unique(hint), shape, node.tensor.dtype)
+        buffer = Buffer(ctx.unique(hint), shape, stored_dtype(node.tensor.dtype))
         ctx.params.append((buffer, Binding(number)))
+        ctx.operands[id(node)] = buffer, layout
 
-        def access(i: Index, buffer: Buffer = buffer, layout: Layout | None = layout) -> Load:
-            return Load(buffer, layout.physical_index(*i) if layout is not None else i)
+        def access(i: Index, buffer: Buffer = buffer, layout: Layout | None = layout) -> Expr:
+            return layout.load(buffer, *i) if layout is not None else Load(buffer, i)
 
         ctx.accesses[id(node)] = access
 

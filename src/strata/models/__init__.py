@@ -10,7 +10,7 @@
 from . import gpt2, llama  # noqa: F401  (they register their architectures)
 from .checkpoint import Checkpoint
 from .config import ModelConfig
-from .definition import FORMATS, ModelDefinition, build
+from .definition import ModelDefinition, build
 from .hub import locate
 from .registry import ARCHITECTURES, parse_config, read_config
 from .shapes import SHAPES, random_params, shape_config
@@ -18,7 +18,6 @@ from .weights import NameRules, ParamSource, Transform, load_params
 
 __all__ = [
     "ARCHITECTURES",
-    "FORMATS",
     "SHAPES",
     "Checkpoint",
     "ModelConfig",

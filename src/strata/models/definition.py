@@ -5,24 +5,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from strata.core.dtypes import DType, bf16, dtype, f16, f32
+from strata.core.dtypes import DType, bf16, f32
 from strata.core.errors import UserError
+from strata.core.weight_format import FormatChoice, WeightFormat, parse_format_choice
 from strata.frontend import nn
 from strata.frontend.nn import spec
 from strata.graph.nodes import Module
 from strata.graph.types import CacheType, RopeMode
+from strata.passes.quantize import CODES, quantize_weights
 from strata.runtime.records import CacheRecord
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig, Positions
 from .registry import ARCHITECTURES
-from .weights import NameRules, ParamSource, load_params
+from .weights import NameRules, ParamSource, encode_params, load_params
 
-FORMATS: dict[str, DType] = {"f32": f32, "bf16": bf16, "f16": f16}
 FUNCTIONS = ("prefill", "decode", "score")
 
 
@@ -32,7 +33,9 @@ class ModelDefinition:
 
     Attributes:
         module: Functions ``prefill``, ``decode`` and ``score``.
-        sources: Recipe of each param, in the order of ``module.params``.
+        sources: Recipe of each weight and vector as a float tensor, in the order of ``module.params``.
+        formats: Format of the weights that are stored as codes, by the name of the recipe; each is several
+            params of the module.
         cache_record: The KV cache that the functions take.
         config: Facts for the engine: ``max_context``, ``max_batch``, ``max_tokens`` (of one pass),
             ``vocab_size``, ``eos_token_ids``, ``bos_token_id``, ``format``, ``architecture``, ``model_name``.
@@ -44,15 +47,16 @@ class ModelDefinition:
     cache_record: CacheRecord
     config: dict[str, object]
     names: NameRules
+    formats: dict[str, WeightFormat] = field(default_factory=dict)
 
     def load(self, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Params from a checkpoint, one at a time; see :func:`strata.models.weights.load_params`."""
-        return load_params(self.sources, self.names, checkpoint)
+        return encode_params(load_params(self.sources, self.names, checkpoint), self.formats)
 
 
 def build(
     config: ModelConfig,
-    format: DType | str,
+    format: FormatChoice | WeightFormat | DType | str,
     *,
     max_tokens: int = 512,
     max_batch: int = 16,
@@ -64,7 +68,8 @@ def build(
 
     Args:
         config: The model.
-        format: Dtype of weights and KV cache: f32, bf16 or f16.
+        format: How weights are stored: a float dtype, ``int8``, ``int4:group=64``, ``mixed``, ...; see
+            ``core.weight_format``. The KV cache has the float dtype, or bf16.
         max_tokens: Tokens of one pass at most; longer prompts are processed in chunks.
         max_batch: Sequences of one pass at most.
         page_size: Tokens per KV page.
@@ -74,27 +79,31 @@ def build(
     Raises:
         UserError: an unknown format, or limits out of range.
     """
-    weight_dtype = dtype(format)
-    if weight_dtype not in FORMATS.values():
-        raise UserError(f"format: got {format}; expected one of {', '.join(FORMATS)}")
+    choice = parse_format_choice(format)
+    is_float = isinstance(choice.default, DType)
+    weight_dtype = choice.default if isinstance(choice.default, DType) else f32
     if not 1 <= max_batch <= max_tokens:
         raise UserError(
             f"build: got max_batch {max_batch} and max_tokens {max_tokens}; expected 1 <= batch <= tokens"
         )
     architecture = ARCHITECTURES[config.architecture]
     model = architecture.module(config, weight_dtype)
-    cache_type = _cache_type(config, weight_dtype, page_size, rope_mode)
+    cache_type = _cache_type(config, weight_dtype if is_float else bf16, page_size, rope_mode)
     ids = spec.Tensor([spec.dim("n", 1, max_tokens)], "i32")
     exported = model.export({f: {"ids": ids, "cache": spec.KVCache(cache_type)} for f in FUNCTIONS})
-    names = exported.module.params
+    recipes = {
+        name: architecture.source(config, name, exported.params[name]) for name in exported.module.params
+    }
+    module = quantize_weights(exported.module, choice) if choice.rules or not is_float else exported.module
+    sources, formats = _stored_sources(recipes, module, choice)
     return ModelDefinition(
-        module=exported.module,
-        sources={name: architecture.source(config, name, exported.params[name]) for name in names},
+        module=module,
+        sources=sources,
         cache_record=nn.cache_record(cache_type, config.rope_theta, config.rope_scaling),
         config={
             "architecture": config.architecture,
             "model_name": model_name,
-            "format": weight_dtype.name,
+            "format": str(choice),
             "vocab_size": config.vocab_size,
             "max_context": config.max_context,
             "max_tokens": max_tokens,
@@ -103,7 +112,24 @@ def build(
             "bos_token_id": config.bos_token_id,
         },
         names=architecture.names(config),
+        formats=formats,
     )
+
+
+def _stored_sources(
+    recipes: dict[str, ParamSource], module: Module, choice: FormatChoice
+) -> tuple[dict[str, ParamSource], dict[str, WeightFormat]]:
+    """Recipes in the order of the module's params, with the dtypes that it has for them; formats of codes."""
+    sources: dict[str, ParamSource] = {}
+    formats: dict[str, WeightFormat] = {}
+    for name, tensor in module.params.items():
+        base = name.removesuffix(CODES)
+        format = choice.of(base)
+        if name in recipes:
+            sources[name] = replace(recipes[name], dtype=tensor.dtype)
+        elif base in recipes and isinstance(format, WeightFormat):
+            sources[base], formats[base] = recipes[base], format
+    return sources, formats
 
 
 def _cache_type(config: ModelConfig, dtype: DType, page_size: int, rope_mode: RopeMode) -> CacheType:

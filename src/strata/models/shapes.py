@@ -4,13 +4,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives NumPy its bfloat16)
 import numpy as np
 
+from strata.core.dtypes import f32
 from strata.core.registry import Registry
+from strata.core.weight_format import WeightFormat
+from strata.graph.types import TensorType
+from strata.passes.quantize import CODES, stored_types
 
 from .config import ModelConfig
 from .definition import ModelDefinition
@@ -143,4 +148,24 @@ def random_params(definition: ModelDefinition, seed: int = 0) -> Iterator[tuple[
             block = 0.1 * block + (0.0 if name.endswith(".bias") else 1.0)
         else:
             block *= (3.0 / shape[-1]) ** 0.5
-        yield name, np.resize(block.astype(target), shape)
+        if name in definition.formats:
+            yield from _random_codes(name, definition.formats[name], shape, rng)
+        else:
+            yield name, np.resize(block.astype(target), shape)
+
+
+def _random_codes(
+    name: str, format: WeightFormat, shape: tuple[int, ...], rng: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Codes over their whole range, with scales that give the matrix a variance of about 1 / row length."""
+    n, k = shape
+    for part, tensor in stored_types(name, TensorType((n, k), f32), format).items():
+        size = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+        target = np.dtype(tensor.dtype.numpy_name)
+        if tensor.dtype.is_float:
+            block = rng.uniform(0.9, 1.1, min(math.prod(size), _PERIOD)) * (3.0 / k) ** 0.5 / format.zero
+        elif part.endswith(CODES):
+            block = rng.integers(0, format.max_code + 1, min(n * k, _PERIOD))
+        else:
+            block = np.array([format.zero])
+        yield part, np.resize(block.astype(target), size)

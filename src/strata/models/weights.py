@@ -16,8 +16,11 @@ import numpy as np
 
 from strata.core.dtypes import DType, f16
 from strata.core.errors import UserError
+from strata.core.weight_format import WeightFormat
+from strata.passes.quantize import CODES, SCALES, ZEROS
 
 from .checkpoint import Checkpoint
+from .quantize.codes import quantize_matrix
 
 
 class Transform(Enum):
@@ -154,3 +157,27 @@ def _check_range(param: str, out: np.ndarray, tensors: list[np.ndarray], checkpo
             f"{checkpoint.folder}: {param}: got a weight of magnitude {largest:g}; f16 holds at most 65504: "
             f"use format bf16 or f32"
         )
+
+
+def encode_params(
+    params: Iterator[tuple[str, np.ndarray]], formats: Mapping[str, WeightFormat]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Weights that have a format become their codes, scales (and zeros); everything else passes through.
+
+    Args:
+        params: ``(name, array)``, floats.
+        formats: Format by name.
+
+    Raises:
+        UserError: a weight has a value that is no number.
+    """
+    for name, array in params:
+        format = formats.get(name)
+        if format is None:
+            yield name, array
+            continue
+        matrix = quantize_matrix(array, format, name=name)
+        yield name + CODES, matrix.codes
+        yield name + SCALES, matrix.scales
+        if matrix.zeros is not None:
+            yield name + ZEROS, matrix.zeros.astype(np.uint8)

@@ -34,6 +34,7 @@ from .legalize import Legalize, legalization
 from .loops import LOOP, LoopModule, LoopPass, LoopStage, for_ir, run_loop_passes, transform_loops
 from .memory_plan import MemoryPlan, PlanMemory, plan_memory
 from .partition import Partition
+from .quantize import Quantize
 from .set_range import SetRange
 from .views import ReshapeToView
 
@@ -58,6 +59,7 @@ __all__ = [
     "MemoryPlan",
     "Partition",
     "PlanMemory",
+    "Quantize",
     "ReshapeToView",
     "SetRange",
     "legalization",

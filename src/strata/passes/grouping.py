@@ -26,7 +26,7 @@ from strata.ir.passes import OptionError
 
 from .base import uses
 
-_ANCHORS = frozenset({"matmul", "paged_attention", "tensor_expr"})
+_ANCHORS = frozenset({"matmul", "quantized_matmul", "paged_attention", "tensor_expr"})
 # Cheap enough to compute several times, and to compute in each of several groups rather than store.
 _COPIED = frozenset({"slice", "reshape", "cast", "broadcast_to", "cache_positions"})
 _CHEAP = _COPIED | {
@@ -249,8 +249,12 @@ def _can_compute_for(node: Node, consumer: Node, group: Group, reads: int) -> bo
     if consumer.op in ("sum", "mean", "max"):
         return pattern(node) <= Pattern.BROADCAST or node.op in _CHEAP
     if pattern(consumer) is Pattern.REDUCTION or consumer.op in ("rope", "take", "last_tokens"):
-        return node.op in _CHEAP
-    if group.anchor is not None and group.anchor.op == "matmul" and pattern(node) > Pattern.BROADCAST:
+        return node.op in _CHEAP or (node.op == "dequantize" and consumer.op == "take")
+    if (
+        group.anchor is not None
+        and pattern(group.anchor) is Pattern.MATMUL
+        and pattern(node) > Pattern.BROADCAST
+    ):
         return node.op in _COPIED  # a gather in the epilogue of a register tile costs more than a launch
     once = consumer.op in _MOVES or _elements(node) == _elements(consumer)
     return node.op in _CHEAP or (once and reads == 1)

@@ -16,7 +16,8 @@ from strata.core.dims import SymDim, evaluate
 from strata.core.dims import bounds as dim_bounds
 from strata.core.dtypes import bf16
 from strata.graph.nodes import Node
-from strata.graph.stats import group_stats
+from strata.graph.opdef import Pattern
+from strata.graph.stats import group_stats, size_bytes
 from strata.graph.types import MAX_CONTEXT, NUM_PAGES, NUM_SEQUENCES, TABLE_WIDTH, TensorType
 from strata.loop.nodes import Func
 from strata.target import Target
@@ -42,7 +43,7 @@ VECTORS_PER_TILE = 4
 
 
 def matmul_estimate(
-    m: int, n: int, k: int, weight_bytes: float, rows: int, target: Target, dot: bool = False
+    m: int, n: int, k: int, weight_bytes: float, rows: int, target: Target, peak: float | None = None
 ) -> Estimate:
     """Cost of ``[m, k] x [k, n]`` with register tiles of ``rows`` rows.
 
@@ -53,14 +54,14 @@ def matmul_estimate(
         weight_bytes: Bytes of the stored weight.
         rows: Rows per register tile.
         target: The machine.
-        dot: By bf16 dot products, which do two multiply-adds per lane.
+        peak: Operations per second of the instruction that multiplies; ``None`` = f32 multiply-adds.
     """
     passes = -(-m // rows)
     flop = 2.0 * m * n * k
     issued = 2.0 * passes * rows * n * k
     # Each multiply-add slot beyond the loads is useful; loads and multiply-adds go to different pipes.
     slots = max(rows * VECTORS_PER_TILE, VECTORS_PER_TILE + rows)
-    peak = target.peak_bf16_flop_per_s if dot else target.peak_f32_flop_per_s
+    peak = peak or target.peak_f32_flop_per_s
     compute_s = issued / peak * slots / (rows * VECTORS_PER_TILE)
     clock_hz = target.peak_f32_flop_per_s / target.num_cores / (target.lanes_f32 * 2)
     cache_s = passes * weight_bytes / (CACHE_BYTES_PER_CYCLE * clock_hz * target.num_cores)
@@ -92,19 +93,26 @@ def task_model(task: Task, func: Func, rows: int, dot: bool, size: int) -> Estim
         task: What is computed.
         func: How.
         rows: Rows of the register tile; 0 for anything else.
-        dot: By bf16 dot products.
+        dot: By dot products of bf16 or 8-bit operands.
         size: Value of the task's rows.
     """
     if not rows or not is_flat_matmul(task.anchor):
         return loop_estimate(task, func, size)
     n, k = (dim_bounds(d)[1] for d in (task.anchor.tensor.shape[-1], task.anchor.inputs[0].tensor.shape[-1]))
-    weight_bytes = float(n * k * task.anchor.inputs[1].tensor.dtype.itemsize_bytes)
-    return matmul_estimate(size, n, k, weight_bytes, rows, task.target, dot)
+    parts = [x.tensor for x in task.anchor.inputs[1:]]
+    weight_bytes = float(sum(bounds_bytes(p) for p in parts))
+    peak = _peak(task) if dot else task.target.peak_f32_flop_per_s
+    return matmul_estimate(size, n, k, weight_bytes, rows, task.target, peak)
+
+
+def bounds_bytes(tensor: TensorType) -> int:
+    """Bytes of a tensor with every dim at its upper bound."""
+    return dim_bounds(size_bytes(tensor))[1]
 
 
 def is_flat_matmul(node: Node) -> bool:
-    """A matmul of two matrices."""
-    return node.op == "matmul" and node.tensor.rank == 2
+    """A product of two matrices."""
+    return node.opdef.pattern is Pattern.MATMUL and node.tensor.rank == 2
 
 
 def task_env(task: Task, size: int) -> dict[str, int]:
@@ -126,6 +134,8 @@ def traffic_of(task: Task, env: Mapping[str, int]) -> Estimate:
 
 def _peak(task: Task) -> float:
     """The machine's fastest multiply-adds for the operands of the heavy op, flop/s."""
+    if task.anchor.op == "quantized_matmul":
+        return task.target.peak_int8_op_per_s
     operands = [i.type for i in task.anchor.inputs if isinstance(i.type, TensorType)]
     dot = task.target.has_bf16_dot and bool(operands) and operands[0].dtype is bf16
     return task.target.peak_bf16_flop_per_s if dot else task.target.peak_f32_flop_per_s

@@ -16,10 +16,12 @@ from typing import ClassVar
 
 from strata.core.errors import ParseError, UserError
 from strata.graph.nodes import Function, Module, Node, rewrite, with_notes
+from strata.graph.opdef import Pattern
 from strata.graph.types import TensorType
 from strata.ir.passes import OptionError, Pass, register_pass
 from strata.loop.layout import Layout, parse_layout
 from strata.schedule.rules.matmul import weight_layout
+from strata.schedule.rules.quantized import quantized_layout
 from strata.target import Target, get_target
 
 from .assemble import favoured_by
@@ -29,6 +31,7 @@ from .stacks import Kernels, StackBuilder
 
 LAYOUT_NOTE = "layout"
 ROW_MAJOR = "row_major"
+CODES_OPERAND = 1  # of quantized_matmul
 
 
 @register_pass
@@ -65,9 +68,9 @@ class Layouts(Pass[Module]):
         return module.map(lambda f: rewrite(f, noted))
 
 
-def matmul_weights(function: Function) -> dict[str, Node]:
-    """The matmul node that multiplies by it, for every 2-d param that is the right operand of one."""
-    found: dict[str, Node] = {}
+def matmul_weights(function: Function) -> dict[str, tuple[Node, int]]:
+    """For every 2-d param that belongs to a weight of a matmul: the matmul, and which of its operands it is."""
+    found: dict[str, tuple[Node, int]] = {}
     for node in function.nodes:
         if node.op == "fused":
             body: Function = node.attrs["body"]
@@ -76,13 +79,23 @@ def matmul_weights(function: Function) -> dict[str, Node]:
     return found
 
 
-def _collect(body: Function, outer: dict[int, Node], found: dict[str, Node]) -> None:
+def _collect(body: Function, outer: dict[int, Node], found: dict[str, tuple[Node, int]]) -> None:
     for node in body.nodes:
-        if node.op != "matmul":
+        if node.opdef.pattern is not Pattern.MATMUL:
             continue
-        operand = outer.get(id(node.inputs[1]))
-        if operand is not None and operand.op == "param" and operand.tensor.rank == 2:
-            found.setdefault(operand.attrs["name"], node)
+        for number, inner in enumerate(node.inputs[1:], 1):
+            operand = outer.get(id(inner))
+            if operand is not None and operand.op == "param" and operand.tensor.rank == 2:
+                found.setdefault(operand.attrs["name"], (node, number))
+
+
+def _tiles(matmul: Node, number: int, target: Target) -> Layout:
+    """Layout of operand ``number`` of a matmul."""
+    weight = matmul.inputs[number].tensor
+    if matmul.op == "quantized_matmul":
+        return quantized_layout(weight.dtype, is_codes=number == CODES_OPERAND, target=target)
+    transposed = not matmul.attrs["transpose_b"]
+    return weight_layout(weight.dtype, weight.shape[0 if transposed else 1], transposed, target)
 
 
 def noted_layouts(module: Module) -> dict[str, Layout | None]:
@@ -125,13 +138,9 @@ def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
     noted = noted_layouts(module)
     layouts = {name: layout for name, layout in noted.items() if layout is not None}
     for function in module.functions:
-        for name, matmul in matmul_weights(function).items():
-            if name in noted:
-                continue
-            transposed = not matmul.attrs["transpose_b"]
-            weight = matmul.inputs[1].tensor
-            contracted = weight.shape[0 if transposed else 1]
-            layouts.setdefault(name, weight_layout(weight.dtype, contracted, transposed, target))
+        for name, (matmul, number) in matmul_weights(function).items():
+            if name not in noted:
+                layouts.setdefault(name, _tiles(matmul, number, target))
     return layouts
 
 

@@ -1,5 +1,5 @@
 """The ops, one module per family; importing this package fills the op table (``graph.opdef.OPS``)."""
 
-from . import attention, elementwise, fused, leaf, matmul, reduce, shape, tensor_expr
+from . import attention, elementwise, fused, leaf, matmul, quantized, reduce, shape, tensor_expr
 
-__all__ = ["attention", "elementwise", "fused", "leaf", "matmul", "reduce", "shape", "tensor_expr"]
+__all__ = ["attention", "elementwise", "fused", "leaf", "matmul", "quantized", "reduce", "shape", "tensor_expr"]

@@ -14,10 +14,10 @@ from strata.loop.nodes import Alloc, Func, MemSpace
 from strata.loop.rewrite import walk_stmts
 from strata.target import Target
 
-from . import columns, fallback, matmul, rows, transpose  # noqa: F401  (fill the table)
+from . import columns, fallback, matmul, quantized, rows, transpose  # noqa: F401  (fill the table)
 from .base import RULES, Proposal, Rule
 
-ORDER = ("lowered", "matmul", "columns", "transpose", "rows", "fallback")
+ORDER = ("lowered", "quantized", "matmul", "columns", "transpose", "rows", "fallback")
 # What else is worth an estimate: few columns are better reduced row by row, on all threads.
 ALTERNATIVES = {"columns": ("rows",)}
 

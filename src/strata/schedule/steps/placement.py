@@ -12,6 +12,8 @@ from strata.loop.externs import buffers_of, call_writes
 from strata.loop.nodes import (
     Alloc,
     AxisKind,
+    Binary,
+    BinaryOp,
     Block,
     BlockAxis,
     Buffer,
@@ -98,6 +100,7 @@ class ComputeAt(Step):
         known = Analysis()
         for stmt in path_to(func.body, loop):
             known = enter(known, stmt)
+        func, loop = _without_needless_clamps(func, loop, target)
         regions = _regions(func, loop, target, known)
         check_size("compute_at", target, tuple(r.extent for r in regions))
         private = Buffer(target.name, tuple(r.extent for r in regions), target.dtype, space)
@@ -152,6 +155,78 @@ def _check_order(func: Func, producer: Block, nest: list[For], loop: For, target
     in_producer = sum(1 for e in walk(start) if isinstance(e, Load) and e.buffer is target)
     if inside != everywhere - in_producer:
         raise LegalityError(f"compute_at: {target.name} is read outside of loop {loop.var.name} or of blocks")
+
+
+# ---------------------------------------------------------------------------------------------- clamps
+
+
+def _without_needless_clamps(func: Func, loop: For, target: Buffer) -> tuple[Func, For]:
+    """Reads of ``target[min(e, last)]`` become ``target[e]`` where a clamped element is never used.
+
+    A stage that was moved before reads its operands at clamped indices, for elements past the end. Once its
+    operand is computed beside it, the region may run past the end just as well.
+    """
+    blocks = {id(x): x for x, load in _reads(loop, target) if any(map(_is_clamped, load.indices))}
+    for block in blocks.values():
+        changed = map_stmt(
+            block, expr_fn=lambda e, x=block: _unclamped(func, x, e) if _reads_of(e, target) else e
+        )
+        loop_body = map_stmt(loop.body, stmt_fn=lambda s, x=block, y=changed: y if s is x else s)
+        new = replace(loop, body=loop_body)
+        func, loop = replace_stmt(func, loop, new), new
+    return func, loop
+
+
+def _reads_of(e: Expr, buffer: Buffer) -> bool:
+    return isinstance(e, Load) and e.buffer is buffer
+
+
+def _is_clamped(i: Expr) -> bool:
+    return isinstance(i, Binary) and i.op is BinaryOp.MIN
+
+
+def _unclamped(func: Func, block: Block, load: Expr) -> Expr:
+    assert isinstance(load, Load)
+    indices = [
+        i.a
+        if isinstance(i, Binary) and _is_clamped(i) and i.b == b.sub(size(dim), index(1))
+        and _is_unused_beyond(func, block, i.a, dim)
+        else i
+        for i, dim in zip(load.indices, load.buffer.shape, strict=True)
+    ]  # fmt: skip
+    return replace(load, indices=tuple(indices))
+
+
+def _is_unused_beyond(func: Func, block: Block, position: Expr, end: Dim) -> bool:
+    """Whether all that ``block`` computes where ``position >= end`` is read by nobody.
+
+    So it is if it stores to one private buffer, and every other block that reads an element of it runs under
+    a predicate by which the position of that element lies before the end.
+    """
+    stores = {(s.buffer, s.indices) for s in walk_stmts(block) if isinstance(s, Store)}
+    if len(stores) != 1:
+        return False
+    ((private, places),) = stores
+    own = {a.var: a.value for a in block.axes}
+    if private in func.params or not all(isinstance(p, Var) and isinstance(own.get(p), Var) for p in places):
+        return False
+    for reader in (s for s in walk_stmts(func) if isinstance(s, Block) and s is not block):
+        for load in (e for e in walk(reader.body) if isinstance(e, Load) and e.buffer is private):
+            there = dict(zip((own[p] for p in places), (bound(reader, i) for i in load.indices), strict=True))  # type: ignore[index]
+            at = substitute(bound(block, position), there)  # type: ignore[arg-type]
+            if not _runs_only_where(func, reader, b.lt(at, size(end))):
+                return False
+    return True
+
+
+def _runs_only_where(func: Func, block: Block, condition: Expr) -> bool:
+    """Whether the predicate of a block, in its loops, implies a condition."""
+    known = Analysis()
+    for stmt in path_to(func.body, block):
+        known = enter(known, stmt)
+    if block.predicate is not None:
+        known = known.with_fact(block.predicate)
+    return known.prove(condition)
 
 
 # --------------------------------------------------------------------------------------------- regions

@@ -1,0 +1,167 @@
+"""Lowering of quantised weights.
+
+``quantized_matmul`` becomes a chain of stages, of which the first three quantise the activations::
+
+    largest[m, g]   max |a[m, k]| over the group                            f32
+    codes[m, k]     round(a[m, k] * 127 / largest)                          i8
+    sums[m, g]      sum of the group's codes                                i32
+    dot[m, g, n]    -zero * sums[m, g] + sum of codes[m, k] * w[n, k]       i32, exact
+    matmul[m, n]    sum over g of dot * (scale of a * scale of w)           f32
+
+The sum of a group runs over (tile, element) where the weight is stored in tiles of four columns (eight
+nibbles): that is the shape of the hardware's 8-bit dot product, which ``tensorize`` looks for. Codes of the
+weight are unsigned and those of the activations signed, as that instruction wants them; the term with
+``sums`` makes up for the offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strata.core.dims import Dim
+from strata.core.dtypes import f32, i8, i32, u8
+from strata.graph.nodes import Node
+from strata.graph.ops.quantized import CODE_MAX, SMALLEST, group_size
+from strata.loop import build as b
+from strata.loop.layout import Layout
+from strata.loop.nodes import Buffer, Expr, Intrinsic, Load
+
+from .context import LOWERINGS, Access, Context, Index, widened
+from .matmul import MATMUL_BLOCK
+
+DOT_BLOCK = "dot"
+LARGEST_BLOCK, CODES_BLOCK, SUMS_BLOCK = "largest", "codes", "sums"
+FOUR = 4  # elements of k that an 8-bit dot product takes at once
+
+
+@LOWERINGS.register("dequantize")
+def lower_dequantize(ctx: Context, node: Node) -> Access:
+    """``(code - zero) * scale``, element by element."""
+    codes, scales = node.inputs[:2]
+    group = group_size(codes.tensor, scales.tensor)
+    code, scale = ctx.access(codes), widened(ctx.access(scales))
+    zero = _zero(ctx, node, node.inputs[2:])
+
+    def element(i: Index) -> Expr:
+        row, k = i
+        g = b.floordiv(k, group)
+        centred = b.sub(b.cast(i32, code((row, k))), zero((row, g)))
+        return b.cast(node.tensor.dtype, b.mul(b.cast(f32, centred), scale((row, g))))
+
+    return element
+
+
+def _zero(ctx: Context, node: Node, zeros: tuple[Node, ...]) -> Access:
+    """The code that means 0, i32, by (row, group of the weight)."""
+    if not zeros:
+        return lambda i: b.const(node.attrs["zero"], i32)
+    stored = ctx.access(zeros[0])
+    return lambda i: b.cast(i32, stored(i))
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Sizes of one product: ``count`` groups of ``size`` elements; ``shared`` of them lie in one of the weight's."""
+
+    count: int
+    size: int
+    shared: int
+
+    def of_weight(self, g: Expr) -> Expr:
+        """Group of the weight that group ``g`` lies in."""
+        return g if self.shared == 1 else b.floordiv(g, self.shared)
+
+
+@LOWERINGS.register("quantized_matmul")
+def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
+    """See the module docstring."""
+    a, codes, scales, *zeros = node.inputs
+    rows, columns = node.tensor.shape
+    of_weight, size = group_size(codes.tensor, scales.tensor), node.attrs["group"]
+    k = a.tensor.shape[1]
+    assert isinstance(k, int)
+    groups = _Groups(k // size, size, of_weight // size)
+    largest, x, sums = _quantize(ctx, widened(ctx.access(a)), rows, groups)
+    dot = _dots(ctx, (rows, columns), groups, x, sums, codes, _zero(ctx, node, tuple(zeros)))
+    scale = widened(ctx.access(scales))
+
+    def term(spatial: Index, reduction: Index) -> Expr:
+        (m, n), (g,) = spatial, reduction
+        of_a = b.mul(largest((m, g)), b.const(1 / CODE_MAX, f32))
+        return b.mul(b.cast(f32, dot((m, g, n))), b.mul(of_a, scale((n, groups.of_weight(g)))))
+
+    zero = b.const(0.0, f32)
+    total = ctx.reduce(MATMUL_BLOCK, (rows, columns), f32, (groups.count,), zero, b.add, term)
+    return lambda i: b.cast(node.tensor.dtype, total(i))
+
+
+def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups) -> tuple[Access, Access, Access]:
+    """Largest magnitudes ``[m, g]``, codes ``[m, k]`` and sums of codes ``[m, g]``."""
+    per_group = (rows, groups.count)
+
+    def at(i: Index, kk: Expr) -> Index:
+        return (i[0], b.add(b.mul(i[1], groups.size), kk))
+
+    largest = ctx.reduce(
+        LARGEST_BLOCK, per_group, f32, (groups.size,), b.const(0.0, f32), b.maximum,
+        lambda i, r: b.abs_(value(at(i, r[0]))),
+    )  # fmt: skip
+
+    def code(i: Index) -> Expr:
+        m, g, kk = i
+        top = largest((m, g))
+        inverse = b.div(b.const(float(CODE_MAX), f32), top)
+        inverse = b.select(b.ge(top, b.const(SMALLEST, f32)), inverse, b.const(0.0, f32))
+        return b.cast(i8, b.cast(i32, b.round_(b.mul(value(at((m, g), kk)), inverse))))
+
+    stored = ctx.buffer(CODES_BLOCK + "_buf", (rows, groups.count * groups.size), i8)
+    ctx.stage(CODES_BLOCK, (*per_group, groups.size), i8, code, lambda i: (stored, at(i[:2], i[2])))
+    sums = ctx.reduce(
+        SUMS_BLOCK, per_group, i32, (groups.size,), b.const(0, i32), b.add,
+        lambda i, r: b.cast(i32, Load(stored, at(i, r[0]))),
+    )  # fmt: skip
+    return largest, lambda i: Load(stored, i), sums
+
+
+def _dots(
+    ctx: Context, shape: tuple[Dim, Dim], groups: _Groups, x: Access, sums: Access, codes: Node, zero: Access
+) -> Access:
+    """``[m, g, n]``: exact sums of products in each group."""
+    buffer, layout = ctx.operands.get(id(codes), (None, None))
+    plain = ctx.access(codes)
+
+    def start(i: Index) -> Expr:
+        m, g, n = i
+        return b.neg(b.mul(zero((n, groups.of_weight(g))), sums((m, g))))
+
+    def product(m: Expr, k: Expr, code: Expr) -> Expr:
+        return b.mul(b.cast(i32, x((m, k))), b.cast(i32, code))
+
+    def by_element(i: Index, r: Index) -> Expr:
+        m, g, n = i
+        k = b.add(b.mul(g, groups.size), r[0])
+        return product(m, k, plain((n, k)))
+
+    def by_tile(i: Index, r: Index) -> Expr:
+        assert buffer is not None
+        assert layout is not None
+        (m, g, n), (tile, j) = i, r
+        tile = b.add(b.mul(g, groups.size // layout.cols), tile)
+        first = b.add(b.mul(tile, layout.cols), j)
+        parts = _tile_elements(buffer, layout, n, tile, j)
+        terms = [product(m, b.add(first, FOUR * half), part) for half, part in enumerate(parts)]
+        return terms[0] if len(terms) == 1 else b.add(terms[0], terms[1])
+
+    is_tiled = layout is not None and layout.bytes_wide == FOUR and groups.size % layout.cols == 0
+    extents = (groups.size // layout.cols, FOUR) if layout is not None and is_tiled else (groups.size,)
+    value = by_tile if is_tiled else by_element
+    return ctx.reduce(DOT_BLOCK, (shape[0], groups.count, shape[1]), i32, extents, start, b.add, value)
+
+
+def _tile_elements(buffer: Buffer, layout: Layout, row: Expr, tile: Expr, j: Expr) -> list[Expr]:
+    """Elements ``j`` (and, of nibbles, ``4 + j``) of a row in a tile."""
+    inner = b.add(b.mul(b.floormod(row, layout.rows), FOUR), j)
+    byte = Load(buffer, (b.floordiv(row, layout.rows), tile, inner))
+    if not layout.nibbles:
+        return [byte]
+    return [Intrinsic(name, (byte,), u8, 1) for name in ("low4", "high4")]

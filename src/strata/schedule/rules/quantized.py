@@ -1,0 +1,136 @@
+"""Products with quantised weights: register tiles of exact integer dot products, scaled group by group.
+
+``cpu.qmatmul.dot3x64``: 3 rows and 64 outputs per tile. For each group of k the tile adds products of 8-bit
+codes up in i32 registers, by the hardware's dot product of four, and then adds the scaled sums to f32
+registers; both sets of sums have to fit. The stages before quantise the activations: vectors along k, rows on
+all threads, or serially where there is but one row: then waking the threads costs more than the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from strata.core.dtypes import DType
+from strata.core.errors import LegalityError
+from strata.loop.layout import Layout
+from strata.loop.nodes import AxisKind, Func, Intrinsic
+from strata.loop.rewrite import walk
+from strata.schedule.step import find_block
+from strata.schedule.steps import (
+    CacheWrite,
+    ComputeAt,
+    DecomposeReduction,
+    Parallel,
+    Reorder,
+    RFactor,
+    Split,
+    Tensorize,
+    Unroll,
+    Vectorize,
+)
+from strata.target import Target
+
+from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
+from .matmul import column_tile
+
+DOT, SUM, OUT = "dot", "matmul", "out"
+FOUR = 4
+ROW_TILES = (1, 2, 3, 4)
+
+
+def quantized_layout(dtype: DType, *, is_codes: bool, target: Target) -> Layout:
+    """How the parts of a quantised weight are stored: tiles of outputs, with fours (or eights) of codes along k.
+
+    Args:
+        dtype: Of the part.
+        is_codes: The codes, not scales or zeros.
+        target: The machine.
+    """
+    if not is_codes:
+        return Layout(column_tile(target))
+    nibbles = dtype.bits < 8
+    return Layout(column_tile(target), 2 * FOUR if nibbles else FOUR, nibbles=nibbles)
+
+
+@RULES.register("quantized")
+def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
+    """Tiles of several rows, where the weight is stored for them."""
+    stages = stage_names(func)
+    if stages[-3:] != [DOT, SUM, OUT]:
+        return None
+    found = [_tiles(func, target, stages[:-3], rows) for rows in ROW_TILES]
+    return [p for p in found if p is not None] or None
+
+
+def _tiles(func: Func, target: Target, quantize: Sequence[str], rows: int) -> Proposal | None:
+    """The tile with ``rows`` rows; ``None`` if it is not legal or gathers."""
+    draft, columns, lanes = Draft(func), column_tile(target), target.lanes_f32
+    try:
+        _tile_sums(draft, rows, columns, lanes)
+        _tile_dots(draft, lanes)
+        draft.do(Unroll(f"{OUT}_i0i"), Parallel(f"{OUT}_i1o"))
+        for stage in quantize:
+            _quantize(draft, stage, lanes, is_parallel=rows > 1)
+        made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
+    except LegalityError:
+        return None
+    return made if gathers(made.func) == 0 else None
+
+
+def _vectors(draft: Draft, loop: str, lanes: int) -> None:
+    draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
+
+
+def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int) -> None:
+    """f32 sums of a tile in registers, groups one after the other."""
+    m, n, tile_m, tile_n, g = f"{OUT}_i0", f"{OUT}_i1", f"{SUM}_i0", f"{SUM}_i1", f"{SUM}_k0"
+    draft.do(
+        Split(m, rows),
+        Split(n, columns),
+        Reorder((n + "o", m + "o", m + "i", n + "i")),
+        ComputeAt(SUM, m + "o", "register"),
+        Reorder((g, tile_m, tile_n)),
+        DecomposeReduction(SUM, g),
+        ComputeAt(DOT, g, "register"),
+    )
+    for loop in (tile_n, tile_n + "_init", n + "i"):
+        _vectors(draft, loop, lanes)
+    draft.do(Unroll(tile_m), Unroll(tile_m + "_init"))
+
+
+def _tile_dots(draft: Draft, lanes: int) -> None:
+    """i32 sums of a group in registers, by dot products of four."""
+    reduction = loops_over(draft.func, DOT, AxisKind.REDUCTION)
+    if len(reduction) != 2 or draft.extent(reduction[1]) != FOUR:
+        raise LegalityError(f"block {DOT} does not add up fours")
+    rows, outputs, group = f"{DOT}_i0", f"{DOT}_i2", f"{DOT}_i1"
+    steps, four = reduction
+    draft.do(Reorder((group, steps, rows, outputs, four)), DecomposeReduction(DOT, steps))
+    draft.do(Split(outputs, lanes), Unroll(outputs + "o"), Tensorize(outputs + "i", _instruction(draft.func)))
+    _vectors(draft, outputs + "_init", lanes)
+    draft.do(Unroll(rows), Unroll(rows + "_init"), Unroll(steps))
+
+
+def _instruction(func: Func) -> str:
+    """Products of two nibbles have an easier instruction on some machines."""
+    packed = any(isinstance(e, Intrinsic) for e in walk(find_block(func, DOT).body))
+    return "dot4_u4i8" if packed else "dot4_u8i8"
+
+
+def _quantize(draft: Draft, stage: str, lanes: int, *, is_parallel: bool) -> None:
+    """A stage over (row, group, element): elements in vectors, those of a reduction added up in the end."""
+    if loops_over(draft.func, stage, AxisKind.REDUCTION):
+        before = stage_names(draft.func)
+        draft.do(CacheWrite(stage))
+        (result,) = set(stage_names(draft.func)) - set(before)
+        rows, groups = loops_over(draft.func, result, AxisKind.SPATIAL)
+        draft.do(ComputeAt(stage, groups, "register"))
+        (k,) = loops_over(draft.func, stage, AxisKind.REDUCTION)
+        draft.do(Split(k, lanes), RFactor(stage, k + "i"), DecomposeReduction(stage, k + "i_f"))
+        for loop in (k + "i", k + "i_rf_init", k + "i_f"):
+            draft.do(Vectorize(loop))
+    else:
+        rows, _, k = loops_over(draft.func, stage, AxisKind.SPATIAL)
+        draft.vectorize(k, lanes)
+    if is_parallel:
+        draft.parallel(rows)
