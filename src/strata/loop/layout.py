@@ -134,7 +134,7 @@ def parse_layout(text: str) -> Layout | None:
 
 
 def stored_dtype(dtype: DType) -> DType:
-    """Element type of the stored array of a tensor: bytes for elements of 4 bits, packed by a layout or not."""
+    """Element type of the stored array of a tensor: bytes for elements of 4 bits, packed or not."""
     return u8 if dtype.bits < 8 else dtype
 
 

@@ -61,7 +61,7 @@ def _zero(ctx: Context, node: Node, zeros: tuple[Node, ...]) -> Access:
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """Sizes of one product: ``count`` groups of ``size`` elements; ``shared`` of them lie in one of the weight's."""
+    """``count`` groups of ``size`` elements; ``shared`` of them lie in one of the weight's groups."""
 
     count: int
     size: int

@@ -39,7 +39,7 @@ class Quantize(Pass[Module]):
     Preserves: values up to the precision of the formats; names and types of all params but the weights.
 
     Attributes:
-        format: Which weight gets which format: ``int4``, ``int8:group=128``, ``int4;lm_head=int8``, ``mixed``.
+        format: Which weight gets which format: ``int4``, ``int8:group=128``, ``int4;lm_head=int8``, ...
     """
 
     name: ClassVar[str] = "quantize"

@@ -69,7 +69,7 @@ class Layouts(Pass[Module]):
 
 
 def matmul_weights(function: Function) -> dict[str, tuple[Node, int]]:
-    """For every 2-d param that belongs to a weight of a matmul: the matmul, and which of its operands it is."""
+    """For every 2-d param of a matmul's weight: the matmul, and which of its operands it is."""
     found: dict[str, tuple[Node, int]] = {}
     for node in function.nodes:
         if node.op == "fused":

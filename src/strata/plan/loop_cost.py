@@ -64,6 +64,7 @@ _UNARY_SLOTS = {
     UnaryOp.NOT: 1.0,
     UnaryOp.ABS: 1.0,
     UnaryOp.FLOOR: 1.0,
+    UnaryOp.ROUND: 1.0,
     UnaryOp.SQRT: 8.0,
     UnaryOp.RSQRT: 8.0,
     UnaryOp.EXP: 12.0,

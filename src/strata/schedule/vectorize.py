@@ -20,6 +20,7 @@ from strata.core.dtypes import i64
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis, has_load
+from strata.loop.intrinsics import INTRINSICS
 from strata.loop.nodes import (
     Alloc,
     Binary,
@@ -246,6 +247,9 @@ class Vectorizer:
                 return Select(*(self.wide(self.expr(x, guard)) for x in (e.cond, e.a, e.b)))
             case Load():
                 return self.load(e, guard)
+            case Intrinsic() if INTRINSICS[e.name].is_elementwise:
+                args = tuple(self.wide(self.expr(x, guard)) for x in e.args)
+                return Intrinsic(e.name, args, e.dtype, self.lanes)
             case Const() | Size() | Ramp() | Splat() | Reduce() | Intrinsic():
                 raise LegalityError(f"vectorize: {type(e).__name__.lower()} inside loop {self.var.name}")
             case _:

@@ -2,4 +2,14 @@
 
 from . import attention, elementwise, fused, leaf, matmul, quantized, reduce, shape, tensor_expr
 
-__all__ = ["attention", "elementwise", "fused", "leaf", "matmul", "quantized", "reduce", "shape", "tensor_expr"]
+__all__ = [
+    "attention",
+    "elementwise",
+    "fused",
+    "leaf",
+    "matmul",
+    "quantized",
+    "reduce",
+    "shape",
+    "tensor_expr",
+]

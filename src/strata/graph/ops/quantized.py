@@ -2,8 +2,8 @@
 
 A weight ``[N, K]`` is kept as unsigned codes ``[N, K]`` (u4 or u8) and scales ``[N, G]``; row n's elements
 ``g * K/G .. (g + 1) * K/G - 1`` share ``scales[n, g]``. An element is ``(code - zero) * scale``, where
-``zero`` is one number for the whole weight (8 or 128: symmetric) or, as a third operand ``zeros [N, G]`` (u8),
-one per group. ``G = 1`` is one scale per output channel.
+``zero`` is one number for the whole weight (8 or 128: symmetric) or, as a third operand ``zeros [N, G]``
+(u8), one per group. ``G = 1`` is one scale per output channel.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ define_op(
         },
         _matmul_samples,
         _flop,
-        "a[M, K] times the transpose of a quantised weight [N, K]: a is rounded to int8 codes with a scale per "
-        "group, products of codes are added up exactly in each group, groups in f32.",
+        "a[M, K] times the transpose of a quantised weight [N, K]: a is rounded to int8 codes with a scale "
+        "per group, products of codes are added up exactly in each group, groups in f32.",
     )
 )

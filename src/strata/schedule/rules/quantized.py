@@ -39,7 +39,7 @@ ROW_TILES = (1, 2, 3, 4)
 
 
 def quantized_layout(dtype: DType, *, is_codes: bool, target: Target) -> Layout:
-    """How the parts of a quantised weight are stored: tiles of outputs, with fours (or eights) of codes along k.
+    """How the parts of a quantised weight are stored: tiles of outputs, fours (or eights) of codes along k.
 
     Args:
         dtype: Of the part.

@@ -166,27 +166,28 @@ def _without_needless_clamps(func: Func, loop: For, target: Buffer) -> tuple[Fun
     A stage that was moved before reads its operands at clamped indices, for elements past the end. Once its
     operand is computed beside it, the region may run past the end just as well.
     """
-    blocks = {id(x): x for x, load in _reads(loop, target) if any(map(_is_clamped, load.indices))}
-    for block in blocks.values():
-        changed = map_stmt(
-            block, expr_fn=lambda e, x=block: _unclamped(func, x, e) if _reads_of(e, target) else e
-        )
-        loop_body = map_stmt(loop.body, stmt_fn=lambda s, x=block, y=changed: y if s is x else s)
-        new = replace(loop, body=loop_body)
-        func, loop = replace_stmt(func, loop, new), new
-    return func, loop
+    changed: dict[int, Stmt] = {}
+    for block, load in _reads(loop, target):
+        if id(block) not in changed and any(map(_is_clamped, load.indices)):
+            changed[id(block)] = _block_unclamped(func, block, target)
+    if not changed:
+        return func, loop
+    new = replace(loop, body=map_stmt(loop.body, stmt_fn=lambda s: changed.get(id(s), s)))
+    return replace_stmt(func, loop, new), new
 
 
-def _reads_of(e: Expr, buffer: Buffer) -> bool:
-    return isinstance(e, Load) and e.buffer is buffer
+def _block_unclamped(func: Func, block: Block, target: Buffer) -> Stmt:
+    def change(e: Expr) -> Expr:
+        return _unclamped(func, block, e) if isinstance(e, Load) and e.buffer is target else e
+
+    return map_stmt(block, expr_fn=change)
 
 
 def _is_clamped(i: Expr) -> bool:
     return isinstance(i, Binary) and i.op is BinaryOp.MIN
 
 
-def _unclamped(func: Func, block: Block, load: Expr) -> Expr:
-    assert isinstance(load, Load)
+def _unclamped(func: Func, block: Block, load: Load) -> Expr:
     indices = [
         i.a
         if isinstance(i, Binary) and _is_clamped(i) and i.b == b.sub(size(dim), index(1))

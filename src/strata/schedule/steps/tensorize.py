@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from strata.core.dtypes import bf16, f32
+from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.nodes import (
@@ -30,18 +31,64 @@ from strata.schedule.step import Step, find_loop, register, replace_stmt
 
 from .stages import Ranges, loop_ranges
 
+LANES = (4, 8, 16)
+NIBBLES = ("low4", "high4")
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """An instruction that adds products of groups.
+
+    Attributes:
+        group: Products that one lane adds.
+        acc, x, w: Dtypes of the sum, of the operand that all lanes share, and of the other one.
+        arguments: Arguments of the intrinsic from sum, ``x`` and ``w``.
+        is_exact: Sums are exact, so that several products may be added in any order.
+        nibbles: Whether ``w`` may be, or must be, a half of a byte.
+    """
+
+    group: int
+    acc: DType
+    x: DType
+    w: DType
+    arguments: Callable[[Expr, Expr, Expr], tuple[Expr, ...]]
+    is_exact: bool = False
+    nibbles: str = "no"
+
+    def fits(self, x: Expr, w: Expr) -> bool:
+        """Whether these are operands of it."""
+        is_nibble = isinstance(w, Intrinsic)
+        allowed = {"no": not is_nibble, "may": True, "must": is_nibble}[self.nibbles]
+        return (x.dtype, w.dtype) == (self.x, self.w) and isinstance(x, Load) and allowed
+
+
+DOTS = {
+    "dot2_bf16": Dot(2, f32, bf16, bf16, lambda acc, x, w: (acc, x, w)),
+    "dot4_u8i8": Dot(4, i32, i8, u8, lambda acc, x, w: (acc, w, x), is_exact=True, nibbles="may"),
+    "dot4_u4i8": Dot(4, i32, i8, u8, lambda acc, x, w: (acc, w, x), is_exact=True, nibbles="must"),
+}
+
 
 @register
 @dataclass(frozen=True, slots=True)
 class Tensorize(Step):
-    """Replace a nest by the intrinsic ``dot2_bf16``: bf16 pairs multiplied and added to f32 sums.
+    """Replace a nest by a hardware dot product: groups of products, added to one sum per lane.
 
-    Rewrite (L lanes)::
+    Rewrite (L lanes; groups of 2)::
 
         for n in L: for k in 2:                                  acc[.., ramp(b, L)] = @dot2_bf16(
           block  acc[.., b + n] += f32(x[.., c + k])        ->       acc[.., ramp(b, L)],
                                    * f32(w[.., d + 2*n + k])         x[.., ramp(c, 2)],
                                                                      w[.., ramp(d, 2*L)])
+
+    ============= =============== ===== ====================================================================
+    intrinsic     ``acc``         group products
+    ============= =============== ===== ====================================================================
+    ``dot2_bf16`` f32             2     one of ``x`` and ``w``, both bf16
+    ``dot4_u8i8`` i32             4     sums of products of ``x``: i8, and ``w``: u8, or a half of a byte:
+                                        ``low4(w[..])``, ``high4(w[..])``
+    ``dot4_u4i8`` i32             4     the same, halves of bytes only
+    ============= =============== ===== ====================================================================
 
     Legal when: the nest is exactly that, ``loop`` being the outer one (L = 4, 8 or 16); the block has no init
     left (``decompose_reduction`` first) and no predicate.
@@ -57,72 +104,122 @@ class Tensorize(Step):
 
     def apply(self, func: Func) -> Func:
         """Replace the nest."""
-        if self.intrinsic != "dot2_bf16":
-            raise LegalityError(f"tensorize: got intrinsic {self.intrinsic!r}; expected dot2_bf16")
+        dot = DOTS.get(self.intrinsic)
+        if dot is None:
+            raise LegalityError(f"tensorize: got intrinsic {self.intrinsic!r}; expected {', '.join(DOTS)}")
         outer = find_loop(func, self.loop)
         inner = outer.body
-        lanes, pair = _extent(outer), _extent(inner) if isinstance(inner, For) else None
+        lanes, group = _extent(outer), _extent(inner)
         if (
             not isinstance(inner, For)
-            or lanes not in (4, 8, 16)
-            or pair != 2
+            or lanes not in LANES
+            or group != dot.group
             or not isinstance(inner.body, Block)
         ):
             raise LegalityError(
-                f"tensorize: loop {self.loop} is not 4, 8 or 16 lanes around a loop of 2 around a block"
+                f"tensorize: loop {self.loop} is not 4, 8 or 16 lanes "
+                f"around a loop of {dot.group} around a block"
             )
-        acc, x, w = _accumulation(inner.body, self.loop)
-        if {acc.dtype, x.dtype, w.dtype} != {f32, bf16} or x.dtype is not bf16 or w.dtype is not bf16:
-            raise LegalityError(
-                f"tensorize: got {acc.dtype} += {x.dtype} * {w.dtype}; expected f32 += bf16 * bf16"
-            )
-        n, k = outer.var, inner.var
-        ranges = loop_ranges([s for s in walk_stmts(func) if isinstance(s, For)])
-        sums = Load(acc.buffer, _ramp(acc, n, k, (1, 0), lanes, ranges))
-        pair_of_x = Load(x.buffer, _ramp(x, n, k, (0, 1), 2, ranges))
-        weights = Load(w.buffer, _ramp(w, n, k, (2, 1), 2 * lanes, ranges))
-        value = Intrinsic("dot2_bf16", (sums, pair_of_x, weights), f32, lanes)
-        return replace_stmt(func, outer, Store(acc.buffer, sums.indices, value))
+        acc, products = _accumulation(inner.body, self.loop, dot)
+        nest = _Nest(outer.var, inner.var, loop_ranges([s for s in walk_stmts(func) if isinstance(s, For)]))
+        at = nest.ramp(acc, (1, 0), lanes)
+        value: Expr = Load(acc.buffer, at)
+        for x, w in products:
+            shared = Load(x.buffer, nest.ramp(x, (0, 1), dot.group))
+            own = nest.vector(w, (dot.group, 1), lanes * dot.group)
+            value = Intrinsic(self.intrinsic, dot.arguments(value, shared, own), dot.acc, lanes)
+        return replace_stmt(func, outer, Store(acc.buffer, at, value))
 
 
 def _extent(stmt: Stmt) -> int | None:
     return int(stmt.extent.value) if isinstance(stmt, For) and isinstance(stmt.extent, Const) else None
 
 
-def _accumulation(block: Block, loop: str) -> tuple[Load, Load, Load]:
-    """``acc``, ``x`` and ``w`` of the block's body ``acc = acc + f32(x) * f32(w)``, over loop variables."""
+def _accumulation(block: Block, loop: str, dot: Dot) -> tuple[Load, list[tuple[Load, Expr]]]:
+    """``acc`` and the ``x``, ``w`` of each product of ``acc = acc + ...``, over loop variables."""
     body = substitute(block.body, {a.var: a.value for a in block.axes})
     if block.init is None and block.predicate is None:
         match body:
-            case Store(
-                buffer,
-                indices,
-                Binary(
-                    BinaryOp.ADD,
-                    Load(mask=None) as acc,
-                    Binary(BinaryOp.MUL, Cast(_, Load(mask=None) as x), Cast(_, Load(mask=None) as w)),
-                ),
-                None,
-            ) if acc.buffer is buffer and acc.indices == indices:
-                return acc, x, w
+            case Store(buffer, indices, Binary(BinaryOp.ADD, Load(mask=None) as acc, value), None) if (
+                acc.buffer is buffer and acc.indices == indices
+            ):
+                pairs = [_factors(term) for term in (_terms(value) if dot.is_exact else [value])]
+                found = [pair for pair in pairs if pair is not None]
+                if len(found) == len(pairs):
+                    return acc, [_operands(acc, pair, dot) for pair in found]
             case _:
                 pass
     raise LegalityError(
-        f"tensorize: loop {loop}: the block is not acc += f32(x) * f32(w) without init and predicate"
+        f"tensorize: loop {loop}: the block is not acc += {dot.acc}(x) * {dot.acc}(w) "
+        "without init and predicate"
     )
 
 
-def _ramp(
-    load: Load, n: Var, k: Var, strides: tuple[int, int], lanes: int, ranges: Ranges
-) -> tuple[Expr, ...]:
-    """Indices of ``load`` at ``n = k = 0``, with a ramp in the last dim, which must have these strides."""
-    *outer, last = load.indices
-    if any(v in (n, k) for i in outer for v in free_vars(simplify(i, ranges))):
-        raise LegalityError(
-            f"tensorize: {load.buffer.name} is indexed by the nest in a dim that is not its last"
-        )
-    base = simplify(substitute(last, {n: index(0), k: index(0)}), ranges)
-    linear = b.add(base, b.add(b.mul(n, strides[0]), b.mul(k, strides[1])))
-    if not prove(b.eq(last, linear), ranges):
-        raise LegalityError(f"tensorize: {load.buffer.name} has other strides in the nest than {strides}")
-    return (*(simplify(i, ranges) for i in outer), Ramp(base, lanes))
+def _terms(value: Expr) -> list[Expr]:
+    match value:
+        case Binary(BinaryOp.ADD, a, c):
+            return [*_terms(a), *_terms(c)]
+        case _:
+            return [value]
+
+
+def _factors(value: Expr) -> tuple[Expr, Expr] | None:
+    match value:
+        case Binary(BinaryOp.MUL, Cast(_, a), Cast(_, c)) if _is_operand(a) and _is_operand(c):
+            return a, c
+        case _:
+            return None
+
+
+def _is_operand(e: Expr) -> bool:
+    match e:
+        case Intrinsic(name, (Load() as load,)) if name in NIBBLES:
+            return _is_operand(load)
+        case Load(mask=None):
+            return True
+        case _:
+            return False
+
+
+def _operands(acc: Load, factors: tuple[Expr, Expr], dot: Dot) -> tuple[Load, Expr]:
+    """``x`` and ``w``, in either order."""
+    for x, w in (factors, factors[::-1]):
+        if acc.dtype == dot.acc and dot.fits(x, w):
+            assert isinstance(x, Load)
+            return x, w
+    got = " * ".join(f"{e.name}({e.dtype})" if isinstance(e, Intrinsic) else str(e.dtype) for e in factors)
+    half = {"no": "", "may": " (or a half of it)", "must": " in halves"}[dot.nibbles]
+    raise LegalityError(f"tensorize: got {acc.dtype} += {got}; expected {dot.acc} += {dot.x} * {dot.w}{half}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Nest:
+    """The two loops ``n`` and ``k`` that become one instruction, and the ranges of those around."""
+
+    n: Var
+    k: Var
+    ranges: Ranges
+
+    def vector(self, e: Expr, strides: tuple[int, int], lanes: int) -> Expr:
+        """A load, or halves of the bytes of one, for all of the nest."""
+        match e:
+            case Intrinsic(name, (Load() as load,)):
+                return Intrinsic(name, (self.vector(load, strides, lanes),), e.dtype, lanes)
+            case Load():
+                return Load(e.buffer, self.ramp(e, strides, lanes))
+            case _:
+                raise AssertionError(e)
+
+    def ramp(self, load: Load, strides: tuple[int, int], lanes: int) -> tuple[Expr, ...]:
+        """Indices of ``load`` at ``n = k = 0``; a ramp in the last dim, which must have these strides."""
+        *outer, last = load.indices
+        nest, ranges = (self.n, self.k), self.ranges
+        if any(v in nest for i in outer for v in free_vars(simplify(i, ranges))):
+            raise LegalityError(
+                f"tensorize: {load.buffer.name} is indexed by the nest in a dim that is not its last"
+            )
+        base = simplify(substitute(last, {v: index(0) for v in nest}), ranges)
+        offset = b.add(b.mul(self.n, strides[0]), b.mul(self.k, strides[1]))
+        if not prove(b.eq(last, b.add(base, offset)), ranges):
+            raise LegalityError(f"tensorize: {load.buffer.name} has other strides in the nest than {strides}")
+        return (*(simplify(i, ranges) for i in outer), Ramp(base, lanes))
