@@ -38,6 +38,7 @@ from strata.script import (
     reduce_min,
     reduce_sum,
     register,
+    rint,
     spatial,
     splat,
     sqrt,
@@ -322,6 +323,12 @@ def truth(a: bool_[n], y: Out[bool_[n]]):
 def functions(x: f64[8], y: Out[f64[8]]):
     for i in grid(8):
         y[i] = sqrt(floor(x[i] ** 2) + 1) ** 3
+
+
+@case(lambda x: np.rint(x), lambda rng: np.array([-2.5, -0.4, 0.5, 1.5, 2.6, 7.5, -3.5, 0.0]))
+def halves_to_even(x: f64[8], y: Out[f64[8]]):
+    for i in grid(8):
+        y[i] = rint(x[i])
 
 
 @case(lambda a, b, c: a * b + c, (16,), (16,), (16,))

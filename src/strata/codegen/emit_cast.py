@@ -8,6 +8,7 @@ and so is f16 without F16C.
 from __future__ import annotations
 
 from strata.core.dtypes import DType, Kind, bf16, bool_, f16, f32, f64, i32
+from strata.loop.values import int_range
 from strata.target import Target
 
 from .emit_values import Builder, Value, constant, splat
@@ -62,10 +63,37 @@ def _int_to_float(b: Builder, target: Target, x: Value, to: DType) -> Value:
 def _float_to_int(b: Builder, target: Target, x: Value, to: DType) -> Value:
     if x.dtype in (f16, bf16):
         x = _float_to_float(b, target, x, f32)
+    if target.arch == "x86_64" and x.lanes > 1 and (to.bits < 32 or to == i32):
+        return _clamped_float_to_int(b, x, to)
     source, result = ssa_type(x.dtype, x.lanes), ssa_type(to, x.lanes)
     name = f"llvm.fpto{'s' if to.kind is Kind.INT else 'u'}i.sat.{mangled(result)}.{mangled(source)}"
     text, level = b.call(name, result, [(source, x)])
     return b.opaque(to, x.lanes, text, level)
+
+
+def _clamped_float_to_int(b: Builder, x: Value, to: DType) -> Value:
+    """What the ``.sat`` intrinsic does, for vectors: x86 has no such instruction, LLVM takes lanes apart."""
+    kind, bit, lanes = ssa_type(x.dtype, x.lanes), vector_type("i1", x.lanes), x.lanes
+    low, high = (splat(constant(float(bound), x.dtype), lanes) for bound in int_range(to))
+    zero = splat(constant(0.0, x.dtype), lanes)
+
+    def test(order: str, y: Value, z: Value) -> Value:
+        return b.pure(bool_, lanes, f"fcmp {order} {kind} {{}}, {{}}", y, z)
+
+    def pick(cond: Value, y: Value, z: Value) -> Value:
+        return b.pure(x.dtype, lanes, f"select {bit} {{}}, {kind} {{}}, {kind} {{}}", cond, y, z)
+
+    if to != i32:
+        number = pick(test("ord", x, x), x, zero)
+        above = pick(test("ogt", number, low), number, low)
+        whole = _plain(b, "fptosi", pick(test("olt", above, high), above, high), i32)
+        return _plain(b, "trunc", whole, to)
+    top = splat(constant(2.0**31, x.dtype), lanes)  # the largest i32 is no f32
+    number = pick(test("olt", x, top), x, zero)
+    whole = _plain(b, "fptosi", pick(test("ogt", number, low), number, low), i32)
+    ints, most = ssa_type(i32, lanes), splat(constant(2**31 - 1, i32), lanes)
+    template = f"select {bit} {{}}, {ints} {{}}, {ints} {{}}"
+    return b.pure(i32, lanes, template, test("oge", x, top), most, whole)
 
 
 def _float_to_float(b: Builder, target: Target, x: Value, to: DType) -> Value:
@@ -74,7 +102,7 @@ def _float_to_float(b: Builder, target: Target, x: Value, to: DType) -> Value:
     if x.dtype == bf16:
         return _float_to_float(b, target, _bf16_to_f32(b, x), to)
     if x.dtype == f16:
-        single = _plain(b, "fpext", x, f32) if target.has("f16c") else _f16_to_f32(b, x)
+        single = _plain(b, "fpext", x, f32) if target.has_f16_conversion else _f16_to_f32(b, x)
         return _float_to_float(b, target, single, to)
     if to == f64:
         return _plain(b, "fpext", x, f64)
@@ -84,7 +112,7 @@ def _float_to_float(b: Builder, target: Target, x: Value, to: DType) -> Value:
         x = _round_to_odd(b, x) if to == f16 else _plain(b, "fptrunc", x, f32)
     if to == bf16:
         return _f32_to_bf16(b, target, x)
-    return _plain(b, "fptrunc", x, f16) if target.has("f16c") else _f32_to_f16(b, x)
+    return _plain(b, "fptrunc", x, f16) if target.has_f16_conversion else _f32_to_f16(b, x)
 
 
 # --------------------------------------------------------------------------- bit patterns

@@ -1,15 +1,19 @@
-"""Hardware operations by name (``loop.Intrinsic``): which there are and what they become.
+"""Hardware operations by name (``loop.Intrinsic``): what they become on each target.
 
-============== =============================================== ==========================================
-name           arguments                                       result, lane ``l``
-============== =============================================== ==========================================
-``fma``        ``a, b, c: f32|f64 [L]``                        ``a[l]*b[l] + c[l]``
-``dot2_bf16``  ``acc: f32 [L]``, ``a, b: bf16 [2L]``           ``acc[l] + a[2l]*b[2l] + a[2l+1]*b[2l+1]``
-============== =============================================== ==========================================
+What they mean is in :mod:`strata.loop.intrinsics`. Where a CPU has no instruction for one, it is expanded:
 
-``a`` of ``dot2_bf16`` may have 2 lanes: one pair for all.
-It is ``vdpbf16ps`` where the CPU has it (subnormals count as 0); elsewhere two f32
-multiply-adds, the odd elements first, as the instruction does. Without FMA both round the product too.
+============== ========================================= =================================================
+name           instruction                               expansion
+============== ========================================= =================================================
+``fma``        FMA                                       product and sum, each rounded
+``dot2_bf16``  ``vdpbf16ps``, ``bfdot``                  two f32 multiply-adds, the odd elements first
+``dot4_u8i8``  ``vpdpbusd``, ``usdot``, ``sdot``         :mod:`.intrinsics_dot4`
+``dot4_u4i8``  the same, ``vpmaddubsw``                  :mod:`.intrinsics_dot4`
+``low4``       ``and``
+``high4``      shift
+============== ========================================= =================================================
+
+``vdpbf16ps`` and ``bfdot`` take subnormals for 0; ``bfdot`` may round the sum of its two products to odd.
 """
 
 from __future__ import annotations
@@ -17,14 +21,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from strata.core.dtypes import DType, bf16, f32, f64, i32
-from strata.core.errors import CodegenError
+from strata.core.dtypes import bf16, f32, i32
+from strata.core.errors import CodegenError, VerifyError
+from strata.loop.intrinsics import result_type
 from strata.loop.nodes import Intrinsic
 
 from .emit_cast import Bits
-from .emit_values import Builder, Value
+from .emit_lanes import bitcast, in_registers
+from .emit_values import Builder, Value, constant, splat
+from .intrinsics_dot4 import dot4
 from .math_core import FloatOps
-from .types import scalar_type, ssa_type, vector_type
+from .types import ssa_type, vector_type
 
 if TYPE_CHECKING:
     from .emit_expr import ExprEmitter
@@ -41,105 +48,71 @@ def emit_intrinsic(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> 
         raise CodegenError(
             f"{emitter.where}: no intrinsic {node.name!r}; known: {', '.join(sorted(EMITTERS))}"
         )
+    try:
+        result_type(node.name, [(a.dtype, a.lanes) for a in args])
+    except VerifyError as error:
+        raise CodegenError(f"{emitter.where}: {error}") from None
     return found(emitter, node, args)
 
 
-def _check(emitter: ExprEmitter, node: Intrinsic, args: list[Value], *expected: tuple[DType, int]) -> None:
-    got = [(a.dtype, a.lanes) for a in args]
-    if got != list(expected):
-        texts = [", ".join(f"{d}[{n}]" for d, n in kinds) for kinds in (got, expected)]
-        raise CodegenError(f"{emitter.where}: {node.name}: got ({texts[0]}); expected ({texts[1]})")
-
-
 def _fma(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
-    dtype = node.dtype if node.dtype in (f32, f64) else f32
-    _check(emitter, node, args, *[(dtype, node.lanes)] * 3)
-    return FloatOps(emitter.b, emitter.target, dtype, node.lanes).fma(*args)
+    return FloatOps(emitter.b, emitter.target, node.dtype, node.lanes).fma(*args)
+
+
+# ------------------------------------------------------------------------------------------ bf16 pairs
 
 
 def _dot2_bf16(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
-    if len(args) == 3 and args[1].lanes == 2 < 2 * node.lanes:
-        args = [args[0], _repeat(emitter.b, args[1], 2 * node.lanes), args[2]]
-    _check(emitter, node, args, (f32, node.lanes), *[(bf16, 2 * node.lanes)] * 2)
-    native = next((n for n in (16, 8, 4) if node.lanes % n == 0 and node.lanes >= n), 0)
-    if not emitter.target.has_bf16_dot or not native:
-        return _dot2_expanded(emitter, args, node.lanes)
-    parts = [
-        _dot2_native(
-            emitter.b,
-            *(_slice(emitter.b, a, k * native * w, native * w) for a, w in zip(args, (1, 2, 2), strict=True)),
-        )
-        for k in range(node.lanes // native)
-    ]
-    while len(parts) > 1:
-        parts = [
-            _join(emitter.b, parts[i], parts[i + 1]) if i + 1 < len(parts) else parts[i]
-            for i in range(0, len(parts), 2)
-        ]
-    return parts[0]
-
-
-def _dot2_native(b: Builder, acc: Value, x: Value, y: Value) -> Value:
-    sums, pairs = ssa_type(f32, acc.lanes), vector_type("bfloat", 2 * acc.lanes)
-    short = ssa_type(bf16, 2 * acc.lanes)
-    x, y = (b.pure(bf16, 2 * acc.lanes, f"bitcast {short} {{}} to {pairs}", v) for v in (x, y))
-    symbol = f"llvm.x86.avx512bf16.dpbf16ps.{acc.lanes * 32}"
-    text, level = b.call(symbol, sums, [(sums, acc), (pairs, x), (pairs, y)])
-    return b.opaque(f32, acc.lanes, text, level)
-
-
-def _repeat(b: Builder, pair: Value, lanes: int) -> Value:
-    """The two lanes of ``pair``, over and over: one 32-bit broadcast."""
-    kind = ssa_type(pair.dtype, 2)
-    picks = ", ".join(f"i32 {lane % 2}" for lane in range(lanes))
-    return b.pure(
-        pair.dtype, lanes, f"shufflevector {kind} {{}}, {kind} poison, <{lanes} x i32> <{picks}>", pair
-    )
-
-
-def _slice(b: Builder, x: Value, start: int, lanes: int) -> Value:
-    if lanes == x.lanes:
-        return x
-    kind = ssa_type(x.dtype, x.lanes)
-    picks = ", ".join(f"i32 {start + lane}" for lane in range(lanes))
-    return b.pure(x.dtype, lanes, f"shufflevector {kind} {{}}, {kind} poison, <{lanes} x i32> <{picks}>", x)
-
-
-def _join(b: Builder, x: Value, y: Value) -> Value:
-    """Lanes of ``x``, then of ``y``; the shorter one is padded for the shuffle."""
-    total, widest = x.lanes + y.lanes, max(x.lanes, y.lanes)
-    element = scalar_type(x.dtype)
-    padded = []
-    for value in (x, y):
-        picks = ", ".join(f"i32 {lane if lane < value.lanes else 0}" for lane in range(widest))
-        kind = vector_type(element, value.lanes)
-        code = f"shufflevector {kind} {{}}, {kind} poison, <{widest} x i32> <{picks}>"
-        padded.append(value if value.lanes == widest else b.pure(x.dtype, widest, code, value))
-    kind = vector_type(element, widest)
-    order = [*range(x.lanes), *(widest + lane for lane in range(y.lanes))]
-    picks = ", ".join(f"i32 {p}" for p in order)
-    return b.pure(
-        x.dtype, total, f"shufflevector {kind} {{}}, {kind} {{}}, <{total} x i32> <{picks}>", *padded
-    )
-
-
-def _dot2_expanded(emitter: ExprEmitter, args: list[Value], lanes: int) -> Value:
-    """Even elements are the low halves of 32-bit pairs (shift left), odd ones the high halves (mask)."""
-    b = emitter.b
+    b, widths = emitter.b, emitter.target.register_lanes
     acc, x, y = args
+
+    def emit(acc: Value, x: Value, y: Value) -> Value:
+        if emitter.target.has_bf16_dot and acc.lanes in widths:
+            return _dot2_native(emitter, acc, x, y)
+        return _dot2_expanded(emitter, acc, x, y)
+
+    return in_registers(b, node.lanes, widths, [(acc, 1), (x, 2), (y, 2)], emit)
+
+
+def _dot2_native(emitter: ExprEmitter, acc: Value, x: Value, y: Value) -> Value:
+    b, lanes = emitter.b, acc.lanes
+    sums, pairs, short = ssa_type(f32, lanes), vector_type("bfloat", 2 * lanes), ssa_type(bf16, 2 * lanes)
+    x, y = (b.pure(bf16, 2 * lanes, f"bitcast {short} {{}} to {pairs}", v) for v in (x, y))
+    symbol = f"llvm.x86.avx512bf16.dpbf16ps.{lanes * 32}"
+    if emitter.target.arch == "aarch64":
+        symbol = "llvm.aarch64.neon.bfdot.v4f32.v8bf16"
+    text, level = b.call(symbol, sums, [(sums, acc), (pairs, x), (pairs, y)])
+    return b.opaque(f32, lanes, text, level)
+
+
+def _dot2_expanded(emitter: ExprEmitter, acc: Value, x: Value, y: Value) -> Value:
+    """Even elements are the low halves of 32-bit pairs (shift left), odd ones the high halves (mask)."""
+    b, lanes = emitter.b, acc.lanes
     m, bits = FloatOps(b, emitter.target, f32, lanes), Bits(b, lanes)
-    pairs = vector_type("i32", lanes)
-    for part in ("odd", "even"):
+    for side in ("odd", "even"):
         factors = []
         for value in (x, y):
-            whole = b.pure(i32, lanes, f"bitcast {ssa_type(bf16, 2 * lanes)} {{}} to {pairs}", value)
-            half = bits.op("and", whole, 0xFFFF0000) if part == "odd" else bits.op("shl", whole, 16)
+            whole = bitcast(b, value, i32, lanes)
+            half = bits.op("and", whole, 0xFFFF0000) if side == "odd" else bits.op("shl", whole, 16)
             factors.append(bits.value(half))
         acc = m.fma(factors[0], factors[1], acc)
     return acc
 
 
+# -------------------------------------------------------------------------------------------- nibbles
+
+
+def _nibble(b: Builder, node: Intrinsic, code: str, operand: int, x: Value) -> Value:
+    kind = ssa_type(x.dtype, x.lanes)
+    right = splat(constant(operand, x.dtype), x.lanes)
+    return b.pure(node.dtype, node.lanes, f"{code} {kind} {{}}, {{}}", x, right, lo=0, hi=15)
+
+
 EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "fma": _fma,
     "dot2_bf16": _dot2_bf16,
+    "dot4_u8i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=False),
+    "dot4_u4i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=True),
+    "low4": lambda emitter, node, args: _nibble(emitter.b, node, "and", 15, *args),
+    "high4": lambda emitter, node, args: _nibble(emitter.b, node, "lshr", 4, *args),
 }

@@ -123,7 +123,9 @@ def emit_math(b: Builder, target: Target, op: UnaryOp, x: Value) -> Value:
         case UnaryOp.RSQRT:
             return m.div(1.0, m.sqrt(x))
         case UnaryOp.FLOOR:
-            return m.call("floor", x) if target.has("sse4.1") else _floor(m, x)
+            return m.call("floor", x) if target.has_float_rounding else _floor(m, x)
+        case UnaryOp.ROUND:
+            return m.call("roundeven", x) if target.has_float_rounding else _round(m, x)
         case UnaryOp.EXP:
             return _exp(m, x)
         case UnaryOp.LOG:
@@ -147,6 +149,14 @@ def _floor(m: FloatOps, x: Value) -> Value:
     below = m.sub(near, m.select(m.test("ogt", near, x), 1.0, 0.0))
     # Values of 2**mantissa_bits and more, infinities and NaN are their own floor; so is -0.0.
     return m.select(m.test("olt", size, big), m.copysign(below, x), x)
+
+
+def _round(m: FloatOps, x: Value) -> Value:
+    """Without SSE4.1: adding and taking away ``2**mantissa_bits`` rounds as the FPU does."""
+    big = 2.0**m.mantissa_bits
+    size = m.abs(x)
+    near = m.sub(m.add(size, big), big)
+    return m.select(m.test("olt", size, big), m.copysign(near, x), x)
 
 
 # ----------------------------------------------------------------------------- exp and its relatives

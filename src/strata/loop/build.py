@@ -397,6 +397,11 @@ def floor(a: Expr) -> Expr:
     return unary(UnaryOp.FLOOR, a)
 
 
+def round_(a: Expr) -> Expr:
+    """The whole number nearest to the float ``a`` (halves to the even one), as a float."""
+    return unary(UnaryOp.ROUND, a)
+
+
 def abs_(a: Expr) -> Expr:
     """Absolute value."""
     return unary(UnaryOp.ABS, a)

@@ -55,7 +55,7 @@ from .nodes import (
 from .rewrite import free_vars, stmt_exprs, substitute, walk
 from .text import print_expr, print_stmt
 
-_VECTORS = (Ramp, Splat, Reduce, Intrinsic)
+_VECTORS = (Ramp, Splat, Reduce)
 _MANY = BOUND_KINDS | {ForKind.PARALLEL, ForKind.VECTORIZE}
 
 
@@ -67,7 +67,7 @@ class Stage:
         name: For messages.
         loop_kinds: Kinds of loops that may occur.
         blocks: Whether blocks may occur.
-        vectors: Whether vector expressions (ramps, splats, horizontal reductions, intrinsics) may occur.
+        vectors: Whether vector expressions (ramps, splats, reductions, intrinsics of vectors) may occur.
         register_indices_constant: Register buffers are indexed by constants and unrolled loops only.
     """
 
@@ -322,7 +322,7 @@ class Checker:
         """Check an expression of ``stmt``."""
         for expr in walk(root):
             assert not isinstance(expr, Stmt)
-            if isinstance(expr, _VECTORS) and not self.stage.vectors:
+            if _is_vector(expr) and not self.stage.vectors:
                 self.fail(f"{print_expr(expr)}: no vectors at this stage", print_stmt(stmt))
             try:
                 check_expr_type(expr)
@@ -390,3 +390,11 @@ def surely_outside(index: Expr, dim: Dim, scope: Scope) -> bool:
         return False
     lo, hi = scope.known.interval(poly)
     return (lo is not None and lo < 0) or (hi is not None and hi >= dim)
+
+
+def _is_vector(expr: Expr) -> bool:
+    match expr:
+        case Intrinsic():
+            return any(e.lanes > 1 for e in (expr, *expr.args))
+        case _:
+            return isinstance(expr, _VECTORS)

@@ -205,5 +205,6 @@ SUPPORT: dict[str, Any] = {
     "sin": _in_f64(np.sin),
     "cos": _in_f64(np.cos),
     "floor": np.floor,
+    "round": np.rint,
     "sigmoid": _in_f64(np.vectorize(sigmoid_f64, otypes=[np.float64])),
 }

@@ -1,16 +1,22 @@
 """Hardware operations that loop functions may name: their types and what they compute.
 
-============== ============================================ =============================================
-name           arguments                                    result, lane ``l``
-============== ============================================ =============================================
-``fma``        ``a, b, c``: f32 or f64, L lanes each        ``a[l]*b[l] + c[l]``, rounded once
-``dot2_bf16``  ``acc``: f32 L; ``a, b``: bf16, 2L lanes     ``(acc[l] + a[2l+1]*b[2l+1]) + a[2l]*b[2l]``
-============== ============================================ =============================================
+============== ================================================= ==========================================
+name           arguments                                         result, lane ``l``
+============== ================================================= ==========================================
+``fma``        ``a, b, c``: f32 or f64, L lanes each             ``a[l]*b[l] + c[l]``, rounded once
+``dot2_bf16``  ``acc``: f32 L; ``a, b``: bf16, 2L lanes          ``(acc[l] + a[2l+1]*b[2l+1]) + a[2l]*b[2l]``
+``dot4_u8i8``  ``acc``: i32 L; ``a``: u8, ``b``: i8, 4L lanes    ``acc[l] + sum(a[4l+j]*b[4l+j], j < 4)``
+``dot4_u4i8``  the same, with ``a[i] <= 15``                     the same
+``low4``       ``a``: u8 L                                       ``a[l] & 15``
+``high4``      ``a``: u8 L                                       ``a[l] >> 4``
+============== ================================================= ==========================================
 
-``a`` of ``dot2_bf16`` may have 2 lanes: one pair for all lanes of the result.
+``a`` of ``dot2_bf16`` may have 2 lanes, ``b`` of ``dot4_*`` 4: one group for all lanes of the result. Sums of
+integers are exact, modulo 2**32.
 
 The semantics here are what the interpreter runs and what a code generator has to emit, up to subnormals
-(which the instruction behind ``dot2_bf16`` takes for 0). :data:`INTRINSICS` is open: register more.
+(which the instruction behind ``dot2_bf16`` takes for 0) and the order of its two additions.
+:data:`INTRINSICS` is open: register more.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.core.dtypes import DType, bf16, f32, f64
+from strata.core.dtypes import DType, bf16, f32, f64, i8, i32, u8
 from strata.core.errors import VerifyError
 from strata.core.registry import Registry
 
@@ -40,12 +46,15 @@ class IntrinsicDef:
         result: Dtype and lanes of the result from those of the arguments; ``None`` if the arguments do
             not fit.
         evaluate: The value, from one 1-d array per argument (also for one lane) to a 1-d array.
+        is_elementwise: Whether lane ``l`` of the result comes from lane ``l`` of each argument, for any
+            number of lanes: such an intrinsic may stand in scalar code and can be vectorised.
     """
 
     name: str
     signature: str
     result: Callable[[Sequence[VectorType]], VectorType | None]
     evaluate: Callable[..., Array]
+    is_elementwise: bool = False
 
 
 INTRINSICS: Registry[IntrinsicDef] = Registry("intrinsic")
@@ -109,10 +118,38 @@ def _dot2(acc: Array, a: Array, b: Array) -> Array:
     return (acc + products[1::2]) + products[0::2]
 
 
-INTRINSICS.add("fma", IntrinsicDef("fma", "(a, b, c: f32[L] or f64[L]) -> the same", _fma_result, _fma))
-INTRINSICS.add(
-    "dot2_bf16",
+def _dot4_result(args: Sequence[VectorType]) -> VectorType | None:
+    match list(args):
+        case [(acc, lanes), (a, a_lanes), (b, b_lanes)] if (acc, a, b) == (i32, u8, i8):
+            return (i32, lanes) if a_lanes == 4 * lanes and b_lanes in (4, a_lanes) else None
+    return None
+
+
+def _dot4(acc: Array, a: Array, b: Array) -> Array:
+    products = a.reshape(-1, 4).astype(np.int32) * b.reshape(-1, 4).astype(np.int32)
+    return acc + products.sum(axis=1, dtype=np.int32)
+
+
+def _dot4_u4(acc: Array, a: Array, b: Array) -> Array:
+    if a.max(initial=0) > 15:
+        raise VerifyError(f"@dot4_u4i8: a holds {a.max()}; expected values up to 15; use dot4_u8i8")
+    return _dot4(acc, a, b)
+
+
+def _nibble_result(args: Sequence[VectorType]) -> VectorType | None:
+    return args[0] if len(args) == 1 and args[0][0] == u8 else None
+
+
+for _definition in (
+    IntrinsicDef("fma", "(a, b, c: f32[L] or f64[L]) -> the same", _fma_result, _fma, is_elementwise=True),
     IntrinsicDef(
         "dot2_bf16", "(acc: f32[L], a: bf16[2L] or bf16[2], b: bf16[2L]) -> f32[L]", _dot2_result, _dot2
     ),
-)
+    IntrinsicDef("dot4_u8i8", "(acc: i32[L], a: u8[4L], b: i8[4L] or i8[4]) -> i32[L]", _dot4_result, _dot4),
+    IntrinsicDef(
+        "dot4_u4i8", "(acc: i32[L], a: u8[4L], b: i8[4L] or i8[4]) -> i32[L]", _dot4_result, _dot4_u4
+    ),
+    IntrinsicDef("low4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a & 15, is_elementwise=True),
+    IntrinsicDef("high4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a >> 4, is_elementwise=True),
+):
+    INTRINSICS.add(_definition.name, _definition)

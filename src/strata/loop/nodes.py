@@ -130,6 +130,7 @@ class UnaryOp(Enum):
     SIN = "sin"
     COS = "cos"
     FLOOR = "floor"
+    ROUND = "round"  # to the nearest whole number, halves to the even one
     SIGMOID = "sigmoid"
 
 

@@ -174,6 +174,8 @@ def _float_unary(op: UnaryOp, a: float) -> float:
                 return float(np.cos(x))
             case UnaryOp.FLOOR:
                 return float(np.floor(x))
+            case UnaryOp.ROUND:
+                return float(np.rint(x))
             case UnaryOp.ERF:
                 return math.erf(a)
             case _:

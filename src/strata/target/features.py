@@ -30,6 +30,7 @@ _RENAMED = {
 SSE2 = ("sse", "sse2")
 V2 = (*SSE2, "cx16", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3")
 V3 = (*V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+V3_VNNI = (*V3, "avxvnni")
 V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 V4_BF16 = (*V4, "avx512bf16", "avx512vnni")
 ZEN4 = (

@@ -77,7 +77,27 @@ class Target:
     @property
     def has_bf16_dot(self) -> bool:
         """A native dot product of bf16 pairs with f32 sums."""
-        return "avx512bf16" in self.features
+        return self.has("bf16" if self.arch == "aarch64" else "avx512bf16")
+
+    @property
+    def has_int8_dot(self) -> bool:
+        """A native dot product of groups of four 8-bit integers with i32 sums."""
+        return any(self.has(f) for f in ("avx512vnni", "avxvnni", "dotprod", "i8mm"))
+
+    @property
+    def has_f16_conversion(self) -> bool:
+        """Instructions that convert between f16 and f32."""
+        return self.arch == "aarch64" or self.has("f16c")
+
+    @property
+    def has_float_rounding(self) -> bool:
+        """Instructions that round floats to whole numbers."""
+        return self.arch == "aarch64" or self.has("sse4.1")
+
+    @property
+    def register_lanes(self) -> tuple[int, ...]:
+        """f32 (or i32) elements of the vector registers, the widest first: ``(16, 8, 4)``."""
+        return tuple(n for n in (16, 8, 4) if n <= self.lanes_f32)
 
     @property
     def lanes_f32(self) -> int:

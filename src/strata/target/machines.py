@@ -45,6 +45,7 @@ def _generic(name: str, cpu: str, feature_names: tuple[str, ...], vector_bytes: 
 
 _generic("x86-64", "x86-64", features.SSE2, 16, 16)
 _generic("avx2", "x86-64-v3", features.V3, 32, 16)
+_generic("avx2-vnni", "x86-64-v3", features.V3_VNNI, 32, 16)
 _generic("avx512", "x86-64-v4", features.V4, 64, 32)
 _generic("avx512-bf16", "x86-64-v4", features.V4_BF16, 64, 32)
 

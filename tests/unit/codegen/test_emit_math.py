@@ -33,6 +33,7 @@ REFERENCE = {
     UnaryOp.SQRT: (np.sqrt, 0.501),
     UnaryOp.RSQRT: (lambda x: 1 / np.sqrt(x), 1.51),
     UnaryOp.FLOOR: (np.floor, 0.0),
+    UnaryOp.ROUND: (np.rint, 0.0),
 }
 _KERNELS: dict = {}
 
@@ -112,6 +113,19 @@ LIMITS = {
         (2.0**23 + 1, 2.0**23 + 1),
         (-3, -3),
     ],
+    UnaryOp.ROUND: [
+        (-0.5, -0.0),
+        (0.5, 0),
+        (1.5, 2),
+        (2.5, 2),
+        (-2.5, -2),
+        (-3.5, -4),
+        (1e30, 1e30),
+        (-np.inf, -np.inf),
+        (2.0**23 + 1, 2.0**23 + 1),
+        (2.0**22 + 0.5, 2.0**22),
+        (127.49, 127),
+    ],
 }
 
 
@@ -127,7 +141,7 @@ def test_limits(op, kind, target, lanes):
 
 @pytest.mark.parametrize("target", TARGET_PARAMS)
 @pytest.mark.parametrize(
-    "op", [UnaryOp.TANH, UnaryOp.ERF, UnaryOp.FLOOR, UnaryOp.SQRT], ids=lambda op: op.value
+    "op", [UnaryOp.TANH, UnaryOp.ERF, UnaryOp.FLOOR, UnaryOp.ROUND, UnaryOp.SQRT], ids=lambda op: op.value
 )
 def test_negative_zero_stays(op, target):
     assert np.signbit(evaluate(op, f32, target, [-0.0]))[0]

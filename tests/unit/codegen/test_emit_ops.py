@@ -1,16 +1,35 @@
 """Scalar and vector operations of every dtype against NumPy, on every level of instruction sets."""
 
+import re
+
 import mcjit
 import ml_dtypes
 import numpy as np
 import pytest
 
+from strata.codegen import compile as codegen
 from strata.core.dtypes import ALL_DTYPES, bf16, bool_, dtype, f16, f32, f64, i8, i16, i32, i64, u8, u16, u32
+from strata.core.errors import CodegenError
 from strata.loop import build as b
-from strata.loop.nodes import Binary, BinaryOp, Cast, Intrinsic, Reduce, ReduceOp, Unary, UnaryOp
+from strata.loop import interp
+from strata.loop.nodes import (
+    Binary,
+    BinaryOp,
+    Buffer,
+    Cast,
+    Func,
+    Intrinsic,
+    Reduce,
+    ReduceOp,
+    Unary,
+    UnaryOp,
+)
+from strata.target import get_target
 
 COUNT = 192
 LANES = (1, 4, 16, 64)
+# Narrower elements are packed into bytes by a layout, before kernels see them.
+IN_MEMORY = {name: d for name, d in ALL_DTYPES.items() if d.bits >= 8}
 TARGET_PARAMS = [pytest.param(t, id=name) for name, t in mcjit.TARGETS.items()]
 FLOAT_OPS = {
     BinaryOp.ADD: np.add,
@@ -174,10 +193,10 @@ def cast_values(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("target", TARGET_PARAMS)
 @pytest.mark.parametrize("lanes", [1, 16])
-@pytest.mark.parametrize("source", list(ALL_DTYPES))
+@pytest.mark.parametrize("source", list(IN_MEMORY))
 def test_cast(target, source, lanes):
     x = cast_values(source)
-    kinds = [d for d in ALL_DTYPES.values() if d.name != source]
+    kinds = [d for d in IN_MEMORY.values() if d.name != source]
     kinds = [d for d in kinds if d.name[0] != "u" or x.astype(np.float64).min() >= 0]
     exprs = [lambda p, to=to: Cast(to, p) for to in kinds]
     got = mcjit.run(mcjit.elementwise(exprs, [dtype(source)], kinds, COUNT, lanes), target, x)
@@ -224,20 +243,33 @@ def test_f64_to_f16_rounds_once(target):
 
 
 @pytest.mark.parametrize("lanes", [1, 16])
-def test_float_to_int_saturates(lanes):
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("kind", [i32, i16, i8, u16, u8], ids=str)
+def test_float_to_int_saturates(target, kind, lanes):
     x = np.array([np.nan, np.inf, -np.inf, 3e9, -3e9, 1.9, -1.9, 2.0**31] * 24, np.float32)
-    func = mcjit.elementwise([lambda p: Cast(i32, p)], [f32], [i32], COUNT, lanes)
-    top, low = 2**31 - 1, -(2**31)
-    want = np.array([0, top, low, top, low, 1, -1, top] * 24, np.int32)
-    assert_same(mcjit.run(func, mcjit.TARGETS["host"], x)[0], want, "f32 -> i32")
+    func = mcjit.elementwise([lambda p: Cast(kind, p)], [f32], [kind], COUNT, lanes)
+    low, top = np.iinfo(kind.numpy_name).min, np.iinfo(kind.numpy_name).max
+    want = np.array([0, top, low, top, low, 1, max(low, -1), top] * 24).astype(kind.numpy_name)
+    assert_same(mcjit.run(func, target, x)[0], want, f"f32 -> {kind}")
+
+
+@pytest.mark.parametrize("source", [f32, f16, i8, u8], ids=str)
+def test_casts_of_whole_vectors_use_no_scalars(source):
+    """Conversions that quantised kernels make: a few instructions per vector, whatever the level."""
+    to = i8 if source == f32 else f32
+    body = (lambda p: Cast(f32, Cast(i32, p))) if source.is_int else (lambda p: Cast(to, p))
+    func = mcjit.elementwise([body], [source], [to], 16, 16)
+    for target in mcjit.TARGETS.values():
+        if target.has("avx2"):
+            asm = mcjit.Kernel(func, target).asm
+            assert not re.search(r"\b(vpinsr|vpextr|vcvttss2si|vcvtsi2ss)", asm), target.name
+            assert len(re.findall(r"(?m)^\t[a-z]", asm)) < 36, asm
 
 
 @pytest.mark.parametrize("target", TARGET_PARAMS)
 @pytest.mark.parametrize("lanes", [2, 8, 64])
 @pytest.mark.parametrize("kind", [f32, f64, i32, i64], ids=str)
 def test_reduce(target, kind, lanes):
-    from strata.loop.nodes import Buffer, Func
-
     rng = np.random.default_rng(6)
     rows = 5
     x = (rng.standard_normal((rows, lanes)) * 100).astype(kind.numpy_name)
@@ -276,8 +308,6 @@ def test_products_and_sums_are_fused(target):
 @pytest.mark.parametrize("target", TARGET_PARAMS)
 @pytest.mark.parametrize("lanes", [4, 12, 16, 64])
 def test_dot2_bf16(target, lanes):
-    from strata.loop.nodes import Buffer, Func
-
     rng = np.random.default_rng(7)
     acc = rng.standard_normal((3, lanes)).astype(np.float32)
     x, y = (rng.standard_normal((3, 2 * lanes)).astype(ml_dtypes.bfloat16) for _ in range(2))
@@ -300,6 +330,84 @@ def test_dot2_bf16(target, lanes):
     np.testing.assert_allclose(mcjit.run(func, target, acc, x, y)[0], want, rtol=1e-6, atol=1e-6)
     native = "dpbf16ps" in mcjit.Kernel(func, target).asm
     assert native == target.has_bf16_dot
+
+
+def dot4(name: str, lanes: int, group: int, rows: int = 3) -> Func:
+    """``o[r, :] = @name(acc[r, :], x[r, :], y[r, :])``."""
+    bufs = [
+        Buffer("acc", (rows, lanes), i32),
+        Buffer("x", (rows, 4 * lanes), u8),
+        Buffer("y", (rows, group), i8),
+        Buffer("o", (rows, lanes), i32),
+    ]
+
+    def row(r):
+        args = [b.load(p, r, b.ramp(0, p.shape[1]) if p.shape[1] > 1 else b.const(0, i64)) for p in bufs[:3]]
+        at = b.ramp(0, lanes) if lanes > 1 else b.const(0, i64)
+        return b.store(bufs[3], (r, at), Intrinsic(name, tuple(args), i32, lanes))
+
+    return Func("f", tuple(bufs), b.loop("r", rows, row))
+
+
+# Pairs of products of these do not fit into 16 bits.
+EXTREMES = {"dot4_u8i8": (255, -128), "dot4_u4i8": (15, -128)}
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 12, 16, 22, 64])
+@pytest.mark.parametrize("name", list(EXTREMES))
+def test_dot4(name, lanes, broadcast):
+    rng = np.random.default_rng(8)
+    group = 4 if broadcast else 4 * lanes
+    func = dot4(name, lanes, group)
+    acc = rng.integers(-(2**31), 2**31, (3, lanes), dtype=np.int64).astype(np.int32)
+    x = rng.integers(0, EXTREMES[name][0] + 1, (3, 4 * lanes)).astype(np.uint8)
+    y = rng.integers(-128, 128, (3, group)).astype(np.int8)
+    x[1], y[1] = EXTREMES[name]
+    products = x.astype(np.int64).reshape(3, lanes, 4) * y.astype(np.int64).reshape(3, -1, 4)
+    want = (acc + products.sum(-1)).astype(np.int32)
+    out = np.zeros_like(acc)
+    interp.run(func, [acc, x, y, out])
+    assert_same(out, want, "interpreter")
+    for target in mcjit.TARGETS.values():
+        assert_same(mcjit.run(func, target, acc, x, y)[0], want, target.name)
+
+
+@pytest.mark.parametrize("name", list(EXTREMES))
+def test_dot4_is_few_instructions(name):
+    """What the inner loop of a quantised matmul is made of."""
+    expected = {
+        "x86-64": ["pmaddwd"] * 8,
+        "avx2": ["vpmaddubsw", "vpmaddwd"] * 2 if name == "dot4_u4i8" else ["vpmaddwd"] * 4,
+        "avx2-vnni": ["vpdpbusd"] * 2,
+        "avx512": ["vpmaddubsw", "vpmaddwd"] if name == "dot4_u4i8" else ["vpmaddwd"] * 2,
+        "avx512-bf16": ["vpdpbusd"],
+    }
+    for level, instructions in expected.items():
+        asm = codegen.assembly(
+            codegen.emit_module(dot4(name, 16, 4, 1), get_target(level)), get_target(level)
+        )
+        assert sorted(re.findall(r"\b(v?pmadd\w+|vpdp\w+)", asm)) == sorted(instructions), asm
+    assert re.search(r"vpdpbusd\t\(%r\w+\)\{1to16\}", asm)  # the group comes from memory
+
+
+@pytest.mark.parametrize("lanes", [1, 16, 64])
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_nibbles(target, lanes):
+    x = np.arange(256, dtype=np.uint8)
+    func = mcjit.elementwise(
+        [lambda p, name=name: Intrinsic(name, (p,), u8, lanes) for name in ("low4", "high4")],
+        [u8], [u8] * 2, 256, lanes,
+    )  # fmt: skip
+    low, high = mcjit.run(func, target, x)
+    assert_same(low, x % 16, "low4")
+    assert_same(high, x // 16, "high4")
+
+
+def test_wrong_arguments_of_an_intrinsic():
+    func = mcjit.elementwise([lambda p: Intrinsic("low4", (p,), i8, 4)], [i8], [i8], 4, 4)
+    with pytest.raises(CodegenError, match=r"f: @low4: got \(i8\[4\]\); expected \(a: u8\[L\]\)"):
+        codegen.emit_module(func, get_target("avx2"))
 
 
 def test_fma_intrinsic():

@@ -5,8 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from strata.core.dtypes import bf16, f32, f64
+from strata.core.dtypes import bf16, f32, f64, i8, i32, u8
 from strata.core.errors import UserError, VerifyError
+from strata.loop.check import LOOP_NAIVE, check
 from strata.loop.interp import run
 from strata.loop.intrinsics import INTRINSICS, result_type
 from strata.loop.text import parse_func
@@ -81,3 +82,45 @@ def test_types():
             result_type("dot2_bf16", wrong)
     with pytest.raises(UserError, match="no intrinsic 'dot4'"):
         result_type("dot4", [])
+
+
+def test_dot4_is_exact_and_wraps():
+    acc = np.array([7, 2**31 - 1], np.int32)
+    a = np.array([255, 255, 255, 255, 1, 2, 3, 4], np.uint8)
+    w = np.array([-128, -128, -128, -128, 1, 0, 0, 0], np.int8)
+    np.testing.assert_array_equal(INTRINSICS["dot4_u8i8"].evaluate(acc, a, w), [7 - 4 * 255 * 128, -(2**31)])
+    one_group = INTRINSICS["dot4_u8i8"].evaluate(acc * 0, a, w[:4])
+    np.testing.assert_array_equal(one_group, [-4 * 255 * 128, -10 * 128])
+    small = INTRINSICS["dot4_u4i8"]
+    np.testing.assert_array_equal(small.evaluate(acc[:1], a[4:], w[4:]), [8])
+    with pytest.raises(VerifyError, match=r"@dot4_u4i8: a holds 255; expected values up to 15"):
+        small.evaluate(acc, a, w)
+
+
+def test_nibbles():
+    x = np.array([0x00, 0x5A, 0xF1], np.uint8)
+    np.testing.assert_array_equal(INTRINSICS["low4"].evaluate(x), [0, 10, 1])
+    np.testing.assert_array_equal(INTRINSICS["high4"].evaluate(x), [0, 5, 15])
+
+
+def test_types_of_bytes():
+    assert result_type("dot4_u8i8", [(i32, 16), (u8, 64), (i8, 64)]) == (i32, 16)
+    assert result_type("dot4_u4i8", [(i32, 16), (u8, 64), (i8, 4)]) == (i32, 16)
+    assert result_type("low4", [(u8, 3)]) == (u8, 3)
+    for wrong in (
+        [(i32, 4), (i8, 16), (u8, 16)],
+        [(i32, 4), (u8, 16), (i8, 8)],
+        [(i32, 4), (u8, 8), (i8, 8)],
+    ):
+        with pytest.raises(VerifyError, match=r"@dot4_u8i8: got .*; expected \(acc: i32\[L\], a: u8\[4L\]"):
+            result_type("dot4_u8i8", wrong)
+    with pytest.raises(VerifyError, match=r"@high4: got \(i8\[4\]\); expected \(a: u8\[L\]\) -> u8\[L\]"):
+        result_type("high4", [(i8, 4)])
+
+
+def test_intrinsics_of_scalars_stand_in_naive_functions():
+    func = parse_func("func @f(x: u8[4]) -> (y: u8[4])\n  for i in 4:\n    y[i] = @high4<u8>(x[i])\n")
+    check(func, LOOP_NAIVE)
+    wide = parse_func("func @f(x: u8[4]) -> (y: u8[4])\n  y[ramp(0, 4)] = @high4<u8x4>(x[ramp(0, 4)])\n")
+    with pytest.raises(VerifyError, match="no vectors at this stage"):
+        check(wide, LOOP_NAIVE)

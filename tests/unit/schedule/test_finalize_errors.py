@@ -27,7 +27,6 @@ CASES = [
     ("vectorize j in 4:\n  y[i, j] = (x[i, j] if j < 3)", "masked load inside loop j"),
     ("vectorize j in 4:\n  y[j, i] = x[i, j]", "y is indexed by loop j in a dim that is not its last"),
     ("vectorize j in 4:\n  y[i, j] = x[j, i]", "x is indexed by loop j in a dim that is not its last"),
-    ("vectorize j in 4:\n  y[i, j] = @fma<f32>(x[i, j], x[i, j], x[i, j])", "intrinsic inside loop j"),
     (
         "for k in 9:\n  vectorize j in 4:\n    if k * 4 + j < n:\n      s[k * 4] = s[k * 4] + x[i, j]",
         "s may be outside where no lane is on",

@@ -270,7 +270,11 @@ func @f(a: bf16[4,8], w: bf16[4,32], v: bf16[32,4]) -> (y: f32[4,16], h: f32[16,
             y[i0, i1] = y[i0, i1] + f32(a[i0, k0 * 2 + k1]) * f32(w[k0, i1 * 2 + k1])
 """
 TENSORIZE = [
-    ([], "tensorize(loop=j, intrinsic=dot4_i8)", "got intrinsic 'dot4_i8'; expected dot2_bf16"),
+    (
+        [],
+        "tensorize(loop=j, intrinsic=dot4_i8)",
+        "got intrinsic 'dot4_i8'; expected dot2_bf16, dot4_u8i8, dot4_u4i8",
+    ),
     ([], "tensorize(loop=k)", "loop k is not 4, 8 or 16 lanes around a loop of 2 around a block"),
     ([], "tensorize(loop=p)", "loop p is not 4, 8 or 16 lanes around a loop of 2 around a block"),
     (
@@ -304,6 +308,35 @@ TENSORIZE = [
         "h is indexed by the nest in a dim that is not its last",
     ),
 ]
+
+
+DOT4 = """
+func @f(a: i8[4,8], w: u8[2,64]) -> (y: i32[4,16])
+  for i in 4:
+    for k in 2:
+      for j in 16:
+        for p in 4:
+          block "m" (i0: spatial 4 = i, i1: spatial 16 = j, k0: reduce 2 = k, k1: reduce 4 = p):
+            y[i0, i1] = y[i0, i1] + i32(a[i0, k0 * 4 + k1]) * i32(w[k0, i1 * 4 + k1])
+"""
+TENSORIZE_4 = [
+    ([], "dot2_bf16", "loop j is not 4, 8 or 16 lanes around a loop of 2 around a block"),
+    ([], "dot4_u4i8", r"got i32 \+= i8 \* u8; expected i32 \+= i8 \* u8 in halves"),
+    ([("i8[4,8]", "u8[4,8]")], "dot4_u8i8", r"got i32 \+= u8 \* u8; expected i32 \+= i8 \* u8 \(or a half"),
+    ([("* i32(w", "+ i32(w")], "dot4_u8i8", r"the block is not acc \+= i32\(x\) \* i32\(w\)"),
+    ([("k0 * 4 + k1", "k1 * 2 + k0")], "dot4_u8i8", r"a has other strides in the nest than \(0, 1\)"),
+    ([("i1 * 4 + k1", "i1 + k1 * 16")], "dot4_u8i8", r"w has other strides in the nest than \(4, 1\)"),
+]
+
+
+@pytest.mark.parametrize(("changes", "intrinsic", "message"), TENSORIZE_4)
+def test_tensorize_fours(changes: list[tuple[str, str]], intrinsic: str, message: str) -> None:
+    text = DOT4
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
+        apply_trace(parse_func(text), parse_trace(f"tensorize(loop=j, intrinsic={intrinsic})"))
 
 
 @pytest.mark.parametrize(("changes", "trace", "message"), TENSORIZE)

@@ -39,7 +39,7 @@ def test_names():
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match=r"target: got 'zen3'; expected one of host, avx2, avx512"):
+    with pytest.raises(UserError, match=r"target: got 'zen3'; expected one of host, avx2, avx2-vnni, avx512"):
         get_target("zen3")
 
 

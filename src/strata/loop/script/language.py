@@ -385,6 +385,11 @@ def floor(x: Any) -> Any:
     return _number(UnaryOp.FLOOR, x)
 
 
+def rint(x: Any) -> Any:
+    """The whole number nearest to the float ``x`` (halves to the even one), as a float."""
+    return _number(UnaryOp.ROUND, x)
+
+
 def sigmoid(x: Any) -> Any:
     """``1 / (1 + exp(-x))``."""
     return _number(UnaryOp.SIGMOID, x)
@@ -400,5 +405,6 @@ FUNCTIONS: dict[Callable[[Any], Any], UnaryOp] = {
     sin: UnaryOp.SIN,
     cos: UnaryOp.COS,
     floor: UnaryOp.FLOOR,
+    rint: UnaryOp.ROUND,
     sigmoid: UnaryOp.SIGMOID,
 }
