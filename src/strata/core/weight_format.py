@@ -46,7 +46,7 @@ class WeightFormat:
 
     Attributes:
         bits: Of a code: 4 or 8.
-        group: Elements along K that share a scale, a multiple of 32; ``PER_CHANNEL`` (0) = all K of an output.
+        group: Elements along K that share a scale, a multiple of 32; ``PER_CHANNEL`` (0) = all of an output.
         is_asymmetric: Each group has a zero point of its own.
 
     Raises:
@@ -155,7 +155,8 @@ def parse_weight_format(text: str) -> WeightFormat:
             is_asymmetric = True
         else:
             raise UserError(
-                f"format {text!r:.80}: got option {option!r:.40}; expected group=32, group=channel or asymmetric"
+                f"format {text!r:.80}: got option {option!r:.40}; "
+                f"expected group=32, group=channel or asymmetric"
             )
     return WeightFormat(_BITS_OF[head], group, is_asymmetric)
 
