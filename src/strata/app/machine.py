@@ -9,13 +9,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from strata.codegen.build import build_image
 from strata.core.dims import SymDim
-from strata.core.dtypes import bf16, f32
+from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
 from strata.loop import build as b
 from strata.loop.nodes import (
     Alloc,
@@ -36,7 +37,8 @@ from strata.loop.nodes import (
     size,
 )
 from strata.runtime.image import LoadedImage, load_image
-from strata.runtime.tensors import as_tensor
+from strata.runtime.profile import Ceilings
+from strata.runtime.tensors import as_tensor, numpy_dtype
 from strata.schedule import finalize
 from strata.target import Target, detect_host
 
@@ -84,16 +86,45 @@ def bandwidth_func(lanes: int) -> Func:
     return finalize(Func("bandwidth", (x, y), _loop("t", size(chunks), ForKind.PARALLEL, task)))
 
 
-def peak_func(lanes: int, with_bf16: bool) -> Func:
-    """Per task ``rounds`` times ``CHAINS`` independent multiply-adds (or bf16 dot products) in registers.
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """An instruction whose peak bounds products.
 
-    ``acc[c] += x[0] * x[1]`` for each chain ``c``; ``y [tasks, CHAINS * lanes]`` gets the sums.
+    Attributes:
+        title: For people.
+        products: Multiply-adds per lane of the sums.
+        sums: Dtype of the sums.
+        operands: Dtypes of the factors.
+        intrinsic: Its name; "" = multiply and add.
+        exists: Whether a target has it.
+    """
+
+    title: str
+    products: int
+    sums: DType
+    operands: tuple[DType, DType]
+    intrinsic: str
+    exists: Callable[[Target], bool]
+
+
+PEAKS: dict[str, Peak] = {
+    "f32": Peak("f32 multiply-add", 1, f32, (f32, f32), "", lambda target: True),
+    "bf16": Peak("bf16 dot product", 2, f32, (bf16, bf16), "dot2_bf16", lambda target: target.has_bf16_dot),
+    "int8": Peak("int8 dot product", 4, i32, (u8, i8), "dot4_u8i8", lambda target: target.has_int8_dot),
+}
+
+
+def peak_func(lanes: int, name: str) -> Func:
+    """Per task ``rounds`` times ``CHAINS`` independent instructions of ``PEAKS[name]`` in registers.
+
+    ``acc[c] += x[0] * y[0]`` for each chain ``c``; ``z [tasks, CHAINS * lanes]`` gets the sums.
     """
     tasks, rounds = SymDim("tasks", 1, 1 << 10), SymDim("rounds", 1, 1 << 30)
-    wide = 2 * lanes if with_bf16 else lanes
-    x = Buffer("x", (2, wide), bf16 if with_bf16 else f32)
-    r, y = Buffer("r", (rounds,), f32), Buffer("y", (tasks, CHAINS * lanes), f32)
-    acc = Buffer("acc", (CHAINS, lanes), f32, MemSpace.REGISTER)
+    peak = PEAKS[name]
+    wide = peak.products * lanes
+    factors = [Buffer(n, (1, wide), dtype) for n, dtype in zip("xy", peak.operands, strict=True)]
+    r, z = Buffer("r", (rounds,), f32), Buffer("z", (tasks, CHAINS * lanes), peak.sums)
+    acc = Buffer("acc", (CHAINS, lanes), peak.sums, MemSpace.REGISTER)
 
     def chains(body: Callable[[Expr], Stmt]) -> Stmt:
         return _loop("c", index(CHAINS), ForKind.UNROLL, body)
@@ -102,33 +133,32 @@ def peak_func(lanes: int, with_bf16: bool) -> Func:
         return Load(acc, (c, b.ramp(index(0), lanes)))
 
     def step(c: Expr, one: Expr, other: Expr) -> Stmt:
-        if with_bf16:
-            value: Expr = Intrinsic("dot2_bf16", (vector(c), one, other), f32, lanes)
+        if peak.intrinsic:
+            value: Expr = Intrinsic(peak.intrinsic, (vector(c), one, other), peak.sums, lanes)
         else:
             value = b.add(vector(c), b.mul(one, other))
         return Store(acc, (c, b.ramp(index(0), lanes)), value)
 
     def task(t: Expr) -> Stmt:
-        operands = [Load(x, (index(k), b.ramp(index(0), wide))) for k in range(2)]
-        names = [Var(f"x{k}", o.dtype, wide) for k, o in enumerate(operands)]
+        operands = [Load(f, (index(0), b.ramp(index(0), wide))) for f in factors]
+        names = [Var(f"v{k}", o.dtype, wide) for k, o in enumerate(operands)]
         work = _loop(
             "i", size(rounds), ForKind.SERIAL, lambda i: chains(lambda c: step(c, names[0], names[1]))
         )
-        for name, operand in zip(names, operands, strict=True):
-            work = Let(name, operand, work)
-        clear = chains(lambda c: Store(acc, (c, b.ramp(index(0), lanes)), b.splat(b.const(0.0, f32), lanes)))
-        write = chains(lambda c: Store(y, (t, b.ramp(b.mul(c, lanes), lanes)), vector(c)))
+        for var, operand in zip(names, operands, strict=True):
+            work = Let(var, operand, work)
+        zero = b.splat(b.const(0, peak.sums), lanes)
+        clear = chains(lambda c: Store(acc, (c, b.ramp(index(0), lanes)), zero))
+        write = chains(lambda c: Store(z, (t, b.ramp(b.mul(c, lanes), lanes)), vector(c)))
         return Alloc(acc, seq(clear, work, write))
 
-    name = "peak_bf16" if with_bf16 else "peak_f32"
-    return Func(name, (x, r, y), _loop("t", size(tasks), ForKind.PARALLEL, task))
+    return Func(f"peak_{name}", (*factors, r, z), _loop("t", size(tasks), ForKind.PARALLEL, task))
 
 
 @cache
 def _image(target: Target, num_threads: int) -> LoadedImage:
-    funcs = [bandwidth_func(target.lanes_f32), peak_func(target.lanes_f32, False)]
-    if target.has_bf16_dot:
-        funcs.append(peak_func(target.lanes_f32, True))
+    names = [name for name, peak in PEAKS.items() if peak.exists(target)]
+    funcs = [bandwidth_func(target.lanes_f32), *(peak_func(target.lanes_f32, name) for name in names)]
     return load_image(build_image(funcs, [], target).blob, num_threads)
 
 
@@ -161,20 +191,29 @@ def measure_bandwidth(num_threads: int, num_bytes: int = READ_BYTES, repeats: in
     return _median_rate(x.nbytes, lambda: kernel(*args), repeats)
 
 
-def measure_peak(num_threads: int, dtype: str = "f32", repeats: int = 5) -> float | None:
-    """Flop per second of register-resident multiply-adds; ``None`` if the instruction does not exist here."""
-    target = detect_host()
-    if dtype == "bf16" and not target.has_bf16_dot:
-        return None
-    lanes, is_bf16 = target.lanes_f32, dtype == "bf16"
-    image, tasks = _image(target, num_threads), TASKS_PER_THREAD * num_threads
-    wide = 2 * lanes if is_bf16 else lanes
-    x = np.full((2, wide), 1e-3, np.float32)
-    if is_bf16:
-        import ml_dtypes
+def measure_peak(num_threads: int, name: str = "f32", repeats: int = 5) -> float | None:
+    """Flop per second of a register-resident loop; ``None`` if the instruction does not exist here.
 
-        x = x.astype(ml_dtypes.bfloat16)
-    r, y = np.zeros(ROUNDS, np.float32), np.empty((tasks, CHAINS * lanes), np.float32)
+    Args:
+        num_threads: Threads.
+        name: In :data:`PEAKS`. A product and its addition count as two, integers too.
+        repeats: The median of so many.
+    """
+    target, peak = detect_host(), PEAKS[name]
+    if not peak.exists(target):
+        return None
+    lanes, image, tasks = target.lanes_f32, _image(target, num_threads), TASKS_PER_THREAD * num_threads
+    wide = peak.products * lanes
+    value = 1e-3 if peak.sums.is_float else 1
+    factors = [np.full((1, wide), value).astype(numpy_dtype(d.name)) for d in peak.operands]
+    r, z = np.zeros(ROUNDS, np.float32), np.empty((tasks, CHAINS * lanes), numpy_dtype(peak.sums.name))
     flop = 2.0 * wide * CHAINS * ROUNDS * tasks
-    kernel, args = image.function(f"peak_{dtype}"), [as_tensor(a) for a in (x, r, y)]
+    kernel, args = image.function(f"peak_{name}"), [as_tensor(a) for a in (*factors, r, z)]
     return _median_rate(flop, lambda: kernel(*args), repeats)
+
+
+def measure_ceilings(num_threads: int, num_bytes: int = READ_BYTES, repeats: int = 3) -> Ceilings:
+    """All peaks that exist here, and the bandwidth."""
+    peaks = {name: measure_peak(num_threads, name, repeats) for name in PEAKS}
+    bandwidth = measure_bandwidth(num_threads, num_bytes, repeats)
+    return Ceilings({k: v for k, v in peaks.items() if v is not None}, bandwidth, "measured")

@@ -188,8 +188,8 @@ def bf16_splat_as_f32(b: Builder, x: Value, lanes: int) -> Value:
 
 
 def _f32_to_bf16(b: Builder, target: Target, x: Value) -> Value:
-    if target.has("avx512bf16") and x.lanes % 4 == 0:
-        # vcvtneps2bf16 rounds to nearest even, keeps NaNs, and takes f32 subnormals as 0.
+    if target.has_bf16_conversion and x.lanes % 4 == 0:
+        # vcvtneps2bf16 rounds to nearest even, keeps NaNs, and takes f32 subnormals as 0; bfcvtn keeps these.
         native = vector_type("bfloat", x.lanes)
         short = b.pure(bf16, x.lanes, f"fptrunc {ssa_type(f32, x.lanes)} {{}} to {native}", x)
         return b.pure(bf16, x.lanes, f"bitcast {native} {{}} to {ssa_type(bf16, x.lanes)}", short)

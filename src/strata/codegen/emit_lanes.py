@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from strata.core.dtypes import DType
+from strata.core.dtypes import DType, i32
 
 from .emit_values import Builder, Value
 from .types import scalar_type, ssa_type, vector_type
@@ -19,10 +19,12 @@ def repeat(b: Builder, group: Value, lanes: int) -> Value:
     """The lanes of ``group``, 32 bits together, over and over: one 32-bit broadcast."""
     if group.lanes == lanes:
         return group
-    kind = ssa_type(group.dtype, group.lanes)
-    picks = ", ".join(f"i32 {lane % group.lanes}" for lane in range(lanes))
-    code = f"shufflevector {kind} {{}}, {kind} poison, <{lanes} x i32> <{picks}>"
-    return b.pure(group.dtype, lanes, code, group)
+    count = lanes // group.lanes
+    whole, kind = bitcast(b, group, i32, 1), ssa_type(i32, count)
+    one = b.pure(i32, count, f"insertelement {kind} poison, i32 {{}}, i64 0", whole)
+    zeros = f"<{count} x i32> zeroinitializer"
+    wide = b.pure(i32, count, f"shufflevector {kind} {{}}, {kind} poison, {zeros}", one)
+    return bitcast(b, wide, group.dtype, lanes)
 
 
 def part(b: Builder, x: Value, start: int, lanes: int) -> Value:

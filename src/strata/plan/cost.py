@@ -135,7 +135,7 @@ def traffic_of(task: Task, env: Mapping[str, int]) -> Estimate:
 def _peak(task: Task) -> float:
     """The machine's fastest multiply-adds for the operands of the heavy op, flop/s."""
     if task.anchor.op == "quantized_matmul":
-        return task.target.peak_f32_flop_per_s * (4 if task.target.has_int8_dot else 1)
+        return task.target.peak_int8_op_per_s
     operands = [i.type for i in task.anchor.inputs if isinstance(i.type, TensorType)]
     dot = task.target.has_bf16_dot and bool(operands) and operands[0].dtype is bf16
     return task.target.peak_bf16_flop_per_s if dot else task.target.peak_f32_flop_per_s

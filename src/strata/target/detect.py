@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from strata.core.errors import UnsupportedError
 
 from . import features
 from .machine import Target
-from .machines import TARGETS
+from .machines import TARGETS, with_nominal_peaks
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+# Flags of the first processor in /proc/cpuinfo, by platform.machine().
+_FLAGS = {"x86_64": "flags", "AMD64": "flags", "aarch64": "Features"}
+_LEVELS = ("avx512-bf16", "avx512", "avx2-vnni", "avx2", "x86-64", "neon-i8mm", "neon-dotprod", "neon")
 
 
 @cache
@@ -25,20 +31,26 @@ def detect_host() -> Target:
     """This machine as a :class:`Target` called ``"host"``; its speeds are nominal, from clock and pipes.
 
     Raises:
-        UnsupportedError: not an x86-64 Linux machine.
+        UnsupportedError: neither x86-64 nor AArch64 Linux.
     """
-    if platform.machine() not in ("x86_64", "AMD64") or not _CPUINFO.exists():
+    if platform.machine() not in _FLAGS or not _CPUINFO.exists():
         raise UnsupportedError(
-            f"host: got {platform.system()} on {platform.machine()}; expected Linux on x86-64; name a target"
+            f"host: got {platform.system()} on {platform.machine()}; expected Linux on x86-64 or AArch64; "
+            "name a target"
         )
     return host_from(_CPUINFO.read_text(), read_caches(_CACHES), len(os.sched_getaffinity(0)))
 
 
 def host_features() -> tuple[str, ...]:
-    """LLVM names of the usable instruction sets of this machine; empty off x86-64 Linux."""
-    if platform.machine() not in ("x86_64", "AMD64") or not _CPUINFO.exists():
+    """LLVM names of the usable instruction sets of this machine; empty where they cannot be found out."""
+    if platform.machine() not in _FLAGS or not _CPUINFO.exists():
         return ()
-    return features.usable(features.from_linux_flags(_cpuinfo_fields(_CPUINFO.read_text())["flags"].split()))
+    return _features(_cpuinfo_fields(_CPUINFO.read_text()))
+
+
+def _features(info: Mapping[str, str]) -> tuple[str, ...]:
+    flags = " ".join(info.get(name, "") for name in sorted(set(_FLAGS.values())))
+    return features.usable(features.from_linux_flags(flags.split()))
 
 
 def host_from(cpuinfo: str, caches: Mapping[int, int], num_cores: int) -> Target:
@@ -50,27 +62,21 @@ def host_from(cpuinfo: str, caches: Mapping[int, int], num_cores: int) -> Target
         num_cores: Cores that this process may run on.
     """
     info = _cpuinfo_fields(cpuinfo)
-    names = features.usable(features.from_linux_flags(info["flags"].split()))
+    names = _features(info)
     cpu, base = _cpu(info, names)
-    vector_bytes = 64 if "avx512f" in names else 32 if "avx2" in names else 16
-    hz = float(info.get("cpu MHz", "") or 2500) * 1e6
-    flop = hz * num_cores * (vector_bytes // 4) * 2 * (1 if cpu == "znver4" else 2)
-    return Target(
+    target = replace(
+        base,
         name="host",
-        triple=base.triple,
         cpu=cpu,
         features=names,
-        vector_bytes=vector_bytes,
-        num_vector_registers=32 if vector_bytes == 64 else 16,
         l1_bytes=caches.get(1, base.l1_bytes),
         l2_bytes=caches.get(2, base.l2_bytes),
         l3_bytes=caches.get(3, caches.get(2, base.l3_bytes)),
         num_cores=num_cores,
-        peak_f32_flop_per_s=flop if "fma" in names else flop / 2,
-        peak_bf16_flop_per_s=flop * (2 if "avx512bf16" in names else 1),
-        bandwidth_bytes_per_s=base.bandwidth_bytes_per_s,
         source="nominal",
     )
+    clock_hz = float(info.get("cpu MHz", "") or 2500) * 1e6
+    return with_nominal_peaks(target, clock_hz, num_pipes=1 if cpu == "znver4" else 2)
 
 
 def read_caches(root: Path) -> dict[int, int]:
@@ -91,7 +97,7 @@ def _cpuinfo_fields(cpuinfo: str) -> dict[str, str]:
     """Fields of the first processor."""
     first = cpuinfo.strip().split("\n\n", 1)[0]
     pairs = (line.partition(":") for line in first.splitlines())
-    return {"flags": "", **{key.strip(): value.strip() for key, _, value in pairs}}
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _cpu(info: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, Target]:
@@ -102,6 +108,6 @@ def _cpu(info: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, Target]:
             return "znver4", TARGETS["zen4"]
         if family == "26":
             return "znver5", TARGETS["zen5"]
-    level = "avx512-bf16" if "avx512bf16" in names else "avx512" if "avx512f" in names else "avx2"
-    base = TARGETS[level if "avx2" in names else "x86-64"]
+    fitting = (TARGETS[level] for level in _LEVELS if set(TARGETS[level].features).issubset(names))
+    base = next(fitting, TARGETS["x86-64"])
     return base.cpu, base

@@ -35,6 +35,7 @@ class Target:
         num_cores: Cores to run on.
         peak_f32_flop_per_s: f32 multiply-adds of all cores, two flop each; nominal.
         peak_bf16_flop_per_s: The same for bf16 inputs with f32 sums.
+        peak_int8_op_per_s: The same for 8-bit integers with i32 sums, two operations each.
         bandwidth_bytes_per_s: Main memory read bandwidth of all cores; nominal.
         source: Where the speeds come from: ``"nominal"``, ``"measured"`` or ``"assumed"``.
     """
@@ -51,6 +52,7 @@ class Target:
     num_cores: int
     peak_f32_flop_per_s: float
     peak_bf16_flop_per_s: float
+    peak_int8_op_per_s: float
     bandwidth_bytes_per_s: float
     source: str = "nominal"
 
@@ -83,6 +85,16 @@ class Target:
     def has_int8_dot(self) -> bool:
         """A native dot product of groups of four 8-bit integers with i32 sums."""
         return any(self.has(f) for f in ("avx512vnni", "avxvnni", "dotprod", "i8mm"))
+
+    @property
+    def has_bf16_conversion(self) -> bool:
+        """Instructions that round f32 to bf16."""
+        return self.has_bf16_dot
+
+    @property
+    def has_fma(self) -> bool:
+        """Multiply-adds with one rounding."""
+        return self.arch == "aarch64" or self.has("fma")
 
     @property
     def has_f16_conversion(self) -> bool:

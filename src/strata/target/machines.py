@@ -16,38 +16,56 @@ from .machine import Target, parse_target
 
 TARGETS: Registry[Target] = Registry("target")
 
-_LINUX = "x86_64-unknown-linux-gnu"
+_X86, _ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 
 
-def _generic(name: str, cpu: str, feature_names: tuple[str, ...], vector_bytes: int, registers: int) -> None:
-    # Two pipes of one vector each, 2 flop per lane where there is FMA; a bf16 dot product doubles the lanes.
-    flop = 3.0e9 * 2 * (vector_bytes // 4) * (2 if "fma" in feature_names else 1)
-    TARGETS.add(
-        name,
-        Target(
-            name=name,
-            triple=_LINUX,
-            cpu=cpu,
-            features=tuple(sorted(feature_names)),
-            vector_bytes=vector_bytes,
-            num_vector_registers=registers,
-            l1_bytes=32 * 1024,
-            l2_bytes=512 * 1024,
-            l3_bytes=8 * 1024 * 1024,
-            num_cores=2,
-            peak_f32_flop_per_s=2 * flop,
-            peak_bf16_flop_per_s=2 * flop * (2 if "avx512bf16" in feature_names else 1),
-            bandwidth_bytes_per_s=25e9,
-            source="assumed",
-        ),
+def _generic(
+    name: str, triple: str, cpu: str, feature_names: tuple[str, ...], vector_bytes: int, registers: int
+) -> None:
+    target = Target(
+        name=name,
+        triple=triple,
+        cpu=cpu,
+        features=tuple(sorted(feature_names)),
+        vector_bytes=vector_bytes,
+        num_vector_registers=registers,
+        l1_bytes=32 * 1024,
+        l2_bytes=512 * 1024,
+        l3_bytes=8 * 1024 * 1024,
+        num_cores=2,
+        peak_f32_flop_per_s=1.0,
+        peak_bf16_flop_per_s=1.0,
+        peak_int8_op_per_s=1.0,
+        bandwidth_bytes_per_s=25e9,
+        source="assumed",
+    )
+    # Two pipes of one vector each, 2 flop per lane where there is FMA.
+    TARGETS.add(name, with_nominal_peaks(target, 3.0e9, num_pipes=2))
+
+
+def with_nominal_peaks(target: Target, clock_hz: float, num_pipes: int) -> Target:
+    """``target`` with the peaks of cores that start a multiply-add of a whole vector in each pipe and cycle.
+
+    A bf16 dot product does twice the work of an f32 multiply-add, one of bytes four times; without it, the
+    work of an f32 multiply-add takes as long.
+    """
+    flop = target.num_cores * clock_hz * num_pipes * target.lanes_f32 * (2 if target.has_fma else 1)
+    return replace(
+        target,
+        peak_f32_flop_per_s=flop,
+        peak_bf16_flop_per_s=flop * (2 if target.has_bf16_dot else 1),
+        peak_int8_op_per_s=flop * (4 if target.has_int8_dot else 1),
     )
 
 
-_generic("x86-64", "x86-64", features.SSE2, 16, 16)
-_generic("avx2", "x86-64-v3", features.V3, 32, 16)
-_generic("avx2-vnni", "x86-64-v3", features.V3_VNNI, 32, 16)
-_generic("avx512", "x86-64-v4", features.V4, 64, 32)
-_generic("avx512-bf16", "x86-64-v4", features.V4_BF16, 64, 32)
+_generic("x86-64", _X86, "x86-64", features.SSE2, 16, 16)
+_generic("avx2", _X86, "x86-64-v3", features.V3, 32, 16)
+_generic("avx2-vnni", _X86, "x86-64-v3", features.V3_VNNI, 32, 16)
+_generic("avx512", _X86, "x86-64-v4", features.V4, 64, 32)
+_generic("avx512-bf16", _X86, "x86-64-v4", features.V4_BF16, 64, 32)
+_generic("neon", _ARM, "cortex-a72", features.NEON, 16, 32)
+_generic("neon-dotprod", _ARM, "neoverse-n1", features.NEON_DOTPROD, 16, 32)
+_generic("neon-i8mm", _ARM, "neoverse-v1", features.NEON_I8MM, 16, 32)
 
 TARGETS.add(
     "zen4",
@@ -61,6 +79,7 @@ TARGETS.add(
         # One 512-bit FMA per cycle and core (two 256-bit pipes) at 3.7 GHz.
         peak_f32_flop_per_s=2 * 3.7e9 * 32,
         peak_bf16_flop_per_s=2 * 3.7e9 * 64,
+        peak_int8_op_per_s=2 * 3.7e9 * 128,
         bandwidth_bytes_per_s=40e9,
         source="nominal",
     ),
@@ -78,6 +97,7 @@ TARGETS.add(
         # Register-resident loops and reads of 2 GiB on a two-core EPYC virtual machine.
         peak_f32_flop_per_s=538e9,
         peak_bf16_flop_per_s=1078e9,
+        peak_int8_op_per_s=2166e9,
         bandwidth_bytes_per_s=50e9,
         source="measured",
     ),

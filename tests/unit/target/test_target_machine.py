@@ -123,6 +123,28 @@ def test_host():
 
 def test_other_machines(monkeypatch):
     monkeypatch.setattr(detection.platform, "machine", lambda: "riscv64")
-    with pytest.raises(UnsupportedError, match="on riscv64; expected Linux on x86-64"):
+    with pytest.raises(UnsupportedError, match="on riscv64; expected Linux on x86-64 or AArch64"):
         detection.detect_host.__wrapped__()
     assert host_features() == ()
+
+
+def test_arm_from_cpuinfo():
+    flags = "fp asimd evtstrm aes crc32 atomics fphp asimdhp asimdrdm asimddp i8mm bf16 sve"
+    text = f"processor : 0\nBogoMIPS : 50.00\nFeatures : {flags}\nCPU implementer : 0x41\n"
+    target = detection.host_from(text + "\n" + text, {1: 65536}, 4)
+    assert target.features == ("bf16", "dotprod", "fp-armv8", "i8mm", "neon")
+    assert (target.arch, target.vector_bytes, target.num_vector_registers) == ("aarch64", 16, 32)
+    assert (target.cpu, target.l1_bytes, target.num_cores) == ("neoverse-v1", 65536, 4)
+    assert target.peak_int8_op_per_s == 4 * target.peak_f32_flop_per_s == 2 * target.peak_bf16_flop_per_s
+    old = detection.host_from(text.replace(" asimddp i8mm bf16", ""), {}, 4)
+    assert (old.cpu, old.features) == ("cortex-a72", ("fp-armv8", "neon"))
+    assert not old.has_bf16_dot
+    assert not old.has_int8_dot
+    assert old.has_f16_conversion
+
+
+def test_dot_products_of_bytes():
+    have = {name for name, target in TARGETS.items() if target.has_int8_dot}
+    assert have == {"avx2-vnni", "avx512-bf16", "zen4", "zen5", "neon-dotprod", "neon-i8mm"}
+    assert get_target("neon-i8mm").register_lanes == (4,)
+    assert get_target("avx512").register_lanes == (16, 8, 4)

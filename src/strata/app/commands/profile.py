@@ -62,26 +62,22 @@ def command(
     if trace is not None:
         result.trace().write(trace)
     if as_json:
-        data = {"threads": num_threads, "ceilings": _ceilings_json(ceilings), **result.to_json()}
+        data = {"threads": num_threads, "ceilings": ceilings_json(ceilings), **result.to_json()}
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     else:
-        _print(result, ceilings, by, top, num_threads)
+        print_profile(result, ceilings, by, top, num_threads)
 
 
 def measured_ceilings(num_threads: int) -> Ceilings | None:
     """Ceilings of this machine, measured now; ``None`` without the compiler, which makes kernels for it."""
-    from strata.runtime.profile import Ceilings
-
     try:
-        from strata.app.machine import measure_bandwidth, measure_peak
+        from strata.app.machine import measure_ceilings
     except ModuleNotFoundError:
         return None
-    peaks = {name: measure_peak(num_threads, name, 3) for name in ("f32", "bf16")}
-    bandwidth = measure_bandwidth(num_threads, BANDWIDTH_BYTES, 3)
-    return Ceilings({k: v for k, v in peaks.items() if v is not None}, bandwidth, "measured")
+    return measure_ceilings(num_threads, BANDWIDTH_BYTES)
 
 
-def _ceilings_json(ceilings: Ceilings | None) -> dict[str, object] | None:
+def ceilings_json(ceilings: Ceilings | None) -> dict[str, object] | None:
     if ceilings is None:
         return None
     return {
@@ -91,7 +87,7 @@ def _ceilings_json(ceilings: Ceilings | None) -> dict[str, object] | None:
     }
 
 
-def _print(result: Profile, ceilings: Ceilings | None, by: str, top: int, num_threads: int) -> None:
+def print_profile(result: Profile, ceilings: Ceilings | None, by: str, top: int, num_threads: int) -> None:
     from strata.app.sequence import sizes_text
 
     sys.stdout.write(
