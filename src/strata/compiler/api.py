@@ -97,7 +97,7 @@ def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefini
     stored = config.dtype if config.dtype in (f32, f16, bf16) else f32
     return build(
         config,
-        options.format or stored,
+        options.format or config.format or stored,
         max_tokens=max(options.prefill_chunk, options.max_batch),
         max_batch=options.max_batch,
         page_size=options.page_size,

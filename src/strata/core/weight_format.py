@@ -12,11 +12,11 @@ K (the last dim)::
     format  ::= weight | float dtype ("f32", "bf16", "f16")
     weight  ::= ("int4" | "int8" | "q4" | "q8") [":" option ("," option)*]
     option  ::= "group=" (elements | "channel") | "asymmetric"
-    pattern ::= name of a weight with or without ".weight", with the wildcards * ? [...]; the last that fits
-                wins
+    pattern ::= glob ("|" glob)*             any of them
+    glob    ::= name of a weight with or without ".weight", with the wildcards * ? [...]
 
-Of this, ``int4``, ``int8:group=128``, ``int4:group=64,asymmetric`` are formats and
-``int4;lm_head=int8;*.down_proj=bf16`` is a choice.
+The last pattern that fits a weight decides. ``int4``, ``int8:group=128``, ``int4:group=64,asymmetric`` are
+formats; ``int4;lm_head|*embed_tokens=int8;*.down_proj=bf16`` is a choice.
 """
 
 from __future__ import annotations
@@ -182,8 +182,11 @@ def parse_format(text: str) -> AnyFormat:
     return found
 
 
-# Found by measurement; see docs/howto/quantize.md.
-NAMED_CHOICES: dict[str, str] = {"mixed": "int4;lm_head=int8;*embed_tokens=int8;*wte=int8"}
+# By architecture families: projections to q, k, v; what makes logits (and its table of the inputs).
+_QKV = "*qkv_proj|*c_attn"
+_HEAD = "lm_head|*embed_tokens|*wte"
+# The weights whose rounding costs most perplexity per byte saved, measured: docs/howto/quantize.md.
+NAMED_CHOICES: dict[str, str] = {"mixed": f"int4;{_HEAD}|{_QKV}=int8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +229,8 @@ class FormatChoice:
 
 
 def _fits(pattern: str, name: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
+    short = name.removesuffix(".weight")
+    return any(fnmatchcase(name, glob) or fnmatchcase(short, glob) for glob in pattern.split("|"))
 
 
 def parse_format_choice(text: str | AnyFormat | FormatChoice) -> FormatChoice:

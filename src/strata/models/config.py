@@ -14,10 +14,12 @@ from pathlib import Path
 
 from strata.core.dtypes import DType, dtype
 from strata.core.errors import UnsupportedError, UserError
+from strata.core.weight_format import FormatChoice
 from strata.frontend.nn import Tensor, op
 from strata.frontend.nn.rope import DEFAULT_THETA, UNSCALED, RopeScaling
 
 from .fields import Fields, read_object
+from .quantize.stored import read_stored_format
 
 # Bounds that no released model comes near; a config beyond them is damaged, and building it would exhaust
 # memory.
@@ -84,7 +86,8 @@ class ModelConfig:
         scale_scores_by_layer: Scores of layer l are also divided by ``l + 1`` (a GPT-2 variant).
         eos_token_ids: Tokens that end a text.
         bos_token_id: Token that begins one, if any.
-        dtype: Dtype that the config declares for the weights, if any.
+        dtype: Dtype that the config declares for the weights (that are not quantised), if any.
+        format: Formats of the weights, if some are quantised.
     """
 
     architecture: str
@@ -112,6 +115,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     dtype: DType | None = None
+    format: FormatChoice | None = None
 
     def scores_scale(self, layer: int) -> float:
         """Factor on ``q . k`` in layer ``layer``."""
@@ -181,6 +185,17 @@ def read_dtype(fields: Fields) -> DType | None:
     return found
 
 
+def read_format(fields: Fields) -> FormatChoice | None:
+    """Formats of the weights; ``None`` if all are plain floats.
+
+    Raises:
+        UserError: a ``quantization_config`` that cannot be.
+        UnsupportedError: one that Strata does not read.
+    """
+    stored = read_stored_format(fields, read_dtype(fields))
+    return None if stored is None else stored.choice
+
+
 def read_context(fields: Fields, trained: int, limit: int | None, window: int | None) -> int:
     """Tokens that the model may see.
 
@@ -219,15 +234,3 @@ def read_end_tokens(fields: Fields, folder: Path | None, vocab_size: int) -> tup
     if path is not None and path.is_file():
         ids = Fields(read_object(path), str(path)).token_ids("eos_token_id", vocab_size) or ids
     return ids
-
-
-def refuse_quantized(fields: Fields) -> None:
-    """Refuse checkpoints whose weights are not plain floats.
-
-    Raises:
-        UnsupportedError: the config has a ``quantization_config``.
-    """
-    if "quantization_config" in fields:
-        raise UnsupportedError(
-            f"{fields.where}: the checkpoint is quantized (quantization_config); use the unquantized model"
-        )

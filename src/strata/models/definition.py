@@ -22,7 +22,7 @@ from strata.runtime.records import CacheRecord
 from .checkpoint import Checkpoint
 from .config import ModelConfig, Positions
 from .registry import ARCHITECTURES
-from .weights import NameRules, ParamSource, encode_params, load_params
+from .weights import NameRules, ParamSource, load_params
 
 FUNCTIONS = ("prefill", "decode", "score")
 
@@ -51,7 +51,7 @@ class ModelDefinition:
 
     def load(self, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Params from a checkpoint, one at a time; see :func:`strata.models.weights.load_params`."""
-        return encode_params(load_params(self.sources, self.names, checkpoint), self.formats)
+        return load_params(self.sources, self.names, checkpoint, self.formats)
 
 
 def build(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from strata.core.errors import UserError
 
+CONFIG_NAME = "config.json"
 MAX_JSON_BYTES = 256 << 20
 REQUIRED: Any = object()
 Default = TypeVar("Default")

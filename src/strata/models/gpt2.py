@@ -109,7 +109,6 @@ class GPT2LMHeadModel(nn.Module):
 
 
 def _read(fields: Fields, options: ReadOptions) -> ModelConfig:
-    configs.refuse_quantized(fields)
     if fields.boolean("add_cross_attention", False):
         raise UnsupportedError(f"{fields.where}: add_cross_attention is true; Strata builds decoders only")
     vocab_size = fields.integer("vocab_size", 1, configs.MAX_VOCAB)
@@ -142,6 +141,7 @@ def _read(fields: Fields, options: ReadOptions) -> ModelConfig:
         eos_token_ids=configs.read_end_tokens(fields, options.folder, vocab_size),
         bos_token_id=fields.integer("bos_token_id", 0, vocab_size - 1, None),
         dtype=configs.read_dtype(fields),
+        format=configs.read_format(fields),
     )
 
 

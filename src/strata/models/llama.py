@@ -169,7 +169,6 @@ def _qwen_window(fields: Fields, num_layers: int) -> int | None:
 
 def _reader(architecture: str, variant: _Variant) -> Callable[[Fields, ReadOptions], ModelConfig]:
     def read(fields: Fields, options: ReadOptions) -> ModelConfig:
-        configs.refuse_quantized(fields)
         vocab_size = fields.integer("vocab_size", 1, configs.MAX_VOCAB)
         hidden_size = fields.integer("hidden_size", 1, configs.MAX_WIDTH)
         num_layers = fields.integer("num_hidden_layers", 1, configs.MAX_LAYERS)
@@ -207,6 +206,7 @@ def _reader(architecture: str, variant: _Variant) -> Callable[[Fields, ReadOptio
             eos_token_ids=configs.read_end_tokens(fields, options.folder, vocab_size),
             bos_token_id=fields.integer("bos_token_id", 0, vocab_size - 1, None),
             dtype=configs.read_dtype(fields),
+            format=configs.read_format(fields),
         )
 
     return read

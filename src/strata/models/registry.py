@@ -13,10 +13,9 @@ from strata.core.registry import Registry
 from strata.frontend import nn
 
 from .config import ModelConfig
-from .fields import Fields, read_object
+from .fields import CONFIG_NAME, Fields, read_object
+from .quantize import mlc
 from .weights import NameRules, ParamSource
-
-CONFIG_NAME = "config.json"
 
 
 class LanguageModel(Protocol):
@@ -118,7 +117,7 @@ def parse_config(
 
 
 def read_config(folder: Path, max_context: int | None = None) -> ModelConfig:
-    """The model in ``folder``, as its ``config.json`` describes it.
+    """The model in ``folder``, as its ``config.json`` (or MLC's) describes it.
 
     Args:
         folder: Model folder.
@@ -128,7 +127,10 @@ def read_config(folder: Path, max_context: int | None = None) -> ModelConfig:
         UserError: no such file, or as in :func:`parse_config`.
         UnsupportedError: as in :func:`parse_config`.
     """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise UserError(f"{folder}: has no {CONFIG_NAME}; expected a Hugging Face model folder")
-    return parse_config(read_object(path), str(path), ReadOptions(folder, max_context))
+    path, options = folder / CONFIG_NAME, ReadOptions(folder, max_context)
+    if path.is_file():
+        return parse_config(read_object(path), str(path), options)
+    path = folder / mlc.CONFIG_NAME
+    if path.is_file():
+        return parse_config(mlc.read_mlc_config(path), str(path), options)
+    raise UserError(f"{folder}: has no {CONFIG_NAME}; expected a Hugging Face model folder")

@@ -44,8 +44,12 @@ class CheckpointFile(SafetensorsFile):
     def release(self, name: str) -> None:
         """Let the system drop the pages of this tensor; they are read again if they are used again."""
         entry = self.entries[name]
-        # Whole pages inside the tensor only: its neighbours may be in use.
-        begin = -(-(self._start + entry.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = self._start + entry.end - begin
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED") and isinstance(self._data, mmap.mmap):
-            self._data.madvise(mmap.MADV_DONTNEED, begin, length)
+        if isinstance(self._data, mmap.mmap):
+            drop_pages(self._data, self._start + entry.begin, self._start + entry.end)
+
+
+def drop_pages(data: mmap.mmap, begin: int, end: int) -> None:
+    """Let the system drop the whole pages inside of ``begin .. end``; what shares a page may be in use."""
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    if end > first and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, first, end - first)

@@ -1,7 +1,8 @@
 """How each param of the graph is made from the tensors of a checkpoint, one at a time.
 
 The largest thing in memory is one finished param: sources are memory-mapped and their pages dropped after
-use.
+use. A weight that the graph has as codes is taken from codes of the same format where the checkpoint has
+them, and quantised here otherwise.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import numpy as np
 from strata.core.dtypes import DType, f16
 from strata.core.errors import UserError
 from strata.core.weight_format import WeightFormat
-from strata.passes.quantize import CODES, SCALES, ZEROS
 
 from .checkpoint import Checkpoint
-from .quantize.codes import quantize_matrix
+from .quantize.codes import Method, QuantizedMatrix, concat_rows, quantize_matrix
 
 
 class Transform(Enum):
@@ -35,7 +35,7 @@ class ParamSource:
     """Recipe of one param.
 
     Attributes:
-        tensors: ``(name, shape)`` of the checkpoint tensors, in order; all of them float.
+        tensors: ``(name, shape)`` of the checkpoint's weights, in order.
         dtype: Dtype of the param.
         transform: How they become the param.
     """
@@ -72,67 +72,136 @@ class NameRules:
 
 def resolve_names(
     sources: Mapping[str, ParamSource], rules: NameRules, checkpoint: Checkpoint
-) -> dict[str, str]:
-    """Name in this checkpoint of every tensor that the sources ask for, checked against shapes and leftovers.
+) -> dict[str, tuple[str, ...]]:
+    """Names in this checkpoint of what each param is made of, checked against shapes and leftovers.
+
+    Some checkpoints have weights under the name of the param, which others have in parts (q, k, v).
 
     Raises:
         UserError: a tensor is missing, has the wrong shape or dtype, or is not part of the model.
     """
-    found: dict[str, str] = {}
-    for source in sources.values():
-        for name, shape in source.tensors:
-            actual = name if name in checkpoint else name.removeprefix(rules.prefix)
-            if actual not in checkpoint:
-                raise UserError(
-                    f"{checkpoint.folder}: tensor {name!r} is missing from the checkpoint; expected {shape}"
-                )
-            entry = checkpoint.entry(actual)
-            path = checkpoint.file(actual).path
-            if entry.shape != shape:
-                raise UserError(
-                    f"{path}: tensor {actual!r}: got shape {entry.shape}; expected {shape} by config.json: "
-                    f"the two do not belong together"
-                )
-            if not entry.dtype.is_float:
-                raise UserError(f"{path}: tensor {actual!r}: got dtype {entry.dtype}; expected a float type")
-            found[name] = actual
-    used = set(found.values())
+    found: dict[str, tuple[str, ...]] = {}
+    for param, source in sources.items():
+        tensors = source.tensors
+        if len(tensors) > 1 and _actual(param, rules, checkpoint) in checkpoint:
+            tensors = ((param, source.shape),)
+        found[param] = tuple(_find(name, shape, source, rules, checkpoint) for name, shape in tensors)
+    used = {name for names in found.values() for name in names}
     for name in checkpoint:
-        if name not in used and not name.endswith(rules.ignored):
+        if name not in used and not name.endswith(rules.ignored) and not checkpoint.is_void(name):
             raise UserError(
-                f"{checkpoint.file(name).path}: tensor {name!r} is not part of this architecture; "
+                f"{checkpoint.path(name)}: tensor {name!r} is not part of this architecture; "
                 f"config.json and the weights do not belong together"
             )
     return found
 
 
+def _actual(name: str, rules: NameRules, checkpoint: Checkpoint) -> str:
+    return name if name in checkpoint else name.removeprefix(rules.prefix)
+
+
+def _find(
+    name: str, shape: tuple[int, ...], source: ParamSource, rules: NameRules, checkpoint: Checkpoint
+) -> str:
+    actual = _actual(name, rules, checkpoint)
+    if actual not in checkpoint:
+        raise UserError(
+            f"{checkpoint.folder}: tensor {name!r} is missing from the checkpoint; expected {shape}"
+        )
+    entry, path = checkpoint.entry(actual), checkpoint.path(actual)
+    if source.transform is Transform.TRANSPOSE and checkpoint.format(actual) is not None:
+        shape = shape[::-1]  # codes lie as the product reads them
+    if entry.shape != shape:
+        raise UserError(
+            f"{path}: tensor {actual!r}: got shape {entry.shape}; expected {shape} by config.json: "
+            f"the two do not belong together"
+        )
+    if not entry.dtype.is_float:
+        raise UserError(f"{path}: tensor {actual!r}: got dtype {entry.dtype}; expected a float type")
+    return actual
+
+
 def load_params(
-    sources: Mapping[str, ParamSource], rules: NameRules, checkpoint: Checkpoint
+    sources: Mapping[str, ParamSource],
+    rules: NameRules,
+    checkpoint: Checkpoint,
+    formats: Mapping[str, WeightFormat] | None = None,
+    method: Method = Method.SEARCH,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Make the params one after the other: ``(name, array)`` in the order of ``sources``.
 
     An array may be a read-only view of the file; it stays valid, but its pages leave memory when the next
     one is made. All names, shapes and dtypes are checked before the first array is made.
 
+    Args:
+        sources: Recipe of each param, as a float tensor.
+        rules: Freedom of the checkpoint's names.
+        checkpoint: Where the weights are.
+        formats: Format of the params ``w`` that are made as codes: ``w.codes``, ``w.scales``, ``w.zeros``.
+        method: How the scales of those are chosen that the checkpoint has not in this format already.
+
     Raises:
-        UserError: as in :func:`resolve_names`, or a value does not fit the param's dtype.
+        UserError: as in :func:`resolve_names`, or a value does not fit the param's dtype or format.
     """
     names = resolve_names(sources, rules, checkpoint)
 
     def make() -> Iterator[tuple[str, np.ndarray]]:
         for param, source in sources.items():
-            used = [names[name] for name, _ in source.tensors]
-            yield param, _make(param, source, used, checkpoint)
+            used = names[param]
+            format = None if formats is None else formats.get(param)
+            if format is None:
+                yield param, make_floats(param, source, used, checkpoint)
+            else:
+                yield from _coded(param, source, used, checkpoint, format, method)
             for name in used:  # what was not copied
                 checkpoint.release(name)
 
     return make()
 
 
-def _make(param: str, source: ParamSource, names: list[str], checkpoint: Checkpoint) -> np.ndarray:
+def _coded(
+    param: str,
+    source: ParamSource,
+    names: tuple[str, ...],
+    checkpoint: Checkpoint,
+    format: WeightFormat,
+    method: Method,
+) -> Iterator[tuple[str, np.ndarray]]:
+    matrix = stored_codes(names, checkpoint, format)
+    if matrix is None:
+        weight = make_floats(param, source, names, checkpoint)
+        matrix = quantize_matrix(weight, format, method=method, name=param)
+        del weight
+    for part, array in matrix.arrays():
+        yield f"{param}.{part}", array
+
+
+def stored_codes(
+    names: tuple[str, ...], checkpoint: Checkpoint, format: WeightFormat
+) -> QuantizedMatrix | None:
+    """The weights ``names`` of a checkpoint below each other, if it has all of them in this format."""
+    if any(checkpoint.format(name) != format for name in names):
+        return None
+    return concat_rows([checkpoint.codes(name) for name in names])
+
+
+def make_floats(
+    param: str, source: ParamSource, names: tuple[str, ...], checkpoint: Checkpoint
+) -> np.ndarray:
+    """One param as a float array of the dtype of its recipe; a view of the file where nothing is to do.
+
+    Args:
+        param: Its name, for messages.
+        source: Its recipe.
+        names: What it is made of, from :func:`resolve_names`.
+        checkpoint: Where that is.
+
+    Raises:
+        UserError: a finite value is infinite in f16.
+    """
     target = np.dtype(source.dtype.numpy_name)
     tensors = [checkpoint[name] for name in names]
-    if source.transform is Transform.TRANSPOSE:
+    if source.transform is Transform.TRANSPOSE and checkpoint.format(names[0]) is None:
         tensors = [t.T for t in tensors]
     first = tensors[0]
     if len(tensors) == 1 and first.dtype == target and first.flags.c_contiguous and first.flags.aligned:
@@ -157,27 +226,3 @@ def _check_range(param: str, out: np.ndarray, tensors: list[np.ndarray], checkpo
             f"{checkpoint.folder}: {param}: got a weight of magnitude {largest:g}; f16 holds at most 65504: "
             f"use format bf16 or f32"
         )
-
-
-def encode_params(
-    params: Iterator[tuple[str, np.ndarray]], formats: Mapping[str, WeightFormat]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Weights that have a format become their codes, scales (and zeros); everything else passes through.
-
-    Args:
-        params: ``(name, array)``, floats.
-        formats: Format by name.
-
-    Raises:
-        UserError: a weight has a value that is no number.
-    """
-    for name, array in params:
-        format = formats.get(name)
-        if format is None:
-            yield name, array
-            continue
-        matrix = quantize_matrix(array, format, name=name)
-        yield name + CODES, matrix.codes
-        yield name + SCALES, matrix.scales
-        if matrix.zeros is not None:
-            yield name + ZEROS, matrix.zeros.astype(np.uint8)

@@ -108,7 +108,7 @@ def test_shards(tmp_path: Path) -> None:
     shards(tmp_path, {"a": "s1.safetensors", "b": "s2.safetensors"})
     checkpoint = Checkpoint(tmp_path)
     assert [len(checkpoint[name]) for name in "ab"] == [3, 2]
-    assert checkpoint.file("b").path.name == "s2.safetensors"
+    assert checkpoint.path("b").name == "s2.safetensors"
 
 
 @pytest.mark.parametrize(

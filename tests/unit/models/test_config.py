@@ -117,7 +117,7 @@ ERRORS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (LLAMA, {"torch_dtype": "float8_e4m3fn"}, "torch_dtype: got 'float8_e4m3fn'"),
     (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id: got '</s>'.*a token id"),
     (LLAMA, {"eos_token_id": 320}, r"eos_token_id: got 320.*in 0\.\.319"),
-    (LLAMA, {"quantization_config": {"bits": 4}}, "the checkpoint is quantized"),
+    (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config: quant_method is missing"),
     (
         LLAMA,
         {"architectures": ["BertModel"]},

@@ -84,7 +84,7 @@ def test_sizes_of_known_models() -> None:
 
 def test_build_limits() -> None:
     config = shape_config("tiny")
-    with pytest.raises(UserError, match="format: got i8; expected one of f32, bf16, f16"):
+    with pytest.raises(UserError, match="format: got 'i8'; expected f32, bf16, f16, int4 or int8"):
         build(config, "i8")
     with pytest.raises(UserError, match="max_batch 16 and max_tokens 8; expected 1 <= batch <= tokens"):
         build(config, "f32", max_tokens=8, max_batch=16)

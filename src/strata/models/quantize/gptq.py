@@ -2,8 +2,9 @@
 
 With ``H = X^T X`` of the inputs ``X [tokens, K]`` of a matrix, the error of its output is ``tr(dW H dW^T)``.
 Columns are rounded one after the other, and what rounding one of them does to the output is taken back, as
-far as possible, by the columns that are still free. With ``H^-1 = U^T U`` (U upper triangular) and column ``j``
-rounded from ``w_j`` to ``q_j``, the best correction is ``w_i -= (w_j - q_j) / U_jj * U_ji`` for ``i > j``.
+far as possible, by the columns that are still free. With ``H^-1 = U^T U`` (U upper triangular) and column
+``j`` rounded from ``w_j`` to ``q_j``, the best correction of the columns ``i > j`` is
+``w_i -= (w_j - q_j) / U_jj * U_ji``.
 
 Columns go in the order of how strongly their inputs are excited, with the scales of all groups chosen before,
 so that groups stay neighbours in memory.
@@ -38,7 +39,7 @@ def gptq_matrix(
         weight: ``[N, K]``, any float dtype.
         format: Of the result.
         hessian: ``X^T X`` ``[K, K]`` of inputs, up to a factor.
-        damping: Added to the diagonal, as a fraction of its mean: there are inputs that calibration did not see.
+        damping: Added to the diagonal, as a fraction of its mean: calibration has not seen every input.
         name: Of the weight, for messages.
 
     Raises:
