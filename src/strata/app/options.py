@@ -59,7 +59,11 @@ LibrariesOption = Annotated[
     str, typer.Option(help="Libraries that may offer kernels, e.g. openblas,onednn (see strata devices)")
 ]
 MeasureOption = Annotated[
-    bool, typer.Option("--measure", help="Time candidates on this machine instead of modelling them")
+    bool | None,
+    typer.Option(
+        "--measure/--no-measure",
+        help="Time candidates here instead of modelling them; default: products with large weights",
+    ),
 ]
 LoadOption = Annotated[
     list[Path] | None,

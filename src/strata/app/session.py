@@ -65,7 +65,7 @@ class Planning:
         prefer: Names of candidates, or their first parts, separated by commas.
         pin: ``NODE=CANDIDATE``.
         libraries: Names of libraries, separated by commas.
-        measure: Time candidates.
+        measure: Time candidates; ``None`` = products with large weights.
         load: Python files of the user's, which register kernels, candidates, passes, ....
         ranges: ``DIM=LO..HI``, or a set of sizes that get kernels of their own: ``DIM=SIZE,SIZE,...``.
         database: Tuning records.
@@ -74,7 +74,7 @@ class Planning:
     prefer: str = ""
     pin: Sequence[str] = ()
     libraries: str = ""
-    measure: bool = False
+    measure: bool | None = None
     load: Sequence[Path] = ()
     ranges: Sequence[str] = ()
     database: Path | None = None

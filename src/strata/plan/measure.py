@@ -14,34 +14,43 @@ import json
 import math
 import os
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from strata.codegen.build import build_image
+from strata.core.dims import evaluate
 from strata.core.knobs import cache_folder
 from strata.loop.nodes import Func
 from strata.loop.text import print_func
 from strata.runtime.image import load_image
 from strata.runtime.records import DimRange
 from strata.runtime.tensors import as_tensor
+from strata.target import detect_host
 
 from .candidates import Offer, Task
-from .cost import task_env, traffic_of
-from .options import PlanOptions
+from .cost import bounds_bytes, is_flat_matmul, task_env, traffic_of
 from .tuning.operands import inputs, results
 from .tuning.worker import sample
 from .types import Estimate
 
 MAX_GAP = 1.1  # sizes around a switch point are at most this far apart, relatively
 COARSE_STEP = 2.0  # between sizes measured first
+LARGE_BYTES = 1 << 20  # weights whose products are worth measuring unasked
+# Rows at which these are timed. The last one is a whole number of every tile: from there on time grows with
+# the rows, and what is fastest stays so.
+QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 24)
+QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
 
 Estimates = tuple[tuple[int, Estimate], ...]
 
 
 def measure_task(
-    task: Task, offers: Sequence[Offer], funcs: Sequence[Func], sizes: Sequence[int], options: PlanOptions
+    task: Task, offers: Sequence[Offer], funcs: Sequence[Func], sizes: Sequence[int], *, quick: bool = False
 ) -> list[Estimates]:
     """Time every candidate of a task at common sizes, closely spaced where the fastest one changes.
 
@@ -50,16 +59,17 @@ def measure_task(
         offers: Its candidates.
         funcs: Their loop functions, workspace as parameters.
         sizes: Values of the task's rows that may be measured, ascending.
-        options: Planning options.
+        quick: Measure less, and at ``QUICK_ROWS`` only.
 
     Returns:
         Per candidate: ``((size, Estimate), ...)``, the same sizes for all.
     """
-    bench = TaskBench(task, funcs, [o.when for o in offers])
+    bench = TaskBench(task, funcs, [o.when for o in offers], is_quick=quick)
     borders = {x for o in offers for r in o.when for x in (r.lo - 1, r.lo, r.hi, r.hi + 1)}
-    chosen = sorted(set(_spread(sizes)) | (borders & set(sizes)))
-    times = {size: bench.times_s(size) for size in chosen}
-    while (size := _undecided(times)) is not None:
+    lo, hi = sizes[0], sizes[-1]
+    some = {s for s in QUICK_ROWS if lo <= s <= hi} | {lo} if quick else set(_spread(sizes))
+    times = {size: bench.times_s(size) for size in sorted(some | (borders & set(sizes)), reverse=True)}
+    while not quick and (size := _undecided(times)) is not None:
         times[size] = bench.times_s(size)
     bench.close()
     found = [
@@ -67,6 +77,14 @@ def measure_task(
         for k in range(len(funcs))
     ]
     return found
+
+
+def is_worthwhile(task: Task, offers: Sequence[Offer]) -> bool:
+    """Whether candidates are timed unasked: a product with a large weight, on the machine that it is for."""
+    if len(offers) < 2 or not is_flat_matmul(task.anchor):
+        return False
+    weight = sum(bounds_bytes(x.tensor) for x in task.anchor.inputs[1:])
+    return weight >= LARGE_BYTES and task.target == detect_host()
 
 
 def _spread(sizes: Sequence[int]) -> list[int]:
@@ -127,6 +145,7 @@ class TaskBench:
         funcs: Finalised loop functions with distinct names and the same parameters.
         when: Per function: sizes for which it is correct; it is not run for others. ``None`` = all.
         num_threads: Threads to run on; ``None`` = all cores.
+        is_quick: Time ``QUICK_CALLS`` calls only.
     """
 
     def __init__(
@@ -135,8 +154,11 @@ class TaskBench:
         funcs: Sequence[Func],
         when: Sequence[tuple[DimRange, ...]] | None = None,
         num_threads: int | None = None,
+        is_quick: bool = False,
     ) -> None:
         self.task = task
+        self._is_quick = is_quick
+        self._stock: list[list[np.ndarray]] | None = None
         self.funcs = tuple(funcs)
         self._when = tuple(when or ((),) * len(funcs))
         self._threads = num_threads
@@ -145,14 +167,17 @@ class TaskBench:
 
     def times_s(self, size: int) -> list[float]:
         """Median seconds of every candidate at ``size`` rows; infinite for one that is not correct there."""
-        key, env = str(size), task_env(self.task, size)
+        key, env = f"{size} quick" if self._is_quick else str(size), task_env(self.task, size)
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [k for k, m in enumerate(self._memories) if legal[k] and key not in m.times_s]
         if missing:
-            operands = _Operands(self.task, self.funcs[0], size)
-            for k in missing:
-                call = operands.calls(self._function(k), self.funcs[k])
-                self._memories[k].times_s[key] = statistics.median(sample(call))
+            operands = _Operands(self.task, self.funcs[0], size, self._stock)
+            if self._is_quick and not self.task.cache_fields:
+                self._stock = operands.arrays
+            calls = {k: operands.calls(self._function(k), self.funcs[k]) for k in missing}
+            measured = _in_turn(calls) if self._is_quick else _one_by_one(calls)
+            for k, time_s in measured.items():
+                self._memories[k].times_s[key] = time_s
         return [m.times_s[key] if ok else math.inf for m, ok in zip(self._memories, legal, strict=True)]
 
     def _function(self, k: int) -> Callable[..., Any]:
@@ -167,16 +192,47 @@ class TaskBench:
         self._image = None
 
 
-class _Operands:
-    """Arrays for the kernels of a task at one size."""
+def _one_by_one(calls: Mapping[int, Callable[[], None]]) -> dict[int, float]:
+    """Median seconds of each call."""
+    return {k: statistics.median(sample(call)) for k, call in calls.items()}
 
-    def __init__(self, task: Task, func: Func, size: int) -> None:
+
+def _in_turn(calls: Mapping[int, Callable[[], None]]) -> dict[int, float]:
+    """Least seconds of each call, after one that brings in pages and code."""
+    best = dict.fromkeys(calls, math.inf)
+    for turn in range(QUICK_CALLS + 1):
+        for k, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                best[k] = min(best[k], time.perf_counter() - start)
+    return best
+
+
+class _Operands:
+    """Arrays for the kernels of a task at one size.
+
+    Args:
+        task: The group.
+        func: One of its kernels.
+        size: Value of the task's rows.
+        stock: Arrays of a larger size, whose beginnings serve.
+    """
+
+    def __init__(
+        self, task: Task, func: Func, size: int, stock: list[list[np.ndarray]] | None = None
+    ) -> None:
         self.env = task_env(task, size)
-        arrays = inputs(task.lowered.func, self.env, task.cache_fields, task.weights, task.target)
-        self.inputs = [[as_tensor(a) for a in copies] for copies in arrays]
-        written = results(func, self.env, len(func.params) - len(arrays))
+        naive = task.lowered.func
+        if stock is None:
+            self.arrays = inputs(naive, self.env, task.cache_fields, task.weights, task.target)
+        else:
+            shapes = [tuple(evaluate(d, self.env) for d in p.shape) for p in naive.params[: len(stock)]]
+            self.arrays = [[_beginning(a, s) for a in c] for c, s in zip(stock, shapes, strict=True)]
+        self.inputs = [[as_tensor(a) for a in copies] for copies in self.arrays]
+        written = results(func, self.env, len(func.params) - len(self.arrays))
         self.written = tuple(as_tensor(a) for a in written)
-        self.keep = arrays, written
+        self.keep = written
 
     def calls(self, function: Callable[..., Any], func: Func) -> Callable[[], None]:
         """What runs ``function`` once, on the next copy of the weights."""
@@ -186,3 +242,7 @@ class _Operands:
         turns = [(*(copies[k % len(copies)] for copies in self.inputs), *fixed) for k in range(rounds)]
         order = itertools.cycle(turns)
         return lambda: function(*next(order))
+
+
+def _beginning(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.reshape(-1)[: math.prod(shape)].reshape(shape)

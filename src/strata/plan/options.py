@@ -57,7 +57,8 @@ class PlanOptions:
         prefer: Prefixes of candidate names; where one of them applies it wins, whatever the estimates say. A
             library that is named here is used as if it were in ``libraries``.
         pins: Choices made by hand, first match wins; they go before ``prefer``.
-        measure: Time all candidates where more than one can win, instead of modelling them.
+        measure: Time candidates where more than one can win, instead of modelling them. ``None``: products
+            with large weights only, where they run on this machine; that takes a second or two, once.
         verify_kernels: Check user kernels against the reference of their op on first use.
         database: Tuning records; ``None`` = the user's own file.
         sizes: Values of symbolic dims that get kernels of their own: ``(("n", (1, 16)),)``.
@@ -66,7 +67,7 @@ class PlanOptions:
     libraries: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
-    measure: bool = False
+    measure: bool | None = None
     verify_kernels: bool = True
     database: Path | None = None
     sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()

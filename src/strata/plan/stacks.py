@@ -30,7 +30,7 @@ from .candidates.tuned import open_database
 from .composites import COMPOSITE_NOTE, node_options
 from .cost import is_flat_matmul, sample_sizes
 from .fuse_loops import LOOP_NOTE, lowered_node, operand_layouts
-from .measure import measure_task
+from .measure import is_worthwhile, measure_task
 from .options import PlanOptions
 from .types import Candidate, Estimate, Stack
 from .workspace import hoist_workspace, share_workspace, upper_bytes, with_workspace
@@ -135,10 +135,11 @@ class StackBuilder:
         """Cost of every candidate at the same sizes: measured if asked for or if a model is missing."""
         sizes = compared_sizes(task, offers)
         models = calibrated(task, offers, open_database(self.options))
-        if len(offers) > 1 and (self.options.measure or any(m is None for m in models)):
+        asked = bool(self.options.measure) or any(m is None for m in models)
+        if len(offers) > 1 and (asked or (self.options.measure is None and is_worthwhile(task, offers))):
             if self.measuring is not None:
                 self.measuring(funcs[0].name.removesuffix("_c0"))
-            return measure_task(task, offers, funcs, sizes, self.options)
+            return measure_task(task, offers, funcs, sizes, quick=not asked)
         return [tuple((size, m(size)) for size in sizes) for m in models if m is not None]
 
 

@@ -39,7 +39,7 @@ def command(
     prefer: PreferOption = "",
     pin: PinOption = None,
     libraries: LibrariesOption = "",
-    measure: MeasureOption = False,
+    measure: MeasureOption = None,
     load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
