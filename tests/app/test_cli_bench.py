@@ -5,118 +5,143 @@ import json
 import numpy as np
 import pytest
 
-from strata.app import bench
-from strata.app.bench import Runner, Workload, matmul_flop, peak_dtype, weight_bytes_read
+from strata.app.bench import counts, measure, profiling
+from strata.app.bench.counts import instruction, matmul_flop, stored_bytes, weight_bytes_read
+from strata.app.bench.ours import Runner, open_subject
+from strata.app.bench.run import Bench
+from strata.app.bench.shapes import peer_values, shape_values
+from strata.app.bench.workload import Phase, Workload
 from strata.compiler.api import Options, define
-from strata.frontend import nn
-from strata.models import random_params, shape_config
+from strata.models import shape_config
+from strata.runtime.nodes import CandidateInfo
+from strata.runtime.profile import Ceilings
+from strata.runtime.records import ParamRecord
 
-
-class TwoLinears(nn.Module):
-    def __init__(self):
-        self.embedding = nn.Embedding(100, 8)
-        self.up = nn.Linear(8, 24, bias=True)
-        self.down = nn.Linear(24, 8, bias=False)
-        self.norm = nn.RMSNorm(8, 1e-5)
-
-    def forward(self, ids: nn.Tensor) -> nn.Tensor:
-        return self.down(self.up(self.norm(self.embedding(ids))))
+D, F, KV, LAYERS, VOCAB = 64, 160, 32, 2, 512  # the shape "tiny"
+PER_LAYER = D * (D + 2 * KV) + D * D + 3 * D * F
+NORMS = (2 * LAYERS + 1) * D
 
 
 @pytest.fixture(scope="module")
-def two_linears():
-    n = nn.spec.dim("n", 1, 64)
-    exported = TwoLinears().export({"forward": {"ids": nn.spec.Tensor([n], "i32")}})
-    return exported.module["forward"]
+def subjects():
+    """The tiny shape by format, compiled once each."""
+    made = {}
+
+    def get(format_):
+        if format_ not in made:
+            made[format_] = Bench(shape="tiny", format=format_).open()
+        return made[format_]
+
+    return get
 
 
-def test_weight_bytes_read(two_linears):
-    # f32: both matrices, the bias, the weights of the norm; of the embedding table only rows are read
-    assert weight_bytes_read(two_linears) == 4 * (24 * 8 + 8 * 24 + 24 + 8)
+@pytest.mark.parametrize(
+    ("format_", "bits"),
+    [("f32", 32), ("bf16", 16), ("int4", 4 + 16 / 32)],  # 16-bit scales of 32 weights
+)
+def test_weight_bytes_read(subjects, format_, bits):
+    """Every matrix and the head once, f32 norms; of the embedding table only rows are read."""
+    read = weight_bytes_read(subjects(format_).program)
+    assert read == (LAYERS * PER_LAYER + VOCAB * D) * bits / 8 + 4 * NORMS
 
 
-def test_matmul_flop(two_linears):
-    assert matmul_flop(two_linears, 1) == 2 * (8 * 24 + 24 * 8)
-    assert matmul_flop(two_linears, 10) == 10 * matmul_flop(two_linears, 1)
+def test_tied_weights_are_read_once(model):
+    """The demo model's embedding is its head, in the head's layout."""
+    program = model.stepping_program
+    assert weight_bytes_read(program) == sum(stored_bytes(p) for p in program.record.params)
 
 
-def test_counts_of_a_named_shape():
-    """TinyLlama 1.1B: the head is computed for the last position only; embedding rows are not counted."""
+def test_stored_bytes_are_those_of_the_layout():
+    assert stored_bytes(ParamRecord("w", "u8", (2, 8, 256), (128, 64), "packed")) == 4096
+    assert stored_bytes(ParamRecord("w", "bf16", (3, 5), (3, 5))) == 30
+
+
+def test_flop_of_a_named_shape():
+    """TinyLlama 1.1B: the head is computed for the last position only."""
     definition = define(shape_config("tinyllama-1.1b"), Options("bf16", max_batch=1))
     d, f, kv, layers, vocab = 2048, 5632, 256, 22, 32000
     per_layer = d * (d + 2 * kv) + d * d + 3 * d * f
-    norms = (2 * layers + 1) * d
-    read = weight_bytes_read(definition.module["decode"])
-    assert read == 2 * (layers * per_layer + vocab * d) + 4 * norms
     assert matmul_flop(definition.module["decode"], 1) == 2 * (layers * per_layer + vocab * d)
     assert matmul_flop(definition.module["prefill"], 512) == 2 * (512 * layers * per_layer + vocab * d)
 
 
-def test_tied_weights_are_read_once():
-    definition = define(shape_config("qwen2.5-0.5b"), Options("f16", max_batch=1))
-    params = definition.module["decode"].params
-    total = sum(np.prod(p.tensor.shape) * p.tensor.dtype.itemsize_bytes for p in params)
-    assert weight_bytes_read(definition.module["decode"]) == total
+class Node:
+    """A launch, as far as :func:`instruction` looks."""
+
+    def __init__(self, op, flop, *traces):
+        self.op, self.flop, self.traces = op, flop, traces
+
+    def chosen(self, dims):
+        return CandidateInfo("c", "k", True, self.traces[0 if dims["n"] <= 4 else -1])
+
+    def work(self, dims):
+        return {"flop": self.flop * dims["n"]}
 
 
-def test_peak_dtype_is_that_of_the_chosen_kernel():
-    def plan(*traces):
-        candidates = [{"trace": t} for t in traces]
-        when = [{"dim": "n", "lo": 1, "hi": 4}]
-        choices = [{"candidate": 0, "when": when}, {"candidate": len(traces) - 1, "when": []}]
-        launches = [
-            {"op": "take", "candidates": [], "choices": []},
-            {"op": "matmul", "candidates": candidates, "choices": choices},
-        ]
-        return json.dumps({"prefill": {"launches": launches}})
-
-    mixed = plan("vectorize(loop=i)", "tensorize(loop=k)")
-    assert (peak_dtype(mixed, 4), peak_dtype(mixed, 5)) == ("f32", "bf16")
-    assert peak_dtype('{"prefill": {"launches": []}}', 1) == "f32"
+def test_instruction_is_that_of_most_of_the_flop():
+    nodes = [
+        Node("take", 1000, "tensorize(loop=k)"),
+        Node("matmul", 10, "vectorize(loop=i)", "tensorize(loop=k)"),
+        Node("matmul", 1, "vectorize(loop=i)"),
+    ]
+    assert instruction(nodes, {"n": 4}) == "f32"
+    assert instruction(nodes, {"n": 5}) == "bf16"
+    assert instruction([], {"n": 1}) == "f32"
 
 
-def test_runner_prefills_in_chunks(monkeypatch):
-    options = Options(max_batch=1, prefill_chunk=16, page_size=4)
-    definition = define(shape_config("tiny"), options)
-    program = bench._compile(definition, options).compiled.program(random_params(definition), 1)
-    runner = Runner(program, 60)
-    calls = []
-    step = runner._step
-    monkeypatch.setattr(runner, "_step", lambda f, ids: calls.append((f, len(ids))) or step(f, ids))
+def test_instruction_of_a_program(subjects):
+    program = subjects("int4").program
+    dims = {r.dim: r.lo for r in program["prefill"].record.dims}
+    assert instruction(program.nodes("prefill"), dims) == "int8"
+    assert counts.PRODUCTS == ("matmul", "quantized_matmul")
+
+
+@pytest.fixture
+def runner():
+    options = Options(max_batch=3, prefill_chunk=16, page_size=4)
+    work = Workload(50, 20, 3, batch=3)
+    return Runner(open_subject(None, "tiny", options, 1, work).program, work)
+
+
+def test_runner_prefills_in_chunks(runner, monkeypatch):
+    calls, step = [], runner._step
+
+    def noted(function, sequences, lengths, ids):
+        calls.append((function, lengths))
+        return step(function, sequences, lengths, ids)
+
+    monkeypatch.setattr(runner, "_step", noted)
     assert runner.prefill(50) > 0
-    assert runner.decode(3) > 0
-    assert calls == [("prefill", 16)] * 3 + [("prefill", 2)] + [("decode", 1)] * 3
-    assert runner._cache.length(0) == 53
-    runner.prefill(60)
+    assert runner.decode(20, 3, 1) > 0  # cut to 20 tokens: nothing is computed again
+    assert calls == [("prefill", [16])] * 3 + [("prefill", [2])] + [("decode", [1])] * 3
+    assert runner._cache.length(0) == 23
+    runner._cache.check_integrity()
+
+
+def test_runner_decodes_several_sequences(runner):
+    assert runner.decode(20, 3, 3) > 0
+    assert [runner._cache.length(s) for s in range(3)] == [23] * 3
+    runner.decode(7, 2, 3)
+    assert [runner._cache.length(s) for s in range(3)] == [9] * 3
+    runner.decode(12, 1, 1)
+    assert runner._cache.sequences == (0,)
     runner._cache.check_integrity()
 
 
 @pytest.fixture
 def instant(monkeypatch):
-    """Ceilings without measuring them."""
-    monkeypatch.setattr(bench, "measure_bandwidth", lambda threads, repeats: 1e10 * threads)
-    monkeypatch.setattr(bench, "measure_peak", lambda threads, dtype: {"f32": 1e12, "bf16": None}[dtype])
+    """Ceilings without measuring them, and no rests."""
+    monkeypatch.setattr(measure, "measure_bandwidth", lambda threads, repeats: 1e10 * threads)
+    peaks = {"f32": 1e12, "bf16": None, "int8": 4e12}
+    monkeypatch.setattr(measure, "measure_peak", lambda threads, name, repeats: peaks[name])
+    monkeypatch.setattr(measure, "REST_S", 0.0)
 
 
-ARGS = [
-    "bench",
-    "--shape",
-    "tiny",
-    "--format",
-    "f32",
-    "--prompt",
-    40,
-    "--context",
-    8,
-    "--decode",
-    4,
-    "--repeats",
-    3,
-]
+ARGS = ["bench", "--shape", "tiny", "--prompt", 40, "--context", 8, "--decode", 4, "--repeats", 3]
 
 
 def test_json(strata, instant):
-    figures = json.loads(strata(*ARGS, "--threads", 2, "--json").stdout)
+    figures = json.loads(strata(*ARGS, "--format", "f32", "--threads", 2, "--json").stdout)
     assert (figures["model"], figures["format"], figures["threads"]) == ("tiny", "f32", 2)
     assert figures["peak_flop_per_s"] == 1e12
     assert figures["peak_bf16_flop_per_s"] is None
@@ -130,15 +155,28 @@ def test_json(strata, instant):
     assert figures["prefill_flop_per_s"] == pytest.approx(flop * figures["prefill_tokens_per_s"] / 40)
     assert figures["prefill_fraction_of_peak"] == pytest.approx(figures["prefill_flop_per_s"] / 1e12)
     assert figures["peak_rss_bytes"] > figures["stored_bytes"] > 4 * 512 * 64
+    assert figures["peers"] == []
+    assert "batch_tokens_per_s" not in figures
+
+
+def test_batch(strata, instant):
+    figures = json.loads(strata(*ARGS, "--format", "f32", "--batch", 3, "--json").stdout)
+    one = figures["decode_tokens_per_s"]
+    assert figures["batch_over_one"] == pytest.approx(figures["batch_tokens_per_s"] / one)
+    steps_per_s = figures["batch_tokens_per_s"] / 3
+    moved = steps_per_s * figures["decode_bytes_per_token"]
+    bandwidth = figures["bandwidth_bytes_per_s"]
+    assert figures["batch_fraction_of_bandwidth"] == pytest.approx(moved / bandwidth)
 
 
 def test_table(strata, instant):
-    strata(*ARGS)
-    lines = strata(*ARGS).stdout.splitlines()
+    strata(*ARGS, "--format", "f32")
+    lines = strata(*ARGS, "--format", "f32", "--batch", 2).stdout.splitlines()
     assert "tiny · f32" in lines[0]
-    assert "loaded from the cache in" in lines[0]
     assert any("prefill 40" in line and "1000 GFLOP/s f32 multiply-add" in line for line in lines)
     assert any("decode 4 at 8" in line and "GB/s memory read" in line for line in lines)
+    assert any("decode of 2 sequences" in line and "x of one" in line for line in lines)
+    assert "loaded from the cache in" in strata(*ARGS, "--format", "f32").stdout
 
 
 def test_models(strata, instant, small):
@@ -147,6 +185,72 @@ def test_models(strata, instant, small):
     assert (figures["model"], figures["format"]) == ("small", "f32")
 
 
+def test_a_longer_context_than_the_shape(strata, instant):
+    args = ["bench", "--shape", "tiny", "--prompt", 600, "--context", 4, "--decode", 2, "--repeats", 1]
+    result = strata(*args)
+    assert result.exit_code == 2
+    assert "600 tokens are needed, the context is 512; lower --prompt" in result.stderr
+    assert "raise --max-context" in result.stderr
+    figures = json.loads(strata(*args, "--max-context", 640, "--json").stdout)
+    assert figures["prompt_tokens"] == 600
+
+
+def test_shape_values():
+    assert shape_values("tiny")["max_position_embeddings"] == 512
+    assert shape_values("tiny", 100)["max_position_embeddings"] == 512
+    assert shape_values("tiny", 4096)["max_position_embeddings"] == 4096
+    assert shape_values("gpt2-124m", 2048)["n_positions"] == 2048
+    assert peer_values("tiny") == peer_values("tiny", 4096)
+    assert peer_values("gpt2-124m") == shape_values("gpt2-124m")
+
+
 def test_workload():
-    assert Workload(512, 128, 64).max_tokens == 512
-    assert Workload(10, 128, 64).max_tokens == 192
+    work = Workload(512, 128, 64)
+    assert work.max_tokens == 512
+    assert work.phases == (Phase.PREFILL, Phase.DECODE)
+    batched = Workload(10, 128, 64, batch=8)
+    assert batched.max_tokens == 192
+    assert [batched.tokens(p) for p in batched.phases] == [10, 64, 512]
+    assert np.prod([len(batched.phases), batched.repeats]) == 15
+
+
+@pytest.fixture
+def ceilings(monkeypatch):
+    found = Ceilings({"f32": 1e12, "bf16": 2e12, "int8": 4e12}, 1e10, "measured")
+    monkeypatch.setattr(profiling, "measure_ceilings", lambda threads: found)
+
+
+def test_profile(strata, ceilings, tmp_path):
+    plot = tmp_path / "roofline.svg"
+    args = ["bench", "--shape", "tiny", "--format", "int4", "--prompt", 40, "--context", 8, "--repeats", 2]
+    data = json.loads(strata(*args, "--profile", "--plot", plot, "--json").stdout)
+    assert data["ceilings"]["flop_per_s"]["int8"] == 4e12
+    for function, tokens in (("prefill", 40), ("decode", 1)):
+        part = data[function]
+        assert part["dims"]["n"] == tokens
+        assert part["total_s"] == pytest.approx(sum(t["time_s"] for t in part["nodes"]))
+        by_op = {t["name"]: t for t in part["by_op"]}
+        products = by_op["quantized_matmul"]
+        work = products["read_bytes"] + products["write_bytes"]
+        compute_s = products["flop"] / 4e12
+        assert products["floor_s"] >= max(compute_s, work / 1e10) * 0.999
+    assert "quantized_matmul" in plot.read_text()
+    text = strata(*args, "--profile").stdout
+    assert "prefill · n = 40" in text
+    assert "decode · n = 1" in text
+    assert "by op" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--plot", "x.svg"], "--plot: expected --profile with it"),
+        (["--only", "torch"], "--only: expected --peers with it"),
+        (["--batch", "0"], "--batch: got 0; expected at least 1"),
+        (["--repeats", "0"], "--repeats: got 0; expected at least 1"),
+    ],
+)
+def test_mistakes(strata, args, message):
+    result = strata("bench", "--shape", "tiny", *args)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -1,14 +1,22 @@
 """The kernels that measure the machine compute what their timing assumes."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from strata.app import machine
-from strata.app.machine import CHAINS, CHUNK_ELEMS, bandwidth_func, measure_bandwidth, measure_peak, peak_func
+from strata.app.machine import (
+    CHAINS,
+    CHUNK_ELEMS,
+    PEAKS,
+    bandwidth_func,
+    measure_bandwidth,
+    measure_ceilings,
+    measure_peak,
+    peak_func,
+)
 from strata.codegen.build import build_image
 from strata.runtime.image import load_image
-from strata.runtime.tensors import as_tensor
+from strata.runtime.tensors import as_tensor, numpy_dtype
 from strata.target import TARGETS, detect_host
 
 LANES = detect_host().lanes_f32
@@ -17,9 +25,8 @@ LANES = detect_host().lanes_f32
 @pytest.fixture(scope="module")
 def image():
     target = detect_host()
-    funcs = [bandwidth_func(LANES), peak_func(LANES, False)]
-    if target.has_bf16_dot:
-        funcs.append(peak_func(LANES, True))
+    names = [name for name, peak in PEAKS.items() if peak.exists(target)]
+    funcs = [bandwidth_func(LANES), *(peak_func(LANES, name) for name in names)]
     return load_image(build_image(funcs, [], target).blob, 2)
 
 
@@ -31,22 +38,21 @@ def test_bandwidth_kernel_reads_every_element(image):
     np.testing.assert_array_equal(y, want)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_peak_kernel_does_every_multiply_add(image, dtype):
-    is_bf16 = dtype == "bf16"
-    if is_bf16 and not detect_host().has_bf16_dot:
+@pytest.mark.parametrize("name", list(PEAKS))
+def test_peak_kernel_does_every_multiply_add(image, name):
+    peak = PEAKS[name]
+    if not peak.exists(detect_host()):
         with pytest.raises(AttributeError):
-            image.function("peak_bf16")
+            image.function(f"peak_{name}")
         return
-    wide = 2 * LANES if is_bf16 else LANES
+    wide = peak.products * LANES
     rounds, tasks = 7, 3
-    x = np.stack([np.arange(wide) % 5 + 1, np.arange(wide) % 3 - 1])
-    r, y = np.zeros(rounds, np.float32), np.full((tasks, CHAINS * LANES), np.nan, np.float32)
-    values = x.astype(ml_dtypes.bfloat16 if is_bf16 else np.float32)
-    image.function(f"peak_{dtype}")(*map(as_tensor, (values, r, y)))
-    product = x[0] * x[1]
-    per_round = product.reshape(LANES, 2).sum(axis=1) if is_bf16 else product
-    np.testing.assert_array_equal(y, np.tile(rounds * per_round, (tasks, CHAINS)))
+    x, y = np.arange(wide)[None] % 5 + 1, np.arange(wide)[None] % 3
+    r, z = np.zeros(rounds, np.float32), np.full((tasks, CHAINS * LANES), -1, numpy_dtype(peak.sums.name))
+    factors = [v.astype(numpy_dtype(d.name)) for v, d in zip((x, y), peak.operands, strict=True)]
+    image.function(f"peak_{name}")(*map(as_tensor, (*factors, r, z)))
+    per_round = (x * y).reshape(LANES, peak.products).sum(axis=1)
+    np.testing.assert_array_equal(z, np.tile(rounds * per_round, (tasks, CHAINS)))
 
 
 def test_measurements(monkeypatch):
@@ -62,8 +68,8 @@ def test_measurements(monkeypatch):
     assert measure_bandwidth(1, num_bytes=4 << 20) == 2 * (4 << 20)
     f32 = measure_peak(1, "f32")
     assert f32 == 2 * (2.0 * LANES * CHAINS * machine.ROUNDS * machine.TASKS_PER_THREAD)
-    bf16 = measure_peak(1, "bf16")
-    assert bf16 == (2 * f32 if detect_host().has_bf16_dot else None)
+    assert measure_peak(1, "bf16") == (2 * f32 if detect_host().has_bf16_dot else None)
+    assert measure_peak(1, "int8") == (4 * f32 if detect_host().has_int8_dot else None)
     assert amounts[0] == 4 << 20
 
 
@@ -76,3 +82,11 @@ def test_median_rate():
 def test_peak_without_the_instruction(monkeypatch):
     monkeypatch.setattr(machine, "detect_host", lambda: TARGETS["avx2"])
     assert measure_peak(1, "bf16") is None
+    assert measure_peak(1, "int8") is None
+
+
+def test_all_ceilings(monkeypatch):
+    monkeypatch.setattr(machine, "measure_peak", lambda threads, name, repeats: {"f32": 1e9}.get(name))
+    monkeypatch.setattr(machine, "measure_bandwidth", lambda threads, size, repeats: 2e9)
+    found = measure_ceilings(2)
+    assert (found.flop_per_s, found.bytes_per_s, found.source) == ({"f32": 1e9}, 2e9, "measured")

@@ -123,7 +123,7 @@ def generate(
     prefer: PreferOption = "",
     pin: PinOption = None,
     libraries: LibrariesOption = "",
-    measure: MeasureOption = False,
+    measure: MeasureOption = None,
     load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
@@ -212,7 +212,7 @@ def compile_(
     prefer: PreferOption = "",
     pin: PinOption = None,
     libraries: LibrariesOption = "",
-    measure: MeasureOption = False,
+    measure: MeasureOption = None,
     load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
@@ -262,33 +262,6 @@ def inspect(
     from .inspect import View, show
 
     show(View(model, shape, stage, function, op, format, pipeline), color, as_json)
-
-
-@app.command()
-@reported()
-def bench(
-    model: ModelArgument = None,
-    shape: ShapeOption = None,
-    format: FormatOption = None,
-    prompt: Annotated[int, typer.Option(help="Tokens of the prefill that is timed")] = 512,
-    context: Annotated[int, typer.Option(help="Tokens in the cache when decode is timed")] = 128,
-    decode: Annotated[int, typer.Option(help="Tokens decoded per repetition")] = 64,
-    repeats: Annotated[int, typer.Option(help="Repetitions")] = 5,
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure speed beside the machine's ceilings.
-
-    Prefill and decode in tokens per second, with the fraction of the instruction peak and of the memory
-    bandwidth that were measured in the same run.
-    """
-    from .bench import Workload, print_table, run
-
-    figures = run(model, shape, format, threads, Workload(prompt, context, decode, repeats))
-    if as_json:
-        _print_json(figures)
-    else:
-        print_table(figures)
 
 
 commands.add_to(app)

@@ -11,6 +11,7 @@ from strata.core.errors import UserError
 
 if TYPE_CHECKING:
     from strata.plan.dispatch import Dispatch
+    from strata.runtime.profile import Ceilings, Profile, Timing
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _BAND = "#00000010"
@@ -50,6 +51,49 @@ def _draw(entry: Dispatch, axis: Any) -> None:
     axis.set_title(f"{entry.op}: {first}{more}", fontsize=9, loc="left")
     axis.grid(which="both", linewidth=0.3)
     axis.legend(fontsize=7)
+
+
+def plot_roofline(profiles: Sequence[Profile], ceilings: Ceilings, path: Path) -> None:
+    """Draw the arithmetic rate of every op over its intensity, under the machine's ceilings.
+
+    Args:
+        profiles: One plot each; not empty. The area of a point is the op's share of the time.
+        ceilings: Of the machine.
+        path: File to write; its suffix says how.
+
+    Raises:
+        UserError: another suffix, matplotlib is missing, or the file cannot be written.
+    """
+    figure = _figure_class(path)(figsize=(8, 4.2 * len(profiles)), layout="constrained")
+    axes = figure.subplots(len(profiles), 1, squeeze=False)
+    for profile, (axis,) in zip(profiles, axes, strict=True):
+        points = [p for t in profile.by("op") if (p := _roofline_point(t)) is not None]
+        reach = [x for _, x, _ in points] + [
+            peak / ceilings.bytes_per_s for peak in ceilings.flop_per_s.values()
+        ]
+        ends = (min(reach) / 2, max(reach) * 2)
+        for name, peak in ceilings.flop_per_s.items():
+            ridge = peak / ceilings.bytes_per_s
+            xs = (ends[0], ridge, ends[1])
+            axis.plot(
+                xs, [min(peak, x * ceilings.bytes_per_s) / 1e9 for x in xs], linewidth=1, label=f"{name} peak"
+            )
+        for timing, x, y in points:
+            share = timing.time_s / profile.total_s
+            axis.scatter([x], [y / 1e9], s=20 + 600 * share, alpha=0.6)
+            axis.annotate(f"{timing.name} {share:.0%}", (x, y / 1e9), fontsize=7)
+        axis.set(xscale="log", yscale="log", xlabel="flop per byte", ylabel="GFLOP/s")
+        axis.set_title(f"{profile.function}: {profile.total_s * 1e3:.2f} ms", fontsize=9, loc="left")
+        axis.grid(which="both", linewidth=0.3)
+        axis.legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def _roofline_point(timing: Timing) -> tuple[Timing, float, float] | None:
+    """An op with its intensity (flop per byte) and rate (flop per second), if it has both."""
+    if not timing.flop or not timing.bytes_per_s or not timing.flop_per_s:
+        return None
+    return timing, timing.flop_per_s / timing.bytes_per_s, timing.flop_per_s
 
 
 def _figure_class(path: Path) -> Callable[..., Any]:

@@ -25,7 +25,8 @@ class Ceilings:
     """What the machine can do.
 
     Attributes:
-        flop_per_s: Peak by the dtype of a product's operands (``f32``, and ``bf16`` where that is faster).
+        flop_per_s: Peak by the dtype of a product's operands: ``f32``, and ``bf16`` and ``int8`` where they
+            are faster.
         bytes_per_s: Memory read.
         source: ``measured`` or ``modelled``.
     """
@@ -263,7 +264,9 @@ def _spread(times_s: Sequence[float]) -> float:
 
 
 def product_dtype(node: NodeInfo) -> str:
-    """Whose peak counts: ``bf16`` for products of two bf16 matrices, else ``f32``."""
+    """Whose peak counts: ``int8`` and ``bf16`` for products of such matrices, else ``f32``."""
+    if node.op == "quantized_matmul":
+        return "int8"
     return "bf16" if node.op == "matmul" and _count(node.inputs, "bf16") >= 2 else "f32"
 
 

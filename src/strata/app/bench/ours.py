@@ -49,7 +49,7 @@ class Runner:
         return self._fill(0, tokens)
 
     def decode(self, context: int, tokens: int, batch: int) -> float:
-        """Decode greedily ``tokens`` steps of ``batch`` sequences with ``context`` tokens; returns seconds."""
+        """Decode ``tokens`` greedy steps of ``batch`` sequences with ``context`` tokens; returns seconds."""
         self._bring_to(context, batch)
         ids, sequences = np.zeros(batch, np.int32), list(range(batch))
         start = time.perf_counter()
@@ -122,15 +122,15 @@ def open_subject(
     start = time.perf_counter()
     params = random_params(definition) if shape else definition.load(Checkpoint(locate(model or DEMO_MODEL)))
     program = compiled.program(params, threads)
-    return Subject(
-        definition, compiled, program, was_compiled, compile_s, time.perf_counter() - start
-    )
+    return Subject(definition, compiled, program, was_compiled, compile_s, time.perf_counter() - start)
 
 
 def _define(model: str | None, shape: str | None, options: Options) -> ModelDefinition:
     if shape is None or model is not None or options.max_context is None:
         return define_model(model, shape, options)
-    values = shape_values(shape, options.max_context)  # a shape may be asked for a longer context than its own
+    values = shape_values(
+        shape, options.max_context
+    )  # a shape may be asked for a longer context than its own
     config = parse_config(values, f"shape {shape}", ReadOptions(max_context=options.max_context))
     return define(config, options, shape)
 

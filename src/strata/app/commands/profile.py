@@ -78,6 +78,7 @@ def measured_ceilings(num_threads: int) -> Ceilings | None:
 
 
 def ceilings_json(ceilings: Ceilings | None) -> dict[str, object] | None:
+    """What JSON says of the ceilings."""
     if ceilings is None:
         return None
     return {
@@ -88,6 +89,7 @@ def ceilings_json(ceilings: Ceilings | None) -> dict[str, object] | None:
 
 
 def print_profile(result: Profile, ceilings: Ceilings | None, by: str, top: int, num_threads: int) -> None:
+    """Print a profile: totals, and tables by ``by`` (default: op and node, the ``top`` first; 0 = all)."""
     from strata.app.sequence import sizes_text
 
     sys.stdout.write(

@@ -1,0 +1,65 @@
+"""What is counted beside the clock: flop of a prefill, bytes of a decode step, whose peak bounds them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from strata.core.dtypes import dtype
+from strata.graph.nodes import Function
+from strata.graph.stats import node_stats
+from strata.runtime.nodes import NodeInfo
+from strata.runtime.program import Program
+from strata.runtime.records import ArgKind, ParamRecord
+from strata.schedule import parse_trace
+from strata.schedule.steps.tensorize import Tensorize
+
+PRODUCTS = ("matmul", "quantized_matmul")  # ops that multiply by weights
+_INSTRUCTIONS = {"dot2_bf16": "bf16", "dot4_u8i8": "int8", "dot4_u4i8": "int8"}
+
+
+def matmul_flop(function: Function, num_tokens: int) -> int:
+    """Flop of the products in one call of ``function`` for one sequence of ``num_tokens`` tokens."""
+    env = {"n": num_tokens, "num_seqs": 1}
+    return sum(node_stats(node).at(env).flop for node in function.nodes if node.op in PRODUCTS)  # type: ignore[misc]
+
+
+def stored_bytes(record: ParamRecord) -> int:
+    """Bytes of a param in its layout."""
+    return math.prod(record.shape) * dtype(record.dtype).itemsize_bytes
+
+
+def weight_bytes_read(program: Program, function: str = "decode") -> int:
+    """Bytes of the params that one call for one token reads.
+
+    A launch that takes rows of tables counts nothing: it reads token ids, or far less than the tables.
+    """
+    records = {r.name: r for r in program.record.params}
+    dims = {r.dim: r.lo for r in program[function].record.dims}
+    read: set[str] = set()
+    for node in program.nodes(function):
+        names = {x.name for x in node.inputs if x.place.kind is ArgKind.PARAM}
+        work, size = node.work(dims), sum(stored_bytes(records[name]) for name in names)
+        takes_rows = any(x.place.kind is ArgKind.INPUT and x.dtype == "i32" for x in node.inputs)
+        if not takes_rows and (work is None or 2 * work["read_bytes"] >= size):  # layouts pad a little
+            read |= names
+    return sum(stored_bytes(records[name]) for name in read)
+
+
+def instruction(nodes: Sequence[NodeInfo], dims: dict[str, int]) -> str:
+    """Whose peak bounds a call: ``f32``, ``bf16`` or ``int8``, by the kernels of most of the products' flop.
+
+    Args:
+        nodes: Of the function.
+        dims: Sizes of the call.
+    """
+    flop: Counter[str] = Counter()
+    for node in nodes:
+        if node.op in PRODUCTS:
+            trace = node.chosen(dims).trace
+            steps = [s for s in parse_trace(trace) if isinstance(s, Tensorize)] if trace else []
+            names = [_INSTRUCTIONS.get(s.intrinsic, "f32") for s in steps]
+            work = node.work(dims)
+            flop[names[0] if names else "f32"] += 1 if work is None else work["flop"]
+    return flop.most_common(1)[0][0] if flop else "f32"
