@@ -1,7 +1,7 @@
 """Op samples as loop functions with bound arrays: the interpreter and the machine code run on them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes  # noqa: F401
@@ -15,10 +15,13 @@ from strata.graph.cache_value import CacheValue
 from strata.graph.nodes import Function
 from strata.graph.opdef import OPS, Sample
 from strata.graph.samples import op_samples, sample_function, sample_operands
+from strata.graph.types import TensorType
+from strata.loop.layout import Layout
 from strata.loop.nodes import Func
 from strata.lower import LOWERINGS, Binding, Lowered, lower_group
 from strata.plan.workspace import WORKSPACE, hoist_workspace, with_workspace
 from strata.schedule import apply_trace, finalize, propose
+from strata.schedule.rules.quantized import quantized_layout
 from strata.target import Target
 
 Run = Callable[[Func, list[np.ndarray]], object]
@@ -33,6 +36,7 @@ class Case:
     operands: list[Any]
     lowered: Lowered
     layer: int
+    layouts: dict[int, Layout] = field(default_factory=dict)
 
     def check(self, func: Func, bindings: Sequence[Binding], run: Run) -> None:
         """Run ``func`` on fresh arrays and compare every result with the op's reference."""
@@ -52,7 +56,10 @@ class Case:
             if binding.field:
                 field = value[binding.field]
                 value = field[self.layer] if binding.field in ("k_pages", "v_pages") else field
-            return np.array(value, order="C", copy=True)
+            if binding.operand in self.layouts:
+                return self.layouts[binding.operand].pack(value)
+            stored = np.array(value, order="C", copy=True)
+            return stored.view(np.uint8) if stored.dtype.name == "uint4" else stored
         env = self._dims()
         shape = tuple(evaluate(d, env) for d in param.shape)
         empty = np.empty(shape, np.dtype(param.dtype.numpy_name))
@@ -76,6 +83,8 @@ class Case:
             # An error of the mean (relative to the largest element) is divided by the standard deviation.
             spread = float(self.operands[0].astype(np.float64).std(axis=-1).min())
             return max(tolerance.SAMPLE_RMS, largest * largest / max(spread, 1e-6))
+        if self.body.name == "quantized_matmul":
+            return largest * max(sizes[1:]) * 256
         return max(tolerance.SAMPLE_RMS, largest * (min(sizes) if self.body.name == "matmul" else 1.0))
 
     def _compare(self, got: np.ndarray, expected: np.ndarray, what: str) -> None:
@@ -102,6 +111,23 @@ def cases() -> list[Case]:
         if op in LOWERINGS:
             found.append(make_case(name.replace("-", "_"), op, sample))
     return found
+
+
+def tiled_cases(target: Target, limit: int | None = None) -> list[Case]:
+    """Cases of products with quantised weights, stored in the tiles that kernels for ``target`` want."""
+    found = []
+    for name, op, sample in op_samples():
+        if op == "quantized_matmul":
+            types = [t for t in sample.types if isinstance(t, TensorType)]
+            layouts = {
+                number: quantized_layout(types[number].dtype, is_codes=number == 1, target=target)
+                for number in range(1, len(types))
+            }
+            body = sample_function(op, sample)
+            case_name = name.replace("-", "_") + "_tiled"
+            lowered = lower_group(case_name, body, layouts)
+            found.append(Case(case_name, body, sample_operands(op, sample), lowered, 0, layouts))
+    return found[:limit]
 
 
 def make_case(name: str, op: str, sample: Sample) -> Case:

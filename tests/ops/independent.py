@@ -99,6 +99,35 @@ def _attend(
     return [sum(w * v for w, v in zip(weights, column, strict=True)) / sum(weights) for column in columns]
 
 
+def _dequantize(x: list[Any], attrs: Any) -> Any:
+    codes, scales, *zeros = (a.tolist() for a in x)
+    group = len(codes[0]) // len(scales[0])
+
+    def value(n: int, k: int) -> float:
+        g = k // group
+        return (codes[n][k] - (zeros[0][n][g] if zeros else attrs["zero"])) * scales[n][g]
+
+    return np.array([[value(n, k) for k in range(len(codes[0]))] for n in range(len(codes))])
+
+
+def _quantized_matmul(x: list[Any], attrs: Any) -> Any:
+    """Activations as the nearest of 255 multiples of a group's largest magnitude / 127, one by one."""
+    a, *weight = x
+    w, group = _dequantize(weight, attrs), attrs["group"]
+    rounded = np.zeros(a.shape)
+    for m, row in enumerate(a.numpy().astype(np.float32)):
+        for first in range(0, len(row), group):
+            part = row[first : first + group]
+            top = np.abs(part).max()
+            if top >= 2.0**-100:
+                inverse = np.float32(127) / top
+                codes = [
+                    round(float(np.float32(v * inverse))) for v in part
+                ]  # ties to even
+                rounded[m, first : first + group] = np.array(codes) * (float(top) / 127)
+    return rounded @ w.T
+
+
 def _attention(x: list[Any], attrs: Any) -> Any:
     queries, cache = x
     group = queries.shape[1] // cache.type.num_kv_heads
@@ -156,6 +185,8 @@ RESULTS: dict[str, Callable[[list[Any], Any], Any]] = {
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "matmul": _matmul,
+    "dequantize": _dequantize,
+    "quantized_matmul": _quantized_matmul,
     "rope": _rope,
     "kv_append": _kv_append,
     "paged_attention": _attention,

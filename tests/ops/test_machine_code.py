@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_cases import Case, cases, scheduled
+from kernel_cases import Case, cases, scheduled, tiled_cases
 
 from strata.codegen.build import build_image
 from strata.loop.nodes import Func
@@ -17,7 +17,8 @@ Item = tuple[Case, Func, tuple[Binding, ...]]
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
     target = detect_host()
-    return [(case, func, bindings) for case in cases() for func, bindings in scheduled(case, target)]
+    found = [*cases(), *tiled_cases(target)]
+    return [(case, func, bindings) for case in found for func, bindings in scheduled(case, target)]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from kernel_cases import Case, cases
+from kernel_cases import Case, cases, tiled_cases
 
 from strata.core.dtypes import f32, f64
 from strata.graph.opdef import OPS
@@ -60,6 +60,17 @@ def test_every_schedule_computes_the_reference(op: str, target: Target) -> None:
             lowered = finalize(scheduled)
             assert canonical_text(lowered) == canonical_text(proposal.func)
             assert_computes(case, lowered, LOOP_LOWERED)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_tiles_of_quantised_weights_compute_the_reference(target: Target) -> None:
+    for case in tiled_cases(target)[:: 1 if target is TARGETS[0] else 4]:
+        assert_computes(case, case.lowered.func, LOOP_NAIVE)
+        proposals = propose(case.lowered.func, target)
+        assert all(p.name.startswith("cpu.qmatmul.dot") for p in proposals)
+        for proposal in proposals:
+            assert_computes(case, apply_trace(case.lowered.func, proposal.trace), LOOP_SCHEDULED)
+            assert_computes(case, proposal.func, LOOP_LOWERED)
 
 
 def test_every_op_has_a_lowering() -> None:

@@ -362,7 +362,7 @@ def layer_norm(x: Node, weight: Node, bias: Node, *, eps: float = 1e-5, name: st
     return make_node("layer_norm", (x, weight, bias), name, eps=eps)
 
 
-# ---- matmul, tensor_expr, fused ----
+# ---- matmul, quantised weights, tensor_expr, fused ----
 
 
 def matmul(
@@ -371,6 +371,37 @@ def matmul(
     """``a[..., M, K] @ b[..., K, N]`` (``b[..., N, K]`` with ``transpose_b``), rounded to ``out_dtype``."""
     out = None if out_dtype is None else dtype(out_dtype)
     return make_node("matmul", (a, b), name, transpose_b=transpose_b, out_dtype=out)
+
+
+def dequantize(
+    codes: Node,
+    scales: Node,
+    zeros: Node | None = None,
+    *,
+    zero: int = 8,
+    dtype_: DType | str = "f32",
+    name: str = "",
+) -> Node:
+    """``(codes - zero) * scales`` of a weight ``[N, K]`` with scales (and zeros) ``[N, groups]``."""
+    weight = (codes, scales) if zeros is None else (codes, scales, zeros)
+    return make_node("dequantize", weight, name, zero=zero, dtype=dtype(dtype_))
+
+
+def quantized_matmul(
+    a: Node,
+    codes: Node,
+    scales: Node,
+    zeros: Node | None = None,
+    *,
+    zero: int = 8,
+    group: int = 32,
+    out_dtype: DType | str | None = None,
+    name: str = "",
+) -> Node:
+    """``a[M, K]``, rounded to int8 in groups, times the transpose of a quantised weight ``[N, K]``."""
+    weight = (codes, scales) if zeros is None else (codes, scales, zeros)
+    out = None if out_dtype is None else dtype(out_dtype)
+    return make_node("quantized_matmul", (a, *weight), name, zero=zero, group=group, out_dtype=out)
 
 
 def tensor_expr(

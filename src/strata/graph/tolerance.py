@@ -93,6 +93,14 @@ def for_op(op: str, operands: Sequence[Any], attrs: Mapping[str, Any], dtype: DT
     match op:
         case "matmul":
             return for_(dtype, operands[0].shape[-1], scale=_size(operands[0]) * _size(operands[1]))
+        case "dequantize":
+            return base
+        case "quantized_matmul":  # codes are exact: only the sums over groups round
+            a, codes, scales = operands[:3]
+            spread = float(np.abs(codes.astype(np.float64)).max(initial=0.0))
+            terms = a.shape[-1] // attrs["group"]
+            size = _largest(a) * _largest(scales) * spread * attrs["group"]
+            return for_(dtype, terms, scale=size)
         case "sum" | "mean":
             k = int(np.prod([operands[0].shape[a] for a in attrs["axes"]]))
             return for_(dtype, k, scale=_size(operands[0]) / (k if op == "mean" else 1))
