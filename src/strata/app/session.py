@@ -22,6 +22,8 @@ from strata.engine.sampling import SamplingParams
 from strata.runtime.artifact import is_artifact
 from strata.runtime.records import DimRange
 
+from .progress import Report, progress_bar
+
 if TYPE_CHECKING:
     from strata.plan.options import PlanOptions
 
@@ -242,33 +244,17 @@ def debugging(print_after: str, dump: Path | None) -> Iterator[bool]:
 @contextmanager
 def compile_progress() -> Iterator[Progress | None]:
     """A progress bar from the first report to the end of the block; ``None`` if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    bars: list[Any] = []
+    with progress_bar() as show:
+        yield None if show is None else compile_report(show)
+
+
+def compile_report(show: Report) -> Progress:
+    """What the compiler reports, on a bar."""
 
     def report(done: int, total: int, name: str, from_cache: bool) -> None:
-        if not bars:
-            bars.append(_progress_bar(total))
-        what = "loading" if from_cache else "compiling"
-        bars[0].update(bars[0].task_ids[0], completed=done, total=total, description=f"{what} {name}")
+        show(done, total, f"{'loading' if from_cache else 'compiling'} {name}")
 
-    try:
-        yield report
-    finally:
-        for bar in bars:
-            bar.stop()
-
-
-def _progress_bar(total: int) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("compiling", total=total)
-    bar.start()
-    return bar
+    return report
 
 
 def compile_to(source: Source, output: Path, max_batch: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -378,7 +378,13 @@ class LanguageModel:
         return out
 
     def perplexity(
-        self, text: Prompt, window: int | None = None, stride: int | None = None, *, add_special: bool = True
+        self,
+        text: Prompt,
+        window: int | None = None,
+        stride: int | None = None,
+        *,
+        add_special: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> float:
         """Perplexity of a text: ``exp`` of the mean negative log likelihood per predicted token.
 
@@ -391,6 +397,7 @@ class LanguageModel:
             window: Tokens per window; default: the context.
             stride: Tokens between the beginnings of windows; default: ``window``.
             add_special: Encode a text with the special tokens that the tokenizer adds.
+            progress: Called with predictions done and in all, after every window.
 
         Raises:
             UserError: fewer than two tokens, or window and stride out of range.
@@ -410,6 +417,8 @@ class LanguageModel:
             for begin, first, end in _windows(len(ids), window, stride):
                 part = score(self.program, self.cache, ids[begin:end], self._new_id(), self.prefill_chunk)
                 total += negative_log_likelihood(part, ids[begin + 1 : end + 1], first - begin)
+                if progress is not None:
+                    progress(end, len(ids) - 1)
         return float(np.exp(total / (len(ids) - 1)))
 
     # Requests.

@@ -107,6 +107,11 @@ class Checkpoint:
         """
         return self._tensors.path(self._stored_in(name)[0])
 
+    def num_bytes(self, name: str) -> int:
+        """Bytes that the weight ``name`` takes as it is stored."""
+        entries = [self._tensors.entry(tensor) for tensor in self._stored_in(name)]
+        return sum(entry.end - entry.begin for entry in entries)
+
     def release(self, name: str) -> None:
         """Drop the pages of the weight ``name`` from memory."""
         for tensor in self._stored_in(name):

@@ -16,8 +16,10 @@ COMMANDS: tuple[str, ...] = (
     "nodes",
     "opt",
     "passes",
+    "perplexity",
     "plan",
     "profile",
+    "quantize",
     "tune",
     "viz",
 )

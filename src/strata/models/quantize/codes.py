@@ -112,7 +112,7 @@ def quantize_matrix(
     Raises:
         UserError: no matrix, K does not fit the group, NaN, Inf, or scales beyond f16; an unknown method.
     """
-    choose = _chooser(format, _method(method))
+    choose = _chooser(format, parse_method(method))
     n, k = _check_shape(weight, name)
     groups = format.num_groups(k, name)
     size = k // groups
@@ -303,7 +303,12 @@ def _search_asymmetric(
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def _method(method: Method | str) -> Method:
+def parse_method(method: Method | str) -> Method:
+    """The method called ``method``.
+
+    Raises:
+        UserError: there is none.
+    """
     if isinstance(method, Method):
         return method
     known = {m.value: m for m in Method}

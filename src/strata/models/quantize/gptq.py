@@ -98,5 +98,18 @@ def _inverse_root(hessian: np.ndarray, damping: float, name: str) -> np.ndarray:
         lower = np.linalg.cholesky(h[::-1, ::-1])
     except np.linalg.LinAlgError:
         raise UserError(f"{name}: the Hessian is not positive definite; calibrate with more text") from None
-    inverse = np.linalg.inv(lower)
-    return np.triu(inverse[::-1, ::-1]).astype(np.float32)
+    _invert_lower(lower)
+    return lower[::-1, ::-1].astype(np.float32)
+
+
+def _invert_lower(lower: np.ndarray) -> None:
+    """Invert a lower triangular matrix in place, by halves: nearly all of it is products."""
+    k = len(lower)
+    if k <= _BLOCK:
+        lower[:] = np.tril(np.linalg.inv(lower))
+        return
+    half = k // 2
+    top, bottom = lower[:half, :half], lower[half:, half:]
+    _invert_lower(top)
+    _invert_lower(bottom)
+    lower[half:, :half] = -(bottom @ lower[half:, :half] @ top)
