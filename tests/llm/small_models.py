@@ -153,13 +153,20 @@ class Session:
         program: Compiled model.
         max_context: Longest sequence, tokens.
         num_pages: Pages of the pool; default: 4 sequences of the longest length.
+        cache_type: What makes the cache.
     """
 
-    def __init__(self, program: Program, max_context: int = 320, num_pages: int | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        max_context: int = 320,
+        num_pages: int | None = None,
+        cache_type: type[PagedKVCache] = PagedKVCache,
+    ) -> None:
         assert program.cache is not None
         self.program = program
         pages = num_pages or 4 * -(-max_context // program.cache.page_size)
-        self.cache = PagedKVCache(program.cache, pages, max_context, max_batch=8)
+        self.cache = cache_type(program.cache, pages, max_context, max_batch=8)
         # What lies in unused pages must not matter.
         for array in (*self.cache.k_pages, *self.cache.v_pages):
             array[...] = np.array(np.nan, np.dtype(dtype(program.cache.dtype).numpy_name))

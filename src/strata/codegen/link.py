@@ -10,8 +10,7 @@ Everything inside the image is reached relative to the program counter; the only
 load address are 64-bit addresses in rodata and data, which become load-time relocations ``base + target``.
 Sections without memory (debug information, notes, symbol tables) and unwind tables are left out.
 
-Only x86-64 so far: sections ``SHF_ALLOC``, relocations ``R_X86_64_{64,PC32,PC64,PLT32,GOTPCREL,GOTPCRELX,
-REX_GOTPCRELX}``.
+Sections are those with ``SHF_ALLOC``; relocations and machines are those of :mod:`.relocations`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from strata.core.errors import CodegenError
-from strata.runtime.image import PAGE_BYTES, Image, Protection, Segment
+from strata.runtime.image import Image, Protection, Segment
 
-EM_X86_64 = 62
+from .relocations import MACHINES, Field, fill
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
@@ -34,11 +33,6 @@ _SHT_SYMTAB, _SHT_RELA, _SHT_NOBITS, _SHT_X86_64_UNWIND = 2, 4, 8, 0x70000001
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_TLS = 1, 2, 4, 0x400
 _SHN_UNDEF, _SHN_ABS, _SHN_COMMON = 0, 0xFFF1, 0xFFF2
 _STB_LOCAL, _STB_GLOBAL, _STB_WEAK = 0, 1, 2
-
-_R_64, _R_PC32, _R_PLT32, _R_GOTPCREL, _R_PC64 = 1, 2, 4, 9, 24
-_R_GOTPCRELX, _R_REX_GOTPCRELX = 41, 42
-_RELATIVE32 = frozenset({_R_PC32, _R_PLT32})
-_GOT32 = frozenset({_R_GOTPCREL, _R_GOTPCRELX, _R_REX_GOTPCRELX})
 
 
 @dataclass(slots=True)
@@ -76,15 +70,20 @@ class _Symbol:
 
 @dataclass(frozen=True, slots=True)
 class _Reloc:
+    """A field to fill in; ``field`` is ``None`` for relocation types that the linker does not know."""
+
     section: _Section
     offset: int
     kind: int
     symbol: _Symbol
     addend: int
+    field: Field | None
+    size: int
 
 
 @dataclass(slots=True)
 class _Object:
+    machine: int
     sections: list[_Section] = field(default_factory=list)
     symbols: list[_Symbol] = field(default_factory=list)
     relocs: list[_Reloc] = field(default_factory=list)
@@ -98,19 +97,22 @@ def _read_object(data: bytes, where: str) -> _Object:
     """Parse one ELF relocatable."""
     try:
         ident, kind, machine, _, _, _, shoff, _, _, _, _, shentsize, shnum, shstrndx = _EHDR.unpack_from(data)
-        if ident[:6] != b"\x7fELF\x02\x01" or kind != 1 or machine != EM_X86_64 or shentsize != _SHDR.size:
+        if ident[:6] != b"\x7fELF\x02\x01" or kind != 1 or machine not in MACHINES or shentsize != _SHDR.size:
+            expected = " or ".join(m.name for m in MACHINES.values())
             raise CodegenError(
-                f"link: {where}: got no x86-64 ELF relocatable object (machine {machine}, type {kind})"
+                f"link: {where}: got no ELF relocatable object of {expected} (machine {machine}, type {kind})"
             )
         headers = [_SHDR.unpack_from(data, shoff + i * shentsize) for i in range(shnum)]
         names = data[headers[shstrndx][4] :][: headers[shstrndx][5]]
-        return _read_sections(data, headers, names, where)
+        return _read_sections(data, machine, headers, names, where)
     except (struct.error, IndexError, ValueError) as error:
         raise CodegenError(f"link: {where}: the object file is truncated or malformed ({error})") from error
 
 
-def _read_sections(data: bytes, headers: list[tuple[int, ...]], names: bytes, where: str) -> _Object:
-    out = _Object()
+def _read_sections(
+    data: bytes, machine: int, headers: list[tuple[int, ...]], names: bytes, where: str
+) -> _Object:
+    out = _Object(machine)
     by_index: dict[int, _Section] = {}
     for i, (name_at, kind, flags, _, offset, size, _, _, align, _) in enumerate(headers):
         name = _name_at(names, name_at)
@@ -130,8 +132,9 @@ def _read_sections(data: bytes, headers: list[tuple[int, ...]], names: bytes, wh
     for _, kind, _, _, offset, size, _, info, _, _ in headers:
         if kind == _SHT_RELA and info in by_index:
             for place, packed, addend in _RELA.iter_unpack(data[offset : offset + size]):
-                symbol = out.symbols[packed >> 32]
-                out.relocs.append(_Reloc(by_index[info], place, packed & 0xFFFFFFFF, symbol, addend))
+                symbol, number = out.symbols[packed >> 32], packed & 0xFFFFFFFF
+                known = MACHINES[machine].fields.get(number, (None, 0))
+                out.relocs.append(_Reloc(by_index[info], place, number, symbol, addend, *known))
     return out
 
 
@@ -178,9 +181,18 @@ def _check_defined(objects: Sequence[_Object], known: dict[str, _Symbol], export
         )
 
 
+def _common_machine(objects: Sequence[_Object]) -> int:
+    machines = {o.machine for o in objects}
+    if len(machines) != 1:
+        names = " and ".join(MACHINES[m].name for m in sorted(machines)) or "no machine"
+        raise CodegenError(f"link: got objects of {names}; expected one machine")
+    return machines.pop()
+
+
 class _Linker:
-    def __init__(self, objects: Sequence[_Object], known: dict[str, _Symbol]) -> None:
+    def __init__(self, objects: Sequence[_Object], known: dict[str, _Symbol], machine: int) -> None:
         self.objects = objects
+        self.machine = machine
         self.known = known
         self.got: dict[tuple[int, int], int] = {}  # (id of section, value) -> offset in the GOT
         self.got_section = _Section(".got", bytearray(), 0, 8, _SHF_ALLOC | _SHF_WRITE, False)
@@ -199,7 +211,8 @@ class _Linker:
 
     def reserve_got(self) -> None:
         """Give every symbol that is reached through the GOT an entry."""
-        for reloc in (r for o in self.objects for r in o.relocs if r.kind in _GOT32):
+        fields = (r for o in self.objects for r in o.relocs)
+        for reloc in (r for r in fields if r.field is not None and r.field.uses_got):
             section, value = self.target(reloc.symbol)
             self.got.setdefault((id(section), value), 8 * len(self.got))
         self.got_section.size = 8 * len(self.got)
@@ -218,35 +231,31 @@ class _Linker:
                 at += section.size
             if at > start:
                 out.append((protection, start, at - start, members))
-            at = -(-at // PAGE_BYTES) * PAGE_BYTES
+            page = MACHINES[self.machine].page_bytes
+            at = -(-at // page) * page
         return out, at
 
     def relocate(self, reloc: _Reloc) -> None:
         """Write one field, or leave it to the loader."""
         section, value = self.target(reloc.symbol)
-        address = section.address + value + reloc.addend
+        address = section.address + value
         place = reloc.section.address + reloc.offset
-        if reloc.kind in _GOT32:
-            slot = self.got_section.address + self.got[id(section), value]
-            self._write32(reloc, slot + reloc.addend - place)
-        elif reloc.kind in _RELATIVE32:
-            self._write32(reloc, address - place)
-        elif reloc.kind == _R_PC64:
-            struct.pack_into("<q", reloc.section.data, reloc.offset, address - place)
-        elif reloc.kind == _R_64 and reloc.section.protection is not Protection.READ_EXECUTE:
-            self.load_relocs.append((place, address))
-        else:
+        is_code = reloc.section.protection is Protection.READ_EXECUTE
+        if reloc.field is None or (reloc.field is Field.ADDRESS64 and is_code):
             raise CodegenError(
                 f"link: relocation type {reloc.kind} against {reloc.symbol.name or section.name} in"
                 f" {reloc.section.name}; expected position-independent code (reloc=pic, small code model)"
             )
-
-    def _write32(self, reloc: _Reloc, value: int) -> None:
-        if not -(2**31) <= value < 2**31:
+        if reloc.field.uses_got:
+            address = self.got_section.address + self.got[id(section), value]
+        address += reloc.addend
+        if reloc.field is Field.ADDRESS64:
+            self.load_relocs.append((place, address))
+        elif not fill(reloc.section.data, reloc.offset, reloc.field, reloc.size, address, place):
             raise CodegenError(
-                f"link: {reloc.symbol.name} is {value} bytes away; expected less than 2 GiB of code"
+                f"link: {reloc.symbol.name or section.name} is {address - place} bytes away, which does not"
+                f" fit into {reloc.field.value}; expected less than 2 GiB of code and data"
             )
-        struct.pack_into("<i", reloc.section.data, reloc.offset, value)
 
     def fill_got(self) -> None:
         """GOT entries are addresses, set by the loader."""
@@ -278,9 +287,10 @@ def link(objects: Sequence[bytes], exports: Iterable[str]) -> Image:
     """
     exports = list(exports)
     parsed = [_read_object(data, f"object {i}") for i, data in enumerate(objects)]
+    machine = _common_machine(parsed)
     known = _resolve(parsed)
     _check_defined(parsed, known, exports)
-    linker = _Linker(parsed, known)
+    linker = _Linker(parsed, known, machine)
     linker.reserve_got()
     layout, memory_bytes = linker.layout()
     for obj in parsed:
@@ -294,4 +304,4 @@ def link(objects: Sequence[bytes], exports: Iterable[str]) -> Image:
     for name in exports:
         section, value = linker.target(known[name])
         symbols[name] = section.address + value
-    return Image(EM_X86_64, memory_bytes, segments, symbols, tuple(sorted(linker.load_relocs)))
+    return Image(linker.machine, memory_bytes, segments, symbols, tuple(sorted(linker.load_relocs)))

@@ -10,9 +10,9 @@ import numpy as np
 
 from strata.codegen import compile as codegen
 from strata.codegen import optimize
-from strata.core.dtypes import DType
+from strata.core.dtypes import DType, i8, i32, i64, u8
 from strata.loop import build as b
-from strata.loop.nodes import Buffer, Expr, Func, Stmt
+from strata.loop.nodes import Buffer, Expr, Func, Intrinsic, Stmt
 from strata.target import Target, detect_host, get_target
 
 # Two calls, the second one first: iterations of a parallel loop may run in any order.
@@ -90,6 +90,23 @@ def elementwise(
 
     assert count % lanes == 0
     return Func("f", (*xs, *ys), b.loop("i", count // lanes, body), len(ys))
+
+
+def dot4(name: str, lanes: int, group: int, rows: int = 3) -> Func:
+    """``o[r, :] = @name(acc[r, :], x[r, :], y[r, :])``."""
+    bufs = [
+        Buffer("acc", (rows, lanes), i32),
+        Buffer("x", (rows, 4 * lanes), u8),
+        Buffer("y", (rows, group), i8),
+        Buffer("o", (rows, lanes), i32),
+    ]
+
+    def row(r: Expr) -> Stmt:
+        args = [b.load(p, r, b.ramp(0, p.shape[1]) if p.shape[1] > 1 else b.const(0, i64)) for p in bufs[:3]]
+        at = b.ramp(0, lanes) if lanes > 1 else b.const(0, i64)
+        return b.store(bufs[3], (r, at), Intrinsic(name, tuple(args), i32, lanes))
+
+    return Func("f", tuple(bufs), b.loop("r", rows, row))
 
 
 def run(func: Func, target: Target, *inputs: np.ndarray) -> list[np.ndarray]:

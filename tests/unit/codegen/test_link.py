@@ -7,10 +7,13 @@ import llvmlite.binding as llvm
 import pytest
 from hand_kernels import TARGET, compiled, support
 
+from strata.codegen.compile import compile_object
 from strata.codegen.link import link
-from strata.codegen.threads import SUPPORT_EXPORTS
+from strata.codegen.relocations import Field, fill
+from strata.codegen.threads import SUPPORT_EXPORTS, emit_support
 from strata.core.errors import CodegenError
 from strata.runtime.image import Protection, load_image
+from strata.target import get_target
 
 READ_COUNTER = """
 @counter = external global i64
@@ -163,7 +166,7 @@ define ptr @f() {
   ret ptr @far
 }
 """
-    with pytest.raises(CodegenError, match=r"link: .* bytes away; expected less than 2 GiB"):
+    with pytest.raises(CodegenError, match=r"link: far is \d+ bytes away, which does not fit into pc32; "):
         link([compiled(text)], ["f"])
 
 
@@ -184,6 +187,37 @@ def test_absolute_symbols():
         link([bytes(data)], ["f"])
 
 
+def test_objects_of_two_machines():
+    objects = [
+        compile_object(emit_support(target.triple), target) for target in map(get_target, ("avx2", "neon"))
+    ]
+    with pytest.raises(CodegenError, match="link: got objects of x86-64 and AArch64; expected one machine"):
+        link(objects, ["strata_init"])
+    with pytest.raises(CodegenError, match="link: got objects of no machine; expected one machine"):
+        link([], ["strata_init"])
+
+
+@pytest.mark.parametrize(
+    ("field", "size", "address", "bits"),
+    [
+        (Field.PC32, 0, 2**31, 0),
+        (Field.BRANCH, 0, 2**27, 0),
+        (Field.BRANCH, 0, 6, 0),
+        (Field.PAGE, 0, 2**32, 0),
+        (Field.LOW12, 3, 0x1004, 0),
+        (Field.PC32, 0, -8, 0xFFFFFFF8),
+        (Field.BRANCH, 0, -8, 0x03FFFFFE),
+        (Field.PAGE, 0, 0x5000, 1 << 29 | 1 << 5),
+        (Field.LOW12, 3, 0x1008, 1 << 10),
+    ],
+)
+def test_fields(field, size, address, bits):
+    """Values that fit, and those that do not: then nothing is written."""
+    data = bytearray(8)
+    assert fill(data, 4, field, size, address, 0) == bool(bits)
+    assert data == bytes(4) + bits.to_bytes(4, "little")
+
+
 @pytest.mark.parametrize("cut", [0, 10, 63, 64, 300, -1, -200])
 def test_truncated_objects(cut):
     with pytest.raises(CodegenError, match=r"link: object 0: the object file is truncated or malformed"):
@@ -191,5 +225,5 @@ def test_truncated_objects(cut):
 
 
 def test_other_files():
-    with pytest.raises(CodegenError, match=r"link: object 0: got no x86-64 ELF relocatable object"):
+    with pytest.raises(CodegenError, match=r"object 0: got no ELF relocatable object of x86-64 or AArch64"):
         link([b"\x7fELF" + bytes(200)], [])
