@@ -29,8 +29,9 @@ from .dtypes import DType, bf16, dtype, f16, f32
 from .errors import UserError
 
 PER_CHANNEL = 0
-DEFAULT_GROUP = 32
-# Activations are quantised in groups of 32 at run time; a group of weights is made of whole ones.
+# By bits, the first that fits. 8 bits are precise enough for long groups, with fewer scales to multiply by.
+USUAL_GROUPS = {4: (32,), 8: (128, 64, 32)}
+# Activations are quantised in groups of 32 to 128 at run time; a group of weights is made of whole ones.
 GROUP_MULTIPLE = 32
 MAX_GROUP = 1 << 20
 SCALE_BYTES = 2  # f16
@@ -47,6 +48,8 @@ class WeightFormat:
     Attributes:
         bits: Of a code: 4 or 8.
         group: Elements along K that share a scale, a multiple of 32; ``PER_CHANNEL`` (0) = all of an output.
+            ``None`` is the usual one: 32 with 4 bits, and with 8 the largest of 128, 64 and 32 that the rows
+            are a multiple of.
         is_asymmetric: Each group has a zero point of its own.
 
     Raises:
@@ -54,13 +57,17 @@ class WeightFormat:
     """
 
     bits: int
-    group: int = DEFAULT_GROUP
+    group: int | None = None
     is_asymmetric: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise UserError(f"weight format: got {self.bits} bits; expected 4 or 8")
-        if self.group != PER_CHANNEL and (not 0 < self.group <= MAX_GROUP or self.group % GROUP_MULTIPLE):
+        if USUAL_GROUPS[self.bits] == (self.group,):
+            object.__setattr__(self, "group", None)  # one format, one text
+        if self.group is None or self.group == PER_CHANNEL:
+            return
+        if not 0 < self.group <= MAX_GROUP or self.group % GROUP_MULTIPLE:
             raise UserError(
                 f"weight format: got a group of {self.group}; expected a multiple of {GROUP_MULTIPLE}, "
                 f"or channel"
@@ -85,7 +92,8 @@ class WeightFormat:
     def bytes_per_weight(self) -> float:
         """Memory per element with its share of scale and zero (those of a whole channel count nothing)."""
         zero_bytes = self.bits / 8 if self.is_asymmetric else 0.0
-        return self.bits / 8 + ((SCALE_BYTES + zero_bytes) / self.group if self.group else 0.0)
+        group = USUAL_GROUPS[self.bits][0] if self.group is None else self.group
+        return self.bits / 8 + ((SCALE_BYTES + zero_bytes) / group if group else 0.0)
 
     def num_groups(self, k: int, name: str = "weight") -> int:
         """Groups in a row of ``k`` elements of the matrix ``name``.
@@ -99,12 +107,14 @@ class WeightFormat:
                     f"{name}: got rows of {k} elements; {self} stores pairs: expected an even number"
                 )
             return 1
-        if k < 1 or k % self.group:
+        groups = USUAL_GROUPS[self.bits] if self.group is None else (self.group,)
+        size = next((g for g in groups if k > 0 and k % g == 0), None)
+        if size is None:
             raise UserError(
-                f"{name}: got rows of {k} elements; expected a multiple of the group of {self.group}: choose "
+                f"{name}: got rows of {k} elements; expected a multiple of the group of {groups[-1]}: choose "
                 f"another group, group=channel, or a float format for this weight"
             )
-        return k // self.group
+        return k // size
 
     def num_bytes(self, n: int, k: int) -> int:
         """Memory of a matrix ``[n, k]``: codes, scales and zeros, packed.
@@ -119,7 +129,7 @@ class WeightFormat:
 
     def __str__(self) -> str:
         options = []
-        if self.group != DEFAULT_GROUP:
+        if self.group is not None:
             options.append(f"group={self.group or 'channel'}")
         if self.is_asymmetric:
             options.append("asymmetric")
@@ -139,7 +149,8 @@ def parse_weight_format(text: str) -> WeightFormat:
     head, colon, tail = text.strip().partition(":")
     if head not in _BITS_OF or (colon and not tail):
         raise UserError(f"format: got {text!r:.80}; expected {_EXPECTED}")
-    group, is_asymmetric = DEFAULT_GROUP, False
+    group: int | None = None
+    is_asymmetric = False
     seen: set[str] = set()
     for option in tail.split(",") if tail else ():
         key, _, value = option.strip().partition("=")

@@ -21,7 +21,7 @@ from strata.core.errors import UserError
 from strata.core.weight_format import AnyFormat, FormatChoice, WeightFormat, parse_format_choice
 from strata.graph import builder as g
 from strata.graph.nodes import Function, Module, Node, make_node, rebuild, rewrite
-from strata.graph.ops.quantized import ACTIVATION_GROUP
+from strata.graph.ops.quantized import MAX_ACTIVATION_GROUP, group_size
 from strata.graph.types import TensorType
 from strata.ir.passes import OptionError, Pass, register_pass
 
@@ -147,15 +147,20 @@ def _product(node: Node) -> Node:
     a, weight = node.inputs
     out = node.tensor.dtype
     if weight.op == "dequantize" and node.tensor.rank == 2:
-        k = weight.tensor.shape[1]
-        assert isinstance(k, int)
-        group = ACTIVATION_GROUP if k % ACTIVATION_GROUP == 0 else k
+        group = _activation_group(*(x.tensor for x in weight.inputs[:2]))
         attrs = {"zero": weight.attrs["zero"], "group": group, "out_dtype": out}
         return make_node("quantized_matmul", (_uncast(a), *weight.inputs), name=node.name, **attrs)
     if weight.op == "cast" and weight.inputs[0].op == "param":
         stored = weight.inputs[0]
         return rebuild(node, (g.cast(a, stored.tensor.dtype), stored), out_dtype=out)
     return node
+
+
+def _activation_group(codes: TensorType, scales: TensorType) -> int:
+    """Elements of activations that share a scale: as in the weight, but at most ``MAX_ACTIVATION_GROUP``."""
+    of_weight = group_size(codes, scales)
+    whole = (g for g in (MAX_ACTIVATION_GROUP, 64, 32) if of_weight % g == 0)
+    return of_weight if of_weight <= MAX_ACTIVATION_GROUP else next(whole, of_weight)
 
 
 def _uncast(a: Node) -> Node:

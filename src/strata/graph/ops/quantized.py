@@ -36,7 +36,7 @@ from .common import (
 )
 
 CODE_MAX = 127  # largest magnitude of a quantised activation: symmetric int8
-ACTIVATION_GROUP = 32  # elements of a row of activations that share a scale, where rows are multiples of it
+MAX_ACTIVATION_GROUP = 128  # elements of a row of activations that share a scale
 SMALLEST = 2.0**-100  # activations of a group that are all smaller than this are 0: 127 / x stays finite
 
 
