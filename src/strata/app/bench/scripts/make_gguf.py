@@ -6,7 +6,7 @@ that activations keep their size. Speed depends on neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,20 @@ def bytes_of(tensor: Tensor, precision: str, rng: np.random.Generator) -> np.nda
     return np.resize(stored, (rows, columns)).view(np.uint8)
 
 
-def write(config: dict[str, Any], precision: str, path: Path) -> None:
-    """Write a model of these sizes; every matrix in ``precision``, vectors in f32."""
+Source = Callable[[Tensor], np.ndarray]  # stored bytes of a matrix, or an f32 vector
+
+
+def write(config: dict[str, Any], precision: str, path: Path, source: Source | None = None) -> None:
+    """Write a model of these sizes: every matrix in ``precision``, vectors in f32.
+
+    Args:
+        config: As in ``config.json``.
+        precision: A key of ``_TYPES``.
+        path: File to write.
+        source: Where tensors come from; ``None`` = random ones.
+    """
+    rng = np.random.default_rng(0)
+    source = source or (lambda tensor: bytes_of(tensor, precision, rng))
     names = {"GPT2LMHeadModel": "gpt2", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
     part = path.with_suffix(".part")
     writer = gguf.GGUFWriter(part, names[config["architectures"][0]])
@@ -170,8 +182,7 @@ def write(config: dict[str, Any], precision: str, path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    rng = np.random.default_rng(0)
     for tensor in tensors:
-        writer.write_tensor_data(bytes_of(tensor, precision, rng))
+        writer.write_tensor_data(source(tensor))
     writer.close()
     part.replace(path)

@@ -64,6 +64,40 @@ class LlamaCpp:
                 last[sequence] = self._logits(sequence).argmax()
         return time.perf_counter() - start
 
+    def convert(self, folder: str, path: str) -> None:
+        """Write the GGUF file of a Hugging Face folder, in f32."""
+        from convert_gguf import convert
+
+        convert(Path(folder), Path(path))
+
+    def quantize(self, source: str, path: str, precision: str, is_pure: bool) -> None:
+        """Write a file in another precision, as llama.cpp does it; pure: every matrix, also the head."""
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision.upper()}")
+        params.pure = is_pure
+        status = llama_cpp.llama_model_quantize(source.encode(), path.encode(), ctypes.byref(params))
+        if status:
+            raise SystemExit(f"llama_model_quantize: status {status}")
+
+    def score(self, ids: list[int], windows: list[tuple[int, int, int]]) -> dict[str, Any]:
+        """Nats of tokens given those before them in their window.
+
+        Args:
+            ids: The text.
+            windows: ``(begin, first, end)``: rows ``first .. end - 1`` predict the tokens after them, from
+                ``begin`` on.
+        """
+        nats = 0.0
+        for begin, first, end in windows:
+            self._clear()
+            self._set([(ids[t], t - begin, 0, True) for t in range(begin, end)])
+            self._run()
+            for row in range(first, end):
+                logits = self._logits(row - begin).astype(np.float64)
+                peak = logits.max()
+                nats += float(np.log(np.exp(logits - peak).sum()) + peak - logits[ids[row + 1]])
+        return {"nats": nats}
+
     def _clear(self) -> None:
         llama_cpp.llama_memory_clear(self.memory, True)
         self.lengths: list[int] = []
