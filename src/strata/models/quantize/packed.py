@@ -127,7 +127,7 @@ def _find_strata(tensors: Tensors, stored: StoredFormat) -> Iterator[PackedWeigh
         check = _Checks(tensors, name, stored)
         n, bytes_per_row = check.matrix(name + CODES, u8)
         k = bytes_per_row * 8 // format.bits
-        groups = format.num_groups(k, name)
+        groups = check.groups(format, k)
         check.shape(name + SCALES, (n, groups), f16)
         parts = [name + CODES, name + SCALES]
         if format.is_asymmetric:
@@ -164,7 +164,7 @@ def _find_gptq(tensors: Tensors, stored: StoredFormat) -> Iterator[PackedWeight]
         check = _Checks(tensors, stem, stored)
         words, n = check.matrix(f"{stem}.qweight", i32)
         k = words * 32 // bits
-        groups = format.num_groups(k, stem)
+        groups = check.groups(format, k)
         check.shape(f"{stem}.scales", (groups, n), None)
         check.shape(f"{stem}.qzeros", (groups, n * bits // 32), i32)
         parts = [f"{stem}.qweight", f"{stem}.scales", f"{stem}.qzeros"]
@@ -202,7 +202,7 @@ def _find_awq(tensors: Tensors, stored: StoredFormat) -> Iterator[PackedWeight]:
         check = _Checks(tensors, stem, stored)
         k, words = check.matrix(f"{stem}.qweight", i32)
         n = words * 8
-        groups = format.num_groups(k, stem)
+        groups = check.groups(format, k)
         check.shape(f"{stem}.scales", (groups, n), None)
         check.shape(f"{stem}.qzeros", (groups, words), i32)
         parts = [f"{stem}.qweight", f"{stem}.scales", f"{stem}.qzeros"]
@@ -229,7 +229,7 @@ def _find_mlc(tensors: Tensors, stored: StoredFormat) -> Iterator[PackedWeight]:
         check = _Checks(tensors, stem, stored)
         n, words = check.matrix(f"{stem}.q_weight", u32)
         k = words * 8
-        check.shape(f"{stem}.q_scale", (n, format.num_groups(k, stem)), f16)
+        check.shape(f"{stem}.q_scale", (n, check.groups(format, k)), f16)
         parts = [f"{stem}.q_weight", f"{stem}.q_scale"]
 
         def read(parts: list[str] = parts, check: _Checks = check) -> QuantizedMatrix:
@@ -287,6 +287,13 @@ class _Checks:
         is_right = entry.dtype.is_float if dtype is None else entry.dtype == dtype
         if entry.shape != shape or not is_right:
             self.fail(f"{name} as {entry.dtype}{list(entry.shape)}", f"{dtype or 'floats'}{list(shape)}")
+
+    def groups(self, format: WeightFormat, k: int) -> int:
+        """Groups in a row of ``k`` elements."""
+        try:
+            return format.num_groups(k)
+        except UserError:
+            self.fail(f"rows of {k} elements", "a multiple of the group")
 
     def _entry(self, name: str) -> Entry:
         if name not in self._tensors:
