@@ -76,9 +76,16 @@ def _kv_append(x: list[Any], attrs: Any) -> Any:
     for token, slot in enumerate(cache.slots.tolist()):
         for head in range(cache.type.num_kv_heads):
             for i in range(cache.type.head_dim):
-                new_k[slot // size, head, i, slot % size] = k[token, head, i].item()
-                new_v[slot // size, head, slot % size, i] = v[token, head, i].item()
+                page, t = divmod(slot, size)
+                new_k[page, head, *packed(i, t, cache.type)] = k[token, head, i].item()
+                new_v[page, head, *packed(t, i, cache.type)] = v[token, head, i].item()
     return new_k, new_v
+
+
+def packed(outer: int, inner: int, type_: Any) -> tuple[int, int]:
+    """Where element ``[outer, inner]`` of a page is stored: in bf16 the outer dim comes in pairs."""
+    pairs = type_.dtype.name in ("bf16", "i8") and type_.head_dim % 2 == 0 and type_.page_size % 2 == 0
+    return (outer // 2, 2 * inner + outer % 2) if pairs else (outer, inner)
 
 
 def _attend(
@@ -89,11 +96,12 @@ def _attend(
     values: list[list[float]] = []
     for p in range(position + 1):
         page = cache.page_table[cache.seq_ids[token], p // size]
-        key = cache.k_pages[layer][page, kv_head, :, p % size].astype(np.float64).tolist()
+        k, v = (pages[layer][page, kv_head].astype(np.float64) for pages in (cache.k_pages, cache.v_pages))
+        key = [k[packed(i, p % size, cache.type)] for i in range(cache.type.head_dim)]
         if cache.type.rope is RopeMode.INLINE:
             key = turn(key, p, cache)
         scores.append(attrs["scale"] * sum(a * b for a, b in zip(query, key, strict=True)))
-        values.append(cache.v_pages[layer][page, kv_head, p % size].astype(np.float64).tolist())
+        values.append([v[packed(p % size, i, cache.type)] for i in range(cache.type.head_dim)])
     weights = [math.exp(s - max(scores)) for s in scores]
     columns = zip(*values, strict=True)
     return [sum(w * v for w, v in zip(weights, column, strict=True)) / sum(weights) for column in columns]

@@ -90,6 +90,10 @@ class ExprEmitter:
         """Value of a load."""
         raise NotImplementedError
 
+    def prefetch(self, load: Load) -> Value:
+        """Bring what a load would read into the level-2 cache; 0."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ expressions
 
     def value(self, expr: Expr) -> Value:
@@ -128,6 +132,8 @@ class ExprEmitter:
                 return self._splat(expr)
             case Reduce():
                 return self.reduce(expr.op, self.expr(expr.a))
+            case Intrinsic(name="prefetch", args=(Load() as load,)):
+                return self.prefetch(load)
             case Intrinsic():
                 args = [self.expr(a) for a in expr.args]
                 return emit_intrinsic(self, expr, args)

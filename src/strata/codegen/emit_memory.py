@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from strata.core.dims import product
-from strata.core.dtypes import DType, Kind, bool_, i64
+from strata.core.dtypes import DType, Kind, bool_, i32, i64
 from strata.core.errors import CodegenError
 from strata.loop.nodes import Buffer, Expr, Load, MemSpace, Store
 
@@ -142,6 +142,14 @@ class MemoryEmitter(ExprEmitter):
             scalar = Place(place.pointer, place.level, 1)
             return splat(self._load_at(scalar, buffer.dtype, 1, one), lanes)
         return self._load_at(place, buffer.dtype, lanes, mask)
+
+    def prefetch(self, load: Load) -> Value:
+        """Bring what a load would read into the level-2 cache; 0."""
+        place = self.place(load.buffer, load.indices, masked=True)
+        self.b.declares["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
+        # Read, locality 2 (of 0 .. 3), data.
+        self.b.line(f"call void @llvm.prefetch.p0(ptr {place.pointer}, i32 0, i32 2, i32 1)")
+        return constant(0, i32)
 
     def _load_at(self, place: Place, dtype: DType, lanes: int, mask: Value | None) -> Value:
         if lanes == 1:

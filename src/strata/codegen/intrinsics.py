@@ -11,6 +11,8 @@ name           instruction                               expansion
 ``dot4_u4i8``  the same, ``vpmaddubsw``                  :mod:`.intrinsics_dot4`
 ``low4``       ``and``
 ``high4``      shift
+``exp2``                                                 polynomial, exponent by integer addition
+``prefetch``   ``prefetcht1``, ``prfm pldl2keep``
 ============== ========================================= =================================================
 
 ``vdpbf16ps`` and ``bfdot`` take subnormals for 0; ``bfdot`` may round the sum of its two products to odd.
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from strata.core.dtypes import bf16, f32, i32
 from strata.core.errors import CodegenError, VerifyError
-from strata.loop.intrinsics import result_type
+from strata.loop.intrinsics import MAX_EXP2, result_type
 from strata.loop.nodes import Intrinsic
 
 from .emit_cast import Bits
@@ -108,11 +110,32 @@ def _nibble(b: Builder, node: Intrinsic, code: str, operand: int, x: Value) -> V
     return b.pure(node.dtype, node.lanes, f"{code} {kind} {{}}, {{}}", x, right, lo=0, hi=15)
 
 
+# ------------------------------------------------------------------------------------------------ exp2
+
+# Relative minimax of 2**r for |r| <= 1/2 with constant term 1 (error 9.2e-8), the highest power first.
+EXP2_F32 = (
+    0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253,
+    0.6931470036506653, 1.0,
+)  # fmt: skip
+
+
+def _exp2(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    """``2**(n + r)``: the polynomial of r, and n added to its exponent; at -127 and below all bits are 0."""
+    m = FloatOps(emitter.b, emitter.target, f32, node.lanes)
+    magic = 1.5 * 2.0**m.mantissa_bits  # adding it leaves n in the low bits of the pattern
+    x = m.at_least(args[0], -MAX_EXP2)
+    shifted = m.add(x, magic)
+    r = m.sub(x, m.sub(shifted, magic))
+    exponent = m.int_op("shl", m.bits(shifted), m.mantissa_bits)
+    return m.from_bits(m.int_op("add", m.bits(m.poly(r, EXP2_F32)), exponent))
+
+
 EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "fma": _fma,
     "dot2_bf16": _dot2_bf16,
     "dot4_u8i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=False),
     "dot4_u4i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=True),
     "low4": lambda emitter, node, args: _nibble(emitter.b, node, "and", 15, *args),
+    "exp2": _exp2,
     "high4": lambda emitter, node, args: _nibble(emitter.b, node, "lshr", 4, *args),
 }

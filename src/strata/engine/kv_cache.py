@@ -2,7 +2,7 @@
 
 ::
 
-    pool         k_pages[l]: [P, K, D, page]   v_pages[l]: [P, K, page, D]     one pair of arrays per layer
+    pool         k_pages[l], v_pages[l]: [P, K, ...], in the order of core.kv_layout, one pair per layer
     sequence     pages 7 2 9, length 40        token t is in page pages[t // page] at offset t % page
     fork         child: pages 7 2 9, 40        shared; whoever first writes into page 9 copies it
     batch view   positions, slots, seq_ids, page_table, last_rows, and the table of their addresses
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from strata.core.errors import UserError, VerifyError
+from strata.core.kv_layout import key_page_shape, key_tokens, pack_of, value_page_shape, value_tokens
 from strata.runtime.records import CACHE_DIMS, CACHE_HEADER, CACHE_POINTERS, CacheRecord
 from strata.runtime.tensors import address, aligned_empty, aligned_zeros, numpy_dtype
 
@@ -139,9 +140,10 @@ class PagedKVCache:
         self.page_size = record.page_size
         dtype = numpy_dtype(record.dtype)
         K, D, page = record.num_kv_heads, record.head_dim, record.page_size
-        layers = range(record.num_layers)
-        self.k_pages = [aligned_zeros((num_pages, K, D, page), dtype) for _ in layers]
-        self.v_pages = [aligned_zeros((num_pages, K, page, D), dtype) for _ in layers]
+        self._pack = pack = pack_of(record.dtype, D, page)
+        layers, head = range(record.num_layers), (num_pages, K)
+        self.k_pages = [aligned_zeros((*head, *key_page_shape(D, page, pack)), dtype) for _ in layers]
+        self.v_pages = [aligned_zeros((*head, *value_page_shape(D, page, pack)), dtype) for _ in layers]
         self.page_bytes = 2 * record.num_layers * K * D * page * dtype.itemsize
         self.rope_cos, self.rope_sin = rope_tables(record, max_context)
         self._counts = np.zeros(num_pages, np.int32)
@@ -360,9 +362,14 @@ class PagedKVCache:
                 shared, own = reservation.copied
                 # A fork left alone with the shared page may have written over what this sequence has there.
                 used = sequence.length % self.page_size
-                for keys, values in zip(self.k_pages, self.v_pages, strict=True):
-                    keys[shared, :, :, :used] = keys[own, :, :, :used]
-                    values[shared, :, :used] = values[own, :, :used]
+                at = np.arange(used)
+                for pages in self.k_pages:
+                    keys = key_tokens(pages, self._pack)
+                    keys[shared, at] = keys[own, at]
+                at = (at // self._pack, at % self._pack)
+                for pages in self.v_pages:
+                    values = value_tokens(pages, self._pack)
+                    values[shared, *at] = values[own, *at]
                 self._release(own)
                 self._counts[shared] += 1
                 sequence.pages[sequence.length // self.page_size] = shared
@@ -476,10 +483,8 @@ class PagedKVCache:
             raise UserError(f"kv cache: layer {layer}; expected 0 .. {self.record.num_layers - 1}")
         pages = sequence.pages[: sequence.num_pages]
         shape = (-1, self.record.num_kv_heads, self.record.head_dim)
-        keys = self.k_pages[layer][pages].transpose(0, 3, 1, 2).reshape(shape)  # [P,K,D,page] -> [P*page,K,D]
-        values = (
-            self.v_pages[layer][pages].transpose(0, 2, 1, 3).reshape(shape)
-        )  # [P,K,page,D] -> [P*page,K,D]
+        keys = key_tokens(self.k_pages[layer][pages], self._pack).reshape(shape)  # [P*page, K, D]
+        values = value_tokens(self.v_pages[layer][pages], self._pack).reshape(shape)
         return keys[: sequence.length].copy(), values[: sequence.length].copy()
 
     def check_integrity(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from strata.core.dims import evaluate
 from strata.core.errors import ShapeError
+from strata.core.kv_layout import key_page_shape, key_tokens, value_page_shape, value_tokens
 
 from .types import CacheType
 
@@ -33,8 +34,7 @@ class CacheValue:
         page_table: i32 ``[num_seqs, table_width]``, pool pages of each sequence.
         last_rows: i32 ``[num_seqs]``, index of the last token of each sequence.
         rope_cos, rope_sin: f32 ``[max_context, max(rotary_dim // 2, 1)]``.
-        k_pages: Per layer ``[num_pages, K, D, page_size]``.
-        v_pages: Per layer ``[num_pages, K, page_size, D]``.
+        k_pages, v_pages: Per layer ``[num_pages, K, ...]``, pages in the order of ``core.kv_layout``.
     """
 
     type: CacheType
@@ -78,7 +78,7 @@ class CacheValue:
             raise ShapeError(f"cache: inv_freq has shape {frequencies.shape}; expected ({half},)")
         angles = np.arange(max_context)[:, None] * (frequencies if half else np.zeros(1))[None]
         dtype = np.dtype(type_.dtype.numpy_name)
-        pages = (num_pages, type_.num_kv_heads)
+        pages, page = (num_pages, type_.num_kv_heads), (type_.head_dim, type_.page_size, type_.pack)
         none = np.zeros(0, np.int32)
         return cls(
             type_,
@@ -89,12 +89,8 @@ class CacheValue:
             none,
             (attention_factor * np.cos(angles)).astype(np.float32),
             (attention_factor * np.sin(angles)).astype(np.float32),
-            tuple(
-                np.zeros((*pages, type_.head_dim, type_.page_size), dtype) for _ in range(type_.num_layers)
-            ),
-            tuple(
-                np.zeros((*pages, type_.page_size, type_.head_dim), dtype) for _ in range(type_.num_layers)
-            ),
+            tuple(np.zeros((*pages, *key_page_shape(*page)), dtype) for _ in range(type_.num_layers)),
+            tuple(np.zeros((*pages, *value_page_shape(*page)), dtype) for _ in range(type_.num_layers)),
         )
 
     def view(
@@ -173,12 +169,13 @@ class CacheValue:
 
     def append(self, layer: int, k: Array, v: Array) -> CacheValue:
         """The cache with ``k``, ``v`` ``[n, K, D]`` stored at the slots of this pass in ``layer``."""
-        size = self.type.page_size
+        size, pack = self.type.page_size, self.type.pack
         pages, offsets = self.slots // size, self.slots % size
         new_k, new_v = self.k_pages[layer].copy(), self.v_pages[layer].copy()
         with np.errstate(all="ignore"):
-            new_k[pages, :, :, offsets] = k.astype(new_k.dtype)
-            new_v[pages, :, offsets, :] = v.astype(new_v.dtype)
+            paired = k.reshape(*k.shape[:2], -1, pack)  # [n, K, D/pack, pack]
+            key_tokens(new_k, pack)[pages, offsets] = paired.astype(new_k.dtype)
+            value_tokens(new_v, pack)[pages, offsets // pack, offsets % pack] = v.astype(new_v.dtype)
         return replace(
             self,
             k_pages=(*self.k_pages[:layer], new_k, *self.k_pages[layer + 1 :]),
@@ -189,8 +186,10 @@ class CacheValue:
         """K and V ``[length, K, D]`` of a sequence's first ``length`` positions, in the cache's dtype."""
         positions = np.arange(length)
         pages = self.page_table[sequence, positions // self.type.page_size]
-        offsets = positions % self.type.page_size
-        return self.k_pages[layer][pages, :, :, offsets], self.v_pages[layer][pages, :, offsets, :]
+        offsets, pack = positions % self.type.page_size, self.type.pack
+        keys = key_tokens(self.k_pages[layer], pack)[pages, offsets]  # [T, K, D/pack, pack]
+        values = value_tokens(self.v_pages[layer], pack)[pages, offsets // pack, offsets % pack]
+        return keys.reshape(values.shape), values
 
     def rotate(self, x: Array, positions: Array) -> Array:
         """f32 ``x`` ``[n, heads, D]`` with the first ``rotary_dim`` elements of heads turned by position."""

@@ -25,6 +25,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from strata.core.dtypes import DType, f32, f64
+from strata.graph.types import RopeMode
 
 # Unit roundoff 2**-p: p = bits of the significand, the hidden one included (IEEE 754; bf16: 8).
 UNIT_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
@@ -126,11 +127,20 @@ def for_op(op: str, operands: Sequence[Any], attrs: Mapping[str, Any], dtype: DT
 
 
 def _attention(operands: Sequence[Any], attrs: Mapping[str, Any], base: Tolerance) -> Tolerance:
+    """Scores, weights, and the rounding of weights to the dtype of products.
+
+    A weight is rounded relative to a maximum that programs may choose: an error of ``u`` of each, so of ``u``
+    times the largest value at most. Factors that are rotated and then rounded can round to neighbours.
+    """
     q, cache = operands
     layer, u = attrs["layer"], UNIT_ROUNDOFF["f32"]
+    product = UNIT_ROUNDOFF[cache.type.product_dtype.name]
     terms = int(cache.positions.max()) + 1
     score = SUM_FACTOR * u * q.shape[-1] * _size(q) * _size(cache.k_pages[layer]) * attrs["scale"]
+    if cache.type.rope is RopeMode.INLINE and product > u:
+        score *= product / u
     weight = score + 2 * u * (terms + FUNCTION_ULPS)  # relative error of a softmax weight
+    weight += product if product > u else 0.0
     return {**base, "atol": base["atol"] + 2 * weight * _largest(cache.v_pages[layer])}
 
 

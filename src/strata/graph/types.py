@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from strata.core.dims import Shape, SymDim
-from strata.core.dtypes import DType, f32, i32
+from strata.core.dtypes import DType, bf16, f32, i32
 from strata.core.errors import ShapeError
+from strata.core.kv_layout import PAIRED, key_page_shape, pack_of, value_page_shape
 
 
 class RopeMode(Enum):
@@ -89,6 +90,18 @@ class CacheType:
             f"dtype={self.dtype},page_size={self.page_size},rope={self.rope.value}{rotary}>"
         )
 
+    @property
+    def pack(self) -> int:
+        """Elements of a page that lie side by side; see :mod:`strata.core.kv_layout`."""
+        return pack_of(self.dtype.name, self.head_dim, self.page_size)
+
+    @property
+    def product_dtype(self) -> DType:
+        """What attention rounds the factors of its products to: bf16 where keys and values have no more bits
+        than that, else f32. Sums are f32.
+        """
+        return bf16 if self.dtype.name in PAIRED else f32
+
     def fields(self, n: SymDim | int) -> dict[str, TensorType]:
         """The buffers of a batch view over ``n`` tokens, by name, in the order of the run-time table.
 
@@ -96,11 +109,12 @@ class CacheType:
         where its K and V are stored. ``seq_ids[t]``: row of ``page_table`` of its sequence. ``page_table[s,
         j]``: pool page that holds positions ``j*page_size ...`` of sequence s. ``last_rows[s]``: index of
         the last token of sequence s in this pass. ``rope_cos/sin[p, i]``: rotary tables.
-        ``k_pages``/``v_pages``: one layer's pages; K is stored transposed inside a page (``[D,
-        page_size]``) so that scores of a page are one vector. Token t attends to positions ``0 ..
-        positions[t]`` of its sequence.
+        ``k_pages``/``v_pages``: one layer's pages, elements in the order of :mod:`strata.core.kv_layout`. The
+        tokens of a sequence stand together, in order of their positions, which have no gaps. Token t attends
+        to positions ``0 .. positions[t]`` of its sequence.
         """
         pages = (NUM_PAGES, self.num_kv_heads)
+        page = (self.head_dim, self.page_size, self.pack)
         tables = (MAX_CONTEXT, max(self.rotary_dim // 2, 1))
         return {
             "positions": TensorType((n,), i32),
@@ -110,8 +124,8 @@ class CacheType:
             "last_rows": TensorType((NUM_SEQUENCES,), i32),
             "rope_cos": TensorType(tables, f32),
             "rope_sin": TensorType(tables, f32),
-            "k_pages": TensorType((*pages, self.head_dim, self.page_size), self.dtype),
-            "v_pages": TensorType((*pages, self.page_size, self.head_dim), self.dtype),
+            "k_pages": TensorType((*pages, *key_page_shape(*page)), self.dtype),
+            "v_pages": TensorType((*pages, *value_page_shape(*page)), self.dtype),
         }
 
 

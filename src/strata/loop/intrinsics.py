@@ -9,6 +9,8 @@ name           arguments                                         result, lane ``
 ``dot4_u4i8``  the same, with ``a[i] <= 15``                     the same
 ``low4``       ``a``: u8 L                                       ``a[l] & 15``
 ``high4``      ``a``: u8 L                                       ``a[l] >> 4``
+``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``; 0 up to -127
+``prefetch``   one element of a buffer in memory                 i32 0; the element's cache line comes closer
 ============== ================================================= ==========================================
 
 ``a`` of ``dot2_bf16`` may have 2 lanes, ``b`` of ``dot4_*`` 4: one group for all lanes of the result. Sums of
@@ -16,7 +18,8 @@ integers are exact, modulo 2**32.
 
 The semantics here are what the interpreter runs and what a code generator has to emit, up to subnormals
 (which the instruction behind ``dot2_bf16`` takes for 0) and the order of its two additions.
-:data:`INTRINSICS` is open: register more.
+``exp2`` may be off by 3 units of roundoff, and by ``2**-126``: weights of a softmax need no correct
+subnormals. :data:`INTRINSICS` is open: register more.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from strata.core.registry import Registry
 
 VectorType = tuple[DType, int]
 Array = np.ndarray[Any, Any]
+MAX_EXP2 = 127.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,20 @@ def _nibble_result(args: Sequence[VectorType]) -> VectorType | None:
     return args[0] if len(args) == 1 and args[0][0] == u8 else None
 
 
+def _exp2(a: Array) -> Array:
+    if a.max(initial=-np.inf) > MAX_EXP2:
+        raise VerifyError(f"@exp2: a holds {a.max()}; expected values up to {MAX_EXP2}")
+    return np.where(a <= -MAX_EXP2, np.float32(0), np.exp2(a))
+
+
+def _exp2_result(args: Sequence[VectorType]) -> VectorType | None:
+    return args[0] if len(args) == 1 and args[0][0] == f32 else None
+
+
+def _prefetch_result(args: Sequence[VectorType]) -> VectorType | None:
+    return (i32, 1) if len(args) == 1 and args[0][1] == 1 else None
+
+
 for _definition in (
     IntrinsicDef("fma", "(a, b, c: f32[L] or f64[L]) -> the same", _fma_result, _fma, is_elementwise=True),
     IntrinsicDef(
@@ -151,5 +169,7 @@ for _definition in (
     ),
     IntrinsicDef("low4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a & 15, is_elementwise=True),
     IntrinsicDef("high4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a >> 4, is_elementwise=True),
+    IntrinsicDef("exp2", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),
+    IntrinsicDef("prefetch", "(a: any[1]) -> i32", _prefetch_result, lambda a: np.zeros(1, np.int32)),
 ):
     INTRINSICS.add(_definition.name, _definition)

@@ -73,6 +73,8 @@ class Context:
         stages: Loop nests so far, in order of execution.
         allocs: Intermediate buffers.
         accesses: How to read a node, by its id.
+        stored: Dtype in which the value of a node is stored, by its id, where that is not the node's own:
+            its only reader is a cast.
         operands: Buffer and stored layout of a tensor operand, by the id of its node.
     """
 
@@ -83,6 +85,7 @@ class Context:
     allocs: list[Buffer] = field(default_factory=list)
     accesses: dict[int, Access] = field(default_factory=dict)
     operands: dict[int, tuple[Buffer, Layout | None]] = field(default_factory=dict)
+    stored: dict[int, DType] = field(default_factory=dict)
     caches: dict[int, int] = field(default_factory=dict)  # id(cache node) -> operand number
     names: set[str] = field(default_factory=set)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from strata.core.dims import Dim
+from strata.core.dtypes import f32
 from strata.core.errors import UnsupportedError
 from strata.graph.nodes import Function, Node
 from strata.graph.types import CacheType, TensorType
@@ -96,6 +97,9 @@ def lower_group(
     ctx = Context(_token_count(body), dict(layouts or {}))
     ctx.names.add(OUTPUT_BLOCK)
     _bind_inputs(ctx, body, ctx.layouts)
+    (result,) = body.outputs
+    if _is_cast_attention(result):
+        ctx.stored[id(result.inputs[0])] = result.tensor.dtype
     inputs = {id(n) for n in body.inputs}
     for node in body.nodes:
         if id(node) in inputs:
@@ -115,10 +119,14 @@ def lower_group(
             ctx.accesses[id(node)] = access
         elif isinstance(node.type, CacheType):
             ctx.caches[id(node)] = ctx.caches[id(node.inputs[0])]
-    (result,) = body.outputs
     if isinstance(result.type, TensorType):
         _store_result(ctx, result, replace)
     return _assemble(name, ctx)
+
+
+def _is_cast_attention(node: Node) -> bool:
+    """Attention computes in f32, and may as well store what a cast makes of that."""
+    return node.op == "cast" and node.inputs[0].op == "paged_attention" and node.inputs[0].tensor.dtype is f32
 
 
 def _replaced(ctx: Context, node: Node, emit: Emit) -> Access:
@@ -150,7 +158,8 @@ def _store_result(ctx: Context, result: Node, replace: Mapping[int, Emit] | None
     output = Buffer(ctx.unique("y"), result.tensor.shape, result.tensor.dtype)
     access = ctx.accesses[id(result)]
     ctx.params.append((output, Binding(-1)))
-    finished = result.op in ("concat", "paged_attention") or id(result) in (replace or {})
+    whole = result.op in ("concat", "paged_attention") or _is_cast_attention(result)
+    finished = whole or id(result) in (replace or {})
     if finished and ctx.allocs and ctx.allocs[-1].shape == output.shape:
         old = ctx.allocs.pop()
         ctx.stages[:] = [replace_buffers(s, {old: output}) for s in ctx.stages]

@@ -14,6 +14,14 @@ def make(num_pages: int = 8, max_context: int = 20, max_batch: int = 3) -> Paged
     return PagedKVCache(RECORD, num_pages, max_context, max_batch)
 
 
+def write(cache: PagedKVCache, layer: int, slots, value=None):
+    """Fill K and V of slots with their number, or with ``value``."""
+    for slot in slots:
+        page, t, number = slot // 4, slot % 4, slot if value is None else value
+        cache.k_pages[layer][page, :, :, 2 * t : 2 * t + 2] = number  # pairs of elements
+        cache.v_pages[layer][page, :, t // 2, t % 2 :: 2] = number  # pairs of tokens
+
+
 def forward(cache: PagedKVCache, ids, lengths):
     view = cache.begin_forward(ids, lengths)
     cache.end_forward()
@@ -118,14 +126,13 @@ def test_fork_shares_until_written():
     cache.add_sequence("a")
     view = forward(cache, ["a"], [6])
     for layer in range(2):
-        for slot in view.slots:
-            cache.k_pages[layer][slot // 4, :, :, slot % 4] = slot
+        write(cache, layer, view.slots)
     cache.fork_sequence("a", "b")
     cache.fork_sequence("a", "c", 4)
     assert cache.num_free_pages == 6
     view = forward(cache, ["b", "a"], [1, 1])  # one of the two copies the shared page, the other keeps it
     assert cache.num_free_pages == 5
-    cache.k_pages[0][view.slots[0] // 4, :, :, view.slots[0] % 4] = 77
+    write(cache, 0, view.slots[:1], 77)
     assert cache.debug_get_kv("a", 0)[0][:6, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert cache.debug_get_kv("b", 0)[0][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 77]
     assert cache.debug_get_kv("b", 1)[0][4:6, 0, 0].tolist() == [4, 5]
@@ -151,16 +158,15 @@ def test_abort_restores_what_a_lone_fork_wrote_over():
     cache = make()
     cache.add_sequence("a")
     view = forward(cache, ["a"], [4 + 3])
-    for slot in view.slots:
-        cache.v_pages[1][slot // 4, :, slot % 4] = slot
+    write(cache, 1, view.slots)
     cache.fork_sequence("a", "b", 5)
     view = cache.begin_forward(
         ["a", "b"], [1, 2]
     )  # a copies the shared page, b is alone with it and writes at 5
-    for slot in view.slots:
-        cache.v_pages[1][slot // 4, :, slot % 4] = -1
+    write(cache, 1, view.slots, -1)
     cache.abort_forward()
-    assert cache.debug_get_kv("a", 1)[1][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    for half in cache.debug_get_kv("a", 1):
+        assert half[:, 0, 0].tolist() == half[:, 1, 7].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert cache.num_free_pages == 6
     cache.check_integrity()
 

@@ -22,7 +22,7 @@ from strata.loop.rewrite import walk_stmts
 from strata.loop.text import print_func
 from strata.loop.values import numpy_dtype
 from strata.lower import Binding, lower_group
-from strata.lower.attention import head_tile, lanes_for
+from strata.lower.attention.tiles import lanes_for, largest_divisor
 from strata.lower.shape import reshaped_index
 
 N = SymDim("n", 1, 32)
@@ -55,7 +55,8 @@ def test_cache_fields_are_bound_when_used() -> None:
     q, cache = b.input("q", tensor(N, 4, 8)), b.input("cache", CacheType(2, 2, 8, f32, 4))
     body = Function("f", (q, cache), (b.paged_attention(q, cache, 1, 0.5),))
     fields = {x.field: x.layer for x in lower_group("f", body).bindings if x.operand == 1}
-    assert fields == {"page_table": 0, "positions": 0, "seq_ids": 0, "k_pages": 1, "v_pages": 1}
+    index = ("page_table", "positions", "seq_ids", "last_rows")
+    assert fields == {**dict.fromkeys(index, 0), "k_pages": 1, "v_pages": 1}
 
 
 def test_an_append_writes_the_pages() -> None:
@@ -198,6 +199,6 @@ def test_lanes_divide_the_extent(extent: int, lanes: int) -> None:
     assert lanes_for(extent) == lanes
 
 
-@pytest.mark.parametrize(("group", "tile"), [(1, 1), (4, 4), (8, 8), (12, 6), (16, 8), (7, 7), (11, 1)])
-def test_head_tiles_divide_the_group(group: int, tile: int) -> None:
-    assert head_tile(group) == tile
+@pytest.mark.parametrize(("value", "divisor"), [(1, 1), (4, 4), (8, 8), (12, 6), (16, 8), (7, 7), (11, 1)])
+def test_largest_divisors_up_to_8(value: int, divisor: int) -> None:
+    assert largest_divisor(value, 8) == divisor

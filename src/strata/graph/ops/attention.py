@@ -198,17 +198,23 @@ def _attention_reference(operands: Sequence[Any], attrs: Attrs) -> np.ndarray:
     queries = widen(q).astype(np.float32)
     if inline:
         queries = cache.rotate(queries, cache.positions)
+    queries = _factors(queries, cache.type)
     group = q.shape[1] // cache.type.num_kv_heads
     out = np.empty(q.shape, np.float32)
     for token, (sequence, position) in enumerate(zip(cache.seq_ids, cache.positions, strict=True)):
         keys, values = cache.history(attrs["layer"], sequence, position + 1)
         keys, values = keys.astype(np.float32), values.astype(np.float32)  # [S, K, D]
         if inline:
-            keys = cache.rotate(keys, np.arange(position + 1))
+            keys = _factors(cache.rotate(keys, np.arange(position + 1)), cache.type)
         keys, values = np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1)  # [S, H, D]
         scores = np.float32(attrs["scale"]) * np.einsum("hd,shd->hs", queries[token], keys)
         out[token] = np.einsum("hs,shd->hd", softmax(scores), values)
     return round_to(out, q.dtype)
+
+
+def _factors(x: np.ndarray, cache: CacheType) -> np.ndarray:
+    """f32 ``x`` as it is multiplied."""
+    return widen(round_to(x, np_dtype(cache.product_dtype)))
 
 
 def _attention_flop(types: Types, attrs: Attrs) -> Dim:
@@ -246,7 +252,8 @@ define_op(
         },
         _attention_samples,
         _attention_flop,
-        "Causal attention of q[n, H, D] over each token's cached sequence; head h uses kv head h // (H/K).",
+        "Causal attention of q[n, H, D] over each token's cached sequence; head h uses kv head h // (H/K). "
+        "Factors of products (q, k, weights, v) are rounded to bf16 if the cache is bf16.",
     )
 )
 

@@ -8,14 +8,17 @@ takes everything: every function that finalises can be compiled.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import Alloc, Func, MemSpace
+from strata.loop.nodes import Alloc, Block, Func, MemSpace
 from strata.loop.rewrite import walk_stmts
+from strata.schedule.step import loops_around
+from strata.schedule.steps import Tensorize
 from strata.target import Target
 
 from . import columns, fallback, matmul, quantized, rows, transpose  # noqa: F401  (fill the table)
-from .base import RULES, Proposal, Rule
+from .base import RULES, Draft, Proposal, Rule
 
 ORDER = ("lowered", "quantized", "matmul", "columns", "transpose", "rows", "fallback")
 # What else is worth an estimate: few columns are better reduced row by row, on all threads.
@@ -28,12 +31,27 @@ def propose(func: Func, target: Target) -> Sequence[Proposal]:
     Raises:
         LegalityError: not even the function as it is can be finalised.
     """
+    draft = Draft(func)
+    for block, intrinsic in marked_blocks(func).items():
+        *_, outer, _ = loops_around(draft.func, block)
+        draft.do(Tensorize(outer.var.name, intrinsic))
+    before = tuple(draft.steps)
+    return tuple(replace(p, trace=(*before, *p.trace)) for p in _propose(draft.func, target))
+
+
+def _propose(func: Func, target: Target) -> Sequence[Proposal]:
     for name in ORDER[:-1]:
         proposals = _ask(name, func, target)
         if proposals:
             others = [p for other in ALTERNATIVES.get(name, ()) for p in _ask(other, func, target)]
             return (*proposals, *(p for p in others if not _needs_workspace(p.func)))
     return RULES[ORDER[-1]](func, target) or ()
+
+
+def marked_blocks(func: Func) -> dict[str, str]:
+    """Blocks that lowering has made to be one instruction each, and its name (their note ``tensorize``)."""
+    found = {s.name: dict(s.notes).get("tensorize") for s in walk_stmts(func) if isinstance(s, Block)}
+    return {block: str(intrinsic) for block, intrinsic in found.items() if intrinsic is not None}
 
 
 def _needs_workspace(func: Func) -> bool:

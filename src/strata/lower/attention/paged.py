@@ -1,0 +1,368 @@
+"""Lowering of paged attention: flash attention over pages, for prompts and single tokens in one loop nest.
+
+It is written as a finished nest rather than a naive one: it walks the page table with data-dependent extents,
+which no schedule step would invent. Milakov & Gimelshein 2018 (running softmax), Dao et al. 2022 (tiles)::
+
+    parallel task:                 tile of tokens, query heads that share a KV head, part of the context
+      for the tokens of one sequence in the tile:
+        rows = their q, o = 0, top = lowest, total = 0
+        for each page of the part:                     read once for all rows
+          for each block of rows, span of the page:    see .blocks
+        out[rows] = o / total      or, if the context has several parts, o, top and total of the part
+    parallel (token, head):        if the context has several parts
+      out = sum over parts: 2**(top - max top) * o / sum over parts: 2**(top - max top) * total
+
+A tile of tokens usually belongs to one sequence; where several meet in it, they are taken one after the
+other. Passes of few tokens split the context of each sequence (flash decoding): into parts of at least
+``SPLIT_TOKENS`` tokens, at most ``MAX_SPLITS``. That depends on the pass alone, not on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from strata.core.dims import Dim
+from strata.core.dims import bounds as dim_bounds
+from strata.core.dtypes import bf16, f32, i64
+from strata.graph.nodes import Node
+from strata.graph.types import TABLE_WIDTH, CacheType, RopeMode
+from strata.loop import build as b
+from strata.loop.nodes import (
+    Alloc,
+    Buffer,
+    Expr,
+    For,
+    ForKind,
+    If,
+    Let,
+    Load,
+    MemSpace,
+    Stmt,
+    Store,
+    Var,
+    seq,
+    size,
+)
+from strata.lower.context import LOWERINGS, Access, Context
+
+from .blocks import LOWEST, ZERO, BlockKernel, Rows, Span, exp2
+from .cache_ops import packed
+from .tiles import Tiles, lanes, serial, vectors
+
+SPLIT_TOKENS = 256  # of a part: 64 KiB of bf16 keys and values of 64 elements, a few microseconds of work
+MAX_SPLITS = 16
+SPLIT_PASS_TOKENS = 16  # longer passes have enough tasks without splitting
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Results of parts of the context: f32 ``[tokens, H, MAX_SPLITS, ...]``."""
+
+    o: Buffer
+    top: Buffer
+    total: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """What the parts of one attention kernel share."""
+
+    ctx: Context
+    cache_node: Node
+    cache: CacheType
+    layer: int
+    n: Dim
+    heads: int
+    kernel: BlockKernel
+    query: Access
+    result: Buffer
+    parts: _Parts
+
+    @property
+    def tiles(self) -> Tiles:
+        return self.kernel.tiles
+
+    def field(self, name: str, *index: Expr) -> Expr:
+        """An i32 field of the cache as i64."""
+        return b.cast(i64, Load(self.ctx.cache_field(self.cache_node, name), index))
+
+    def pages(self, name: str) -> Buffer:
+        """The layer's keys or values."""
+        return self.ctx.cache_field(self.cache_node, name, self.layer)
+
+    @property
+    def splits(self) -> Expr:
+        """Parts of the longest context of this pass."""
+        longest = b.ceildiv(b.mul(size(TABLE_WIDTH), self.cache.page_size), SPLIT_TOKENS)
+        most = b.minimum(longest, b.const(MAX_SPLITS, i64))
+        return b.select(b.le(size(self.n), SPLIT_PASS_TOKENS), most, b.const(1, i64))
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Tokens of one sequence in one task: ``token ... token + count - 1``, and their part of the context."""
+
+    token: Expr
+    count: Expr
+    sequence: Expr
+    head: Expr  # first query head
+    kv_head: Expr
+    part: Expr
+    splits: Expr
+
+
+# -------------------------------------------------------------------------------------------------- rotation
+
+
+def _rotated(a: _Attention, element: Callable[[Expr], Expr], d: Expr, position: Expr) -> Expr:
+    """Element ``d`` of a head, f32, turned by its position (Su et al. 2021)."""
+    rotary = a.cache.rotary_dim
+    half = rotary // 2
+    inside = b.minimum(d, b.const(rotary - 1, i64))
+    own, partner = element(d), element(b.floormod(b.add(inside, half), rotary))
+    angle = (position, b.floormod(inside, half))
+    signed = b.select(b.lt(inside, half), b.neg(partner), partner)
+    cos, sin = (Load(a.ctx.cache_field(a.cache_node, name), angle) for name in ("rope_cos", "rope_sin"))
+    turned = b.add(b.mul(own, cos), b.mul(signed, sin))
+    return turned if rotary == a.cache.head_dim else b.select(b.lt(d, rotary), turned, own)
+
+
+# ------------------------------------------------------------------------------------------------------ rows
+
+
+def _load_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
+    """Rows of the segment, in whole blocks: rows behind the last one repeat it, and are not written."""
+    rows, tiles = a.kernel.rows, a.tiles
+    head_dim, zero = a.cache.head_dim, b.const(0.0, f32)
+    inline = a.cache.rope is RopeMode.INLINE and a.cache.rotary_dim > 0
+
+    def one(r: Expr) -> Stmt:
+        token, head, position = Var("row_token"), Var("row_head"), Var("position")
+        row = b.minimum(r, b.sub(count, 1))
+
+        def element(d: Expr) -> Expr:
+            return b.cast(f32, a.query((token, head, d)))
+
+        def fill(d: Expr) -> Stmt:
+            value = _rotated(a, element, d, position) if inline else element(d)
+            rounded = b.cast(a.cache.product_dtype, value)
+            return Store(rows.q, (r, d), b.cast(rows.q.dtype, rounded))
+
+        loop = serial if inline else vectors
+        body = seq(
+            loop("d", head_dim, fill),
+            vectors("d", head_dim, lambda d: Store(rows.o, (r, d), zero)),
+            lanes("t", tiles.token_lanes, lambda x: Store(rows.total, (r, x), zero)),
+            Store(rows.top, (r,), b.const(LOWEST, f32)),
+            Store(rows.length, (r,), b.add(position, 1)),
+        )
+        body = Let(position, a.field("positions", token), body)
+        body = Let(head, b.add(g.head, b.floormod(row, tiles.heads)), body)
+        return Let(token, b.add(g.token, b.floordiv(row, tiles.heads)), body)
+
+    blocks = b.ceildiv(count, tiles.rows)
+    return serial("r", b.mul(blocks, tiles.rows), one)
+
+
+def _write_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
+    """Results of the rows, or of their part of the context."""
+    rows, tiles, head_dim = a.kernel.rows, a.tiles, a.cache.head_dim
+
+    def one(r: Expr) -> Stmt:
+        token, head, sum_ = Var("row_token"), Var("row_head"), Var("sum", f32)
+        weight = Buffer("weight", (1,), f32, MemSpace.REGISTER)
+
+        def add_up(lane: Expr) -> Stmt:
+            return Store(weight, (ZERO,), b.add(Load(weight, (ZERO,)), Load(rows.total, (r, lane))))
+
+        def finish(d: Expr) -> Stmt:
+            value = b.div(Load(rows.o, (r, d)), sum_)
+            return Store(a.result, (token, head, d), b.cast(a.result.dtype, value))
+
+        def keep(d: Expr) -> Stmt:
+            return Store(a.parts.o, (token, head, g.part, d), Load(rows.o, (r, d)))
+
+        at = (token, head, g.part)
+        whole = vectors("d", head_dim, finish)
+        part = seq(
+            Store(a.parts.total, at, sum_),
+            Store(a.parts.top, at, Load(rows.top, (r,))),
+            vectors("d", head_dim, keep),
+        )
+        body = Let(sum_, Load(weight, (ZERO,)), If(b.eq(g.splits, 1), whole, part))
+        body = seq(Store(weight, (ZERO,), b.const(0.0, f32)), lanes("t", tiles.token_lanes, add_up), body)
+        body = Alloc(weight, body)
+        body = Let(head, b.add(g.head, b.floormod(r, tiles.heads)), body)
+        return Let(token, b.add(g.token, b.floordiv(r, tiles.heads)), body)
+
+    return serial("r", count, one)
+
+
+# ----------------------------------------------------------------------------------------------------- pages
+
+
+def _page(a: _Attention, g: _Segment, number: Expr, count: Expr, limit: Expr) -> Stmt:
+    """All rows against page ``number`` of the sequence; ``limit``: tokens that the last row sees."""
+    cache, tiles, pack = a.cache, a.tiles, a.cache.pack
+    k_pages, v_pages = a.pages("k_pages"), a.pages("v_pages")
+    page_id, base = Var("page"), Var("base")
+    turned = Buffer("turned", k_pages.shape[2:], a.kernel.operand, MemSpace.LOCAL)
+    inline = cache.rope is RopeMode.INLINE and cache.rotary_dim > 0
+
+    def stored_key(d: Expr, t: Expr) -> Expr:
+        return b.cast(f32, Load(k_pages, (page_id, g.kv_head, *packed(d, t, pack))))
+
+    def turn(t: Expr) -> Stmt:
+        def element(d: Expr) -> Stmt:
+            value = _rotated(a, lambda x: stored_key(x, t), d, b.add(base, t))
+            return Store(turned, packed(d, t, pack), b.cast(turned.dtype, b.cast(cache.product_dtype, value)))
+
+        return serial("d", cache.head_dim, element)
+
+    def span(first: Expr) -> Span:
+        def keys(d: Expr, t: Expr, k: Expr | int) -> Load:
+            at = (d, b.add(b.mul(b.add(first, t), pack), k))
+            return Load(turned, at) if inline else Load(k_pages, (page_id, g.kv_head, *at))
+
+        def values(t: Expr, d: Expr, k: Expr | int) -> Load:
+            row = b.add(b.floordiv(first, pack), t)
+            return Load(v_pages, (page_id, g.kv_head, row, b.add(b.mul(d, pack), k)))
+
+        return Span(b.add(base, first), keys, values)
+
+    def block(number: Expr) -> Stmt:
+        first = b.mul(number, tiles.rows)
+        spans = cache.page_size // tiles.span
+        return serial("span", spans, lambda j: a.kernel.step(first, span(b.mul(j, tiles.span))))
+
+    body = serial("block", b.ceildiv(count, tiles.rows), block)
+    if inline:
+        valid = b.minimum(b.sub(limit, base), b.const(cache.page_size, i64))
+        body = Alloc(turned, seq(serial("t", valid, turn), body))
+    body = Let(base, b.mul(number, cache.page_size), body)
+    return Let(page_id, a.field("page_table", g.sequence, number), body)
+
+
+def _part_pages(a: _Attention, sequence: Expr, splits: Expr) -> Expr:
+    """Pages of a part of a sequence's context."""
+    length = b.add(a.field("positions", a.field("last_rows", sequence)), 1)
+    pages = b.ceildiv(length, a.cache.page_size)
+    least = -(-SPLIT_TOKENS // a.cache.page_size)
+    share = b.maximum(b.ceildiv(pages, MAX_SPLITS), b.const(least, i64))
+    return b.select(b.eq(splits, 1), pages, share)
+
+
+def _segment(a: _Attention, g: _Segment) -> Stmt:
+    """All of a segment's work."""
+    count, limit, pages, first = Var("rows"), Var("limit"), Var("part_pages"), Var("first_page")
+    last = b.minimum(b.add(first, pages), b.ceildiv(limit, a.cache.page_size))
+    walk = serial("j", b.sub(last, first), lambda j: _page(a, g, b.add(first, j), count, limit))
+    body = seq(_load_rows(a, g, count), walk, _write_rows(a, g, count))
+    body = Let(first, b.mul(g.part, pages), body)
+    body = Let(pages, _part_pages(a, g.sequence, g.splits), body)
+    body = Let(limit, b.add(a.field("positions", b.sub(b.add(g.token, g.count), 1)), 1), body)
+    return Let(count, b.mul(g.count, a.tiles.heads), body)
+
+
+# ----------------------------------------------------------------------------------------------------- tasks
+
+
+def _tasks(a: _Attention, splits: Expr) -> Stmt:
+    """The parallel loop over tiles of tokens, tiles of heads and parts; long contexts first."""
+    tiles, shared = a.tiles, a.heads // a.cache.num_kv_heads
+    head_tiles = a.heads // tiles.heads
+    task, tile, first, end = Var("task"), Var("tile"), Var("first"), Var("end")
+    part, rest = b.floormod(task, splits), b.floordiv(task, splits)
+    num_tiles = b.ceildiv(size(a.n), tiles.tokens)
+
+    def segment(s: Expr) -> Stmt:
+        token, sequence, count = Var("token"), Var("sequence"), Var("count")
+        part_, head = Var("part"), Var("head")
+        g = _Segment(token, count, sequence, head, b.floordiv(head, shared), part_, splits)
+        body = Let(part_, part, _segment(a, g))
+        body = Let(head, b.mul(b.floormod(rest, head_tiles), tiles.heads), body)
+        after = b.minimum(end, b.add(a.field("last_rows", sequence), 1))
+        body = Let(count, b.sub(after, token), body)
+        before = a.field("seq_ids", b.maximum(b.sub(token, 1), ZERO))
+        starts = b.or_(b.eq(s, 0), b.ne(before, sequence))
+        return Let(token, b.add(first, s), Let(sequence, a.field("seq_ids", token), If(starts, body)))
+
+    body = serial("s", b.sub(end, first), segment)
+    for buffer in a.kernel.rows.all:
+        body = Alloc(buffer, body)
+    body = Let(end, b.minimum(b.add(first, tiles.tokens), size(a.n)), body)
+    body = Let(first, b.mul(tile, tiles.tokens), body)
+    body = Let(tile, b.sub(b.sub(num_tiles, 1), b.floordiv(rest, head_tiles)), body)
+    return For(task, b.mul(b.mul(num_tiles, head_tiles), splits), ForKind.PARALLEL, body)
+
+
+def _combine(a: _Attention, splits: Expr) -> Stmt:
+    """The parallel loop that adds up parts; without iterations where there is one part."""
+    p, head_dim = a.parts, a.cache.head_dim
+    pair, token, head, sequence = Var("pair"), Var("token"), Var("head"), Var("sequence")
+    parts, top, total = Var("parts"), Var("top", f32), Var("total", f32)
+    best = Buffer("best", (1,), f32, MemSpace.LOCAL)
+    weight = Buffer("part_weight", (1,), f32, MemSpace.LOCAL)
+    out = Buffer("o_sum", (head_dim,), f32, MemSpace.LOCAL)
+    zero = b.const(0.0, f32)
+
+    def update(buffer: Buffer, value: Callable[[Expr], Expr]) -> Stmt:
+        return Store(buffer, (ZERO,), value(Load(buffer, (ZERO,))))
+
+    def add(j: Expr) -> Stmt:
+        share, at = Var("share", f32), (token, head, j)
+
+        def term(d: Expr) -> Stmt:
+            return Store(out, (d,), b.add(Load(out, (d,)), b.mul(Load(p.o, (*at, d)), share)))
+
+        body = seq(
+            update(weight, lambda x: b.add(x, b.mul(Load(p.total, at), share))), vectors("d", head_dim, term)
+        )
+        return Let(share, exp2(b.sub(Load(p.top, at), top)), body)
+
+    def finish(d: Expr) -> Stmt:
+        return Store(a.result, (token, head, d), b.cast(a.result.dtype, b.div(Load(out, (d,)), total)))
+
+    sums = seq(Store(weight, (ZERO,), zero), vectors("d", head_dim, lambda d: Store(out, (d,), zero)))
+    tail = Let(total, Load(weight, (ZERO,)), vectors("d", head_dim, finish))
+    body = Let(top, Load(best, (ZERO,)), seq(sums, serial("j", parts, add), tail))
+    peak = serial("j", parts, lambda j: update(best, lambda x: b.maximum(x, Load(p.top, (token, head, j)))))
+    body = seq(Store(best, (ZERO,), b.const(LOWEST, f32)), peak, body)
+    for buffer in (best, weight, out):
+        body = Alloc(buffer, body)
+    length = b.add(a.field("positions", a.field("last_rows", sequence)), 1)
+    pages = b.ceildiv(length, a.cache.page_size)
+    share = _part_pages(a, sequence, splits)
+    body = Let(parts, b.floordiv(b.sub(b.add(pages, share), 1), share), body)
+    body = Let(sequence, a.field("seq_ids", token), body)
+    body = Let(head, b.floormod(pair, a.heads), Let(token, b.floordiv(pair, a.heads), body))
+    extent = b.select(b.eq(splits, 1), b.const(0, i64), b.mul(size(a.n), a.heads))
+    return For(pair, extent, ForKind.PARALLEL, body)
+
+
+@LOWERINGS.register("paged_attention")
+def lower_paged_attention(ctx: Context, node: Node) -> Access:
+    """Causal attention of each token over its sequence's pages; see the module docstring."""
+    q, cache_node = node.inputs
+    cache = cache_node.type
+    assert isinstance(cache, CacheType)
+    n, heads, head_dim = node.tensor.shape
+    assert isinstance(heads, int)
+    assert isinstance(head_dim, int)
+    tiles, operand = Tiles.of(cache, heads), bf16 if cache.pack == 2 else f32
+    rows = Rows.of(tiles, head_dim, operand)
+    names = (ctx.unique("scores"), ctx.unique("values"))
+    kernel = BlockKernel(tiles, rows, head_dim, cache.pack, operand, node.attrs["scale"], names)
+    lead = (min(dim_bounds(n)[1], SPLIT_PASS_TOKENS), heads, MAX_SPLITS)
+    parts = _Parts(
+        ctx.buffer("part_o", (*lead, head_dim), f32),
+        ctx.buffer("part_top", lead, f32),
+        ctx.buffer("part_total", lead, f32),
+    )
+    result = ctx.buffer("attention_buf", node.tensor.shape, ctx.stored.get(id(node), node.tensor.dtype))
+    layer = node.attrs["layer"]
+    a = _Attention(ctx, cache_node, cache, layer, n, heads, kernel, ctx.access(q), result, parts)
+    splits = Var("splits")
+    ctx.stages.append(Let(splits, a.splits, seq(_tasks(a, splits), _combine(a, splits))))
+    return lambda i: Load(result, i)
