@@ -63,8 +63,7 @@ def test_perplexity_of_formats(strata, folder):
     assert first["difference"] == 0.0
     assert abs(second["difference"]) < 0.01
     assert first["tokens"] == second["tokens"]
-    # Random weights: about as good as guessing.
-    assert first["perplexity"] == pytest.approx(320, rel=0.6)
+    assert 100 < first["perplexity"] < 2000  # random weights: about as good as guessing among 320
     bits = np.log2(first["perplexity"]) * first["tokens"]
     assert first["bits_per_byte"] == pytest.approx(bits / 200)
 
