@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from small_models import Session
 from strata.assets import DEMO_MODEL
 from strata.compiler.api import Options, compile_definition
 from strata.compiler.driver import Compiled
-from strata.core.dtypes import dtype
+from strata.core.dtypes import bf16, f32
 from strata.engine.kv_cache import BatchView, PagedKVCache
 from strata.engine.tokenizer import Tokenizer
 from strata.models import Checkpoint, ModelDefinition, build, random_params, read_config, shape_config
@@ -80,12 +81,13 @@ def small_model(format_: str) -> tuple[ModelDefinition, dict[str, np.ndarray], n
 
 
 @needs_qemu
-@pytest.mark.parametrize("level", list(CPUS))
-@pytest.mark.parametrize("format_", ["f32", "bf16"])
+@pytest.mark.parametrize(
+    ("format_", "level"), [*product(("f32", "bf16"), CPUS), ("int4", "neon-i8mm"), ("int8", "neon-dotprod")]
+)
 def test_small_model(format_, level, tmp_path):
     definition, params, expected = small_model(format_)
     rms = float(np.sqrt(np.mean(expected**2)))
-    limit = tolerance.for_model(dtype(format_), num_layers=2, logit_rms=rms)
+    limit = tolerance.for_model(f32 if format_ == "f32" else bf16, num_layers=2, logit_rms=rms)
     np.testing.assert_allclose(logits(emulated(definition, params, level, tmp_path)), expected, **limit)
 
 
