@@ -46,6 +46,7 @@ from .options import (
     SeedOption,
     ShapeOption,
     StopOption,
+    TargetOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
@@ -206,6 +207,7 @@ def compile_(
     model: Annotated[str, typer.Argument(help="Model folder or hub id")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the artifact to")],
     format: FormatOption = None,
+    target: TargetOption = "host",
     max_context: ContextOption = None,
     max_batch: BatchOption = 8,
     pipeline: PipelineOption = "",
@@ -233,7 +235,7 @@ def compile_(
         plan=planning.options(),
         ranges=planning.dim_ranges(),
     )
-    figures = session.compile_to(source, output, max_batch)
+    figures = session.compile_to(source, output, max_batch, target)
     if as_json:
         _print_json(figures)
     else:

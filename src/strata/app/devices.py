@@ -52,6 +52,7 @@ def _target_figures(target: Target) -> dict[str, Any]:
         "l3_bytes": target.l3_bytes,
         "peak_f32_flop_per_s": target.peak_f32_flop_per_s,
         "peak_bf16_flop_per_s": target.peak_bf16_flop_per_s,
+        "peak_int8_op_per_s": target.peak_int8_op_per_s,
         "bandwidth_bytes_per_s": target.bandwidth_bytes_per_s,
         "source": target.source,
     }

@@ -20,6 +20,9 @@ ShapeOption = Annotated[
 FormatOption = Annotated[
     str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
 ]
+TargetOption = Annotated[
+    str, typer.Option(help="Machine to compile for, e.g. avx2 or neon-i8mm (see strata devices)")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads; default: all cores")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 ContextOption = Annotated[int | None, typer.Option(help="Longest sequence in tokens; default: the model's")]

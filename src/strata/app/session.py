@@ -257,19 +257,21 @@ def compile_report(show: Report) -> Progress:
     return report
 
 
-def compile_to(source: Source, output: Path, max_batch: int) -> dict[str, Any]:
-    """Compile ``source.model`` to an artifact; returns the figures to print.
+def compile_to(source: Source, output: Path, max_batch: int, target: str = "host") -> dict[str, Any]:
+    """Compile ``source.model`` to an artifact for ``target``; returns the figures to print.
 
     Raises:
-        UserError: the model cannot be read, or ``output`` cannot be written.
+        UserError: the model cannot be read, ``output`` cannot be written, or there is no such target.
     """
     from strata.compiler.api import Options, compile_model
+    from strata.target import get_target
 
+    machine = get_target(target)
     start = time.perf_counter()
     planning = _planning(source, pipeline_text(source.pipeline))
     options = Options(source.format, source.max_context, max_batch, **planning)
     with compile_progress() as progress, debugging(source.print_after, source.dump) as fresh:
-        folder = compile_model(source.model or DEMO_MODEL, output, options, progress=progress, fresh=fresh)
+        folder = compile_model(source.model or DEMO_MODEL, output, options, machine, progress, fresh)
     return {
         "artifact": str(folder),
         "seconds": time.perf_counter() - start,

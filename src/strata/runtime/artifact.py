@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -152,12 +153,18 @@ def _manifest(record: ProgramRecord, image: bytes, weights_bytes: int) -> dict[s
     return {
         "format": FORMAT,
         "version": VERSION,
-        "machine": platform.machine(),
+        "machine": _machine(record),
         "code": {"bytes": len(image), "sha256": hashlib.sha256(image).hexdigest()},
         "weights": {"bytes": weights_bytes},
         "program": (program := program_to_json(record)),
         "program_sha256": _digest(program),
     }
+
+
+def _machine(record: ProgramRecord) -> str:
+    """``platform.machine()`` of where the code runs: of its target, if the record says more than a name."""
+    triple = re.search(r"\btriple=([^-,}]+)", record.target)
+    return triple[1] if triple else platform.machine()
 
 
 def _digest(program: dict[str, Any]) -> str:

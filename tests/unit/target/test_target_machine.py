@@ -83,6 +83,7 @@ def test_zen4_from_cpuinfo():
         (ZEN4_FLAGS + " avx_vnni", "26", "znver5", 64),
         (ZEN4_FLAGS.replace("avx512_bf16", ""), "25", "x86-64-v4", 64),
         (ZEN4_FLAGS.replace("avx512vl", ""), "25", "x86-64-v3", 32),
+        (ZEN4_FLAGS.replace("avx512f ", "") + " avx_vnni", "6", "x86-64-v3", 32),
         (ZEN4_FLAGS.replace(" avx2", ""), "23", "x86-64", 16),
         ("sse sse2", "15", "x86-64", 16),
     ],
@@ -91,6 +92,7 @@ def test_levels(flags, family, cpu, vector_bytes):
     target = detection.host_from(cpuinfo(flags, family=family), {}, 4)
     assert (target.cpu, target.vector_bytes) == (cpu, vector_bytes)
     assert parse_target(str(target)) == target
+    assert target.has_int8_dot == (vector_bytes == 64 or "avx_vnni" in flags)
     if vector_bytes < 64:
         assert not [f for f in target.features if f.startswith("avx512")]
 

@@ -55,6 +55,7 @@ def _host(figures: dict[str, Any]) -> Table:
         "features": " ".join(host["features"]),
         "peak f32": _rate(host["peak_f32_flop_per_s"], "FLOP"),
         "peak bf16": _rate(host["peak_bf16_flop_per_s"], "FLOP"),
+        "peak int8": _rate(host["peak_int8_op_per_s"], "OP"),
         "memory": _rate(host["bandwidth_bytes_per_s"], "B"),
         "speeds are": host["source"],
     }
@@ -79,7 +80,7 @@ def _targets(targets: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table(title="Machines that code can be generated for")
-    for column in ("name", "cores", "vectors", "peak f32", "peak bf16", "memory", "speeds are"):
+    for column in ("name", "cores", "vectors", "peak f32", "peak bf16", "peak int8", "memory", "speeds are"):
         table.add_column(column, justify="left" if column in ("name", "speeds are") else "right")
     for x in targets:
         table.add_row(
@@ -88,6 +89,7 @@ def _targets(targets: list[dict[str, Any]]) -> Table:
             f"{8 * x['vector_bytes']} bit",
             _rate(x["peak_f32_flop_per_s"], "FLOP"),
             _rate(x["peak_bf16_flop_per_s"], "FLOP"),
+            _rate(x["peak_int8_op_per_s"], "OP"),
             _rate(x["bandwidth_bytes_per_s"], "B"),
             x["source"],
         )
