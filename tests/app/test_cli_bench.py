@@ -115,6 +115,7 @@ def test_runner_prefills_in_chunks(runner, monkeypatch):
     assert runner.decode(20, 3, 1) > 0  # cut to 20 tokens: nothing is computed again
     assert calls == [("prefill", [16])] * 3 + [("prefill", [2])] + [("decode", [1])] * 3
     assert runner._cache.length(0) == 23
+    assert [len(times) for times in runner.chunks_s] == [4]
     runner._cache.check_integrity()
 
 
@@ -155,6 +156,11 @@ def test_json(strata, instant):
     assert figures["prefill_flop_per_s"] == pytest.approx(flop * figures["prefill_tokens_per_s"] / 40)
     assert figures["prefill_fraction_of_peak"] == pytest.approx(figures["prefill_flop_per_s"] / 1e12)
     assert figures["peak_rss_bytes"] > figures["stored_bytes"] > 4 * 512 * 64
+    kv_bytes = 2 * LAYERS * KV * 4 * (8 + 2)  # K and V in f32, of the context and half of the steps
+    assert figures["decode_kv_bytes_per_token"] == kv_bytes
+    more = figures["decode_fraction_of_bandwidth_with_kv"] / figures["decode_fraction_of_bandwidth"]
+    assert more == pytest.approx(1 + kv_bytes / figures["decode_bytes_per_token"])
+    assert figures["prefill_over_first_chunk"] == pytest.approx(1.0)
     assert figures["peers"] == []
     assert "batch_tokens_per_s" not in figures
 
@@ -179,6 +185,18 @@ def test_table(strata, instant):
     assert "loaded from the cache in" in strata(*ARGS, "--format", "f32").stdout
 
 
+def test_patience(monkeypatch):
+    """A repetition waits while others work, but not for ever."""
+    busy, rests = [0.5, 0.5, 0.05], []
+    monkeypatch.setattr(measure.time, "sleep", rests.append)
+    monkeypatch.setattr(measure.OtherWork, "cores", lambda self: busy.pop(0))
+    measure._rest((), 60.0)
+    assert (rests, busy) == ([measure.REST_S] * 3, [])
+    busy[:], rests[:] = [0.5, 0.5], []
+    measure._rest((), 0.0)
+    assert (rests, busy) == ([measure.REST_S], [0.5])
+
+
 def test_models(strata, instant, small):
     args = ["bench", small, "--prompt", 20, "--context", 4, "--decode", 2, "--repeats", 1, "--json"]
     figures = json.loads(strata(*args).stdout)
@@ -193,6 +211,7 @@ def test_a_longer_context_than_the_shape(strata, instant):
     assert "raise --max-context" in result.stderr
     figures = json.loads(strata(*args, "--max-context", 640, "--json").stdout)
     assert figures["prompt_tokens"] == 600
+    assert figures["prefill_over_first_chunk"] > 0
 
 
 def test_shape_values():
@@ -235,7 +254,10 @@ def test_profile(strata, ceilings, tmp_path):
         compute_s = products["flop"] / 4e12
         assert products["floor_s"] >= max(compute_s, work / 1e10) * 0.999
     assert "quantized_matmul" in plot.read_text()
-    text = strata(*args, "--profile").stdout
+    page = tmp_path / "<roofline>.html"
+    text = strata(*args, "--profile", "--plot", page).stdout
+    assert "<title>&lt;roofline&gt;</title>" in page.read_text()
+    assert "quantized_matmul" in page.read_text()
     assert "prefill · n = 40" in text
     assert "decode · n = 1" in text
     assert "by op" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from strata.plan.dispatch import Dispatch
     from strata.runtime.profile import Ceilings, Profile, Timing
 
-SUFFIXES = (".svg", ".png", ".pdf")
+SUFFIXES = (".svg", ".png", ".pdf", ".html")
 _BAND = "#00000010"
 
 
@@ -114,7 +116,18 @@ def save_figure(figure: Any, path: Path) -> None:
     """
     part = path.with_name(f".{path.name}.part-{os.getpid()}{path.suffix}")
     try:
-        figure.savefig(part)
+        if path.suffix == ".html":
+            part.write_text(_page(figure, path.stem), encoding="utf-8")
+        else:
+            figure.savefig(part)
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the figure: {error.strerror}; choose another file") from error
+
+
+def _page(figure: Any, title: str) -> str:
+    """The figure as SVG inside of a page."""
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg")
+    svg = drawing.getvalue()
+    return f"<!doctype html><title>{html.escape(title)}</title>\n{svg[svg.index('<svg') :]}"

@@ -15,6 +15,7 @@ from .peers import PeerError
 from .workload import Phase, Workload
 
 REST_S = 0.3  # before each repetition: threads of the side before it spin for a while
+BUSY_CORES = 0.1  # of other programs: from here on a machine counts as disturbed
 OURS = "strata"
 
 
@@ -62,7 +63,12 @@ Report = Callable[[int, int, str], None]  # repetitions done, of how many, what 
 
 
 def measure(
-    sides: Mapping[str, Side], work: Workload, num_threads: int, pids: tuple[int, ...], report: Report
+    sides: Mapping[str, Side],
+    work: Workload,
+    num_threads: int,
+    pids: tuple[int, ...],
+    report: Report,
+    patience_s: float = 0.0,
 ) -> tuple[dict[str, Samples], Ceilings]:
     """Run every phase ``work.repeats`` times on all sides in turn, after one repetition that does not count.
 
@@ -74,6 +80,7 @@ def measure(
         num_threads: Threads, for the ceilings.
         pids: Processes of the peers.
         report: Called before each repetition.
+        patience_s: How long to wait before a repetition for other programs to be quiet, at most.
     """
     samples, ceilings = {name: Samples() for name in sides}, Ceilings()
     total = len(work.phases) * (work.repeats + 1) * len(sides)
@@ -85,7 +92,7 @@ def measure(
                 done += 1
                 if samples[name].failed:
                     continue
-                time.sleep(REST_S)
+                _rest(pids, patience_s if number > 0 else 0.0)
                 others = OtherWork(pids)
                 try:
                     seconds = _beside(ceilings, side, phase, work, num_threads, name == OURS and number > 0)
@@ -98,6 +105,16 @@ def measure(
                     ceilings.other_cores += [] if busy is None else [busy]
     report(total, total, "done")
     return samples, ceilings
+
+
+def _rest(pids: tuple[int, ...], patience_s: float) -> None:
+    """Pause, and go on pausing while other programs work, up to ``patience_s``."""
+    end = time.monotonic() + patience_s
+    while True:
+        others = OtherWork(pids)
+        time.sleep(REST_S)
+        if (others.cores() or 0.0) < BUSY_CORES or time.monotonic() >= end:
+            return
 
 
 def _beside(

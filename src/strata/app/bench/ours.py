@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class Runner:
         page = program.record.cache.page_size
         pages = max(-(-work.prompt // page), work.batch * -(-(work.context + work.decode) // page))
         self._cache = PagedKVCache(program.record.cache, pages + 1, work.max_tokens, work.batch)
+        self.chunks_s: list[list[float]] = []  # of every prefill: seconds of each chunk
         self._rng = np.random.default_rng(0)
         vocab = program.record.config["vocab_size"]
         assert isinstance(vocab, int)
@@ -46,7 +48,8 @@ class Runner:
     def prefill(self, tokens: int) -> float:
         """Prefill a new sequence, in chunks, to the logits of its last token; returns seconds."""
         self._cache.clear()
-        return self._fill(0, tokens)
+        self.chunks_s.append(self._fill(0, tokens))
+        return sum(self.chunks_s[-1])
 
     def decode(self, context: int, tokens: int, batch: int) -> float:
         """Decode ``tokens`` greedy steps of ``batch`` sequences with ``context`` tokens; returns seconds."""
@@ -68,14 +71,16 @@ class Runner:
         for sequence in range(batch):
             self._fill(sequence, context)
 
-    def _fill(self, sequence: int, tokens: int) -> float:
+    def _fill(self, sequence: int, tokens: int) -> list[float]:
+        """Seconds of each chunk."""
         self._cache.add_sequence(sequence)
         ids = self._rng.integers(0, self._vocab, tokens, dtype=np.int32)
-        start = time.perf_counter()
+        moments = [time.perf_counter()]
         for begin in range(0, tokens, self.chunk):
             part = ids[begin : begin + self.chunk]
             self._step("prefill", [sequence], [len(part)], part)
-        return time.perf_counter() - start
+            moments.append(time.perf_counter())
+        return [b - a for a, b in pairwise(moments)]
 
     def _step(self, function: str, sequences: list[int], lengths: list[int], ids: np.ndarray) -> np.ndarray:
         view = self._cache.begin_forward(sequences, lengths)

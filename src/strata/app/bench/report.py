@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from strata.app.machine import PEAKS
+from strata.core.dtypes import dtype
 
 from .counts import instruction, matmul_flop, stored_bytes, weight_bytes_read
-from .measure import OURS, Ceilings, Samples
-from .ours import Subject
+from .measure import BUSY_CORES, OURS, Ceilings, Samples
+from .ours import Runner, Subject
 from .peers import Peer, PeerRunner
 from .workload import Phase, Workload
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-BUSY_CORES = 0.1  # of other programs: from here on the table says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Outcome:
     Attributes:
         subject: Our model.
         work: What was run.
-        chunk: Tokens of our largest prefill call.
+        runner: Ours.
         samples: By side.
         ceilings: Of the machine.
         peers: Those that were asked for.
@@ -40,7 +39,7 @@ class Outcome:
 
     subject: Subject
     work: Workload
-    chunk: int
+    runner: Runner
     samples: Mapping[str, Samples]
     ceilings: Ceilings
     peers: Sequence[Peer]
@@ -91,7 +90,7 @@ def rates(samples: Samples, work: Workload) -> dict[str, float]:
 
 
 def _prefill_figures(o: Outcome) -> dict[str, Any]:
-    chunks = [min(o.chunk, o.work.prompt - begin) for begin in range(0, o.work.prompt, o.chunk)]
+    chunks = [min(o.runner.chunk, o.work.prompt - begin) for begin in range(0, o.work.prompt, o.runner.chunk)]
     function = o.subject.definition.module["prefill"]
     seconds = o.samples[OURS].seconds[Phase.PREFILL]
     flop_per_s = sum(matmul_flop(function, size) for size in chunks) / statistics.median(seconds)
@@ -107,10 +106,26 @@ def _prefill_figures(o: Outcome) -> dict[str, Any]:
         "prefill_spread": own["prefill_spread"],
         "prefill_flop_per_s": flop_per_s,
         "prefill_fraction_of_peak": flop_per_s / peak,
+        "prefill_over_first_chunk": _over_first_chunk(o),
         "peak_instruction": PEAKS[kind].title,
         "peak_flop_per_s": peak,
         **{f"peak_{name}_flop_per_s": value for name, value in peaks.items()},
     }
+
+
+def _over_first_chunk(o: Outcome) -> float:
+    """Time per token of a whole prompt over that of its first chunk: what a long past costs."""
+    first = min(o.runner.chunk, o.work.prompt)
+    repetitions = o.runner.chunks_s[-o.work.repeats :]
+    return statistics.median(sum(c) / o.work.prompt * first / c[0] for c in repetitions)
+
+
+def _kv_bytes(o: Outcome) -> int:
+    """Keys and values that a decode step reads, of one sequence in the middle of a repetition."""
+    cache = o.subject.program.record.cache
+    assert cache is not None
+    row_elems = 2 * cache.num_layers * cache.num_kv_heads * cache.head_dim
+    return row_elems * dtype(cache.dtype).itemsize_bytes * (o.work.context + o.work.decode // 2)
 
 
 def _decode_figures(o: Outcome) -> dict[str, Any]:
@@ -123,6 +138,8 @@ def _decode_figures(o: Outcome) -> dict[str, Any]:
         "decode_bytes_per_token": read,
         "decode_bytes_per_s": read * rate,
         "decode_fraction_of_bandwidth": _fraction(o, Phase.DECODE, read),
+        "decode_kv_bytes_per_token": _kv_bytes(o),
+        "decode_fraction_of_bandwidth_with_kv": _fraction(o, Phase.DECODE, read + _kv_bytes(o)),
         "bandwidth_bytes_per_s": statistics.median(bandwidth),
         "bandwidth_spread": _spread(bandwidth),
     }
@@ -185,6 +202,8 @@ def print_tables(f: Mapping[str, Any]) -> None:
         for key in ("not_available", "failed"):
             if key in peer:
                 console.print(f"{peer['title']}: {key.replace('_', ' ')}: {peer[key]}")
+    if f["prefill_over_first_chunk"] > 1:
+        console.print(f"prefill: {f['prefill_over_first_chunk']:.2f} x the first chunk's time per token")
     if (f["other_cores"] or 0) > BUSY_CORES:
         console.print(
             f"other programs kept {f['other_cores']:.1f} cores busy meanwhile: figures of a disturbed machine"

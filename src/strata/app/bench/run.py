@@ -31,6 +31,7 @@ class Bench:
         threads: Of all sides; ``None`` = the knob.
         max_context: Longest sequence; ``None`` = the model's.
         work: Amounts.
+        patience_s: How long to wait before a repetition for other programs to be quiet, at most.
     """
 
     model: str | None = None
@@ -39,6 +40,7 @@ class Bench:
     threads: int | None = None
     max_context: int | None = None
     work: Workload = field(default_factory=Workload)
+    patience_s: float = 0.0
 
     def open(self) -> Subject:
         """Compile and load the model.
@@ -78,8 +80,8 @@ def run(bench: Bench, place: Place | None = None, only: tuple[str, ...] = ()) ->
         running, failed = _start(bench, peers, place, subject, report, stack)
         sides: dict[str, Side] = {OURS: runner, **running}
         pids = tuple(peer.pid for peer in running.values())
-        samples, ceilings = measure(sides, work, subject.program.num_threads, pids, report)
-    return figures(Outcome(subject, work, runner.chunk, samples, ceilings, peers, running, failed, rss_bytes))
+        samples, ceilings = measure(sides, work, subject.program.num_threads, pids, report, bench.patience_s)
+    return figures(Outcome(subject, work, runner, samples, ceilings, peers, running, failed, rss_bytes))
 
 
 def _start(

@@ -46,11 +46,14 @@ def command(
         bool, typer.Option("--install-peers", help="Install the peers into their environment first")
     ] = False,
     peer_limit: Annotated[float, typer.Option(help="Seconds that a peer may take for one repetition")] = 300,
+    patience: Annotated[
+        float, typer.Option(help="Seconds to wait, before a repetition, for other programs to be quiet")
+    ] = 0,
     profile: Annotated[
         bool, typer.Option("--profile", help="Time every node of prefill and decode instead")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="With --profile: a roofline, as .svg, .png or .pdf")
+        Path | None, typer.Option(help="With --profile: a roofline, as .svg, .png, .pdf or .html")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +79,9 @@ def command(
         if not peers:
             return
     bench = Bench(
-        model, shape, format, threads, max_context, Workload(prompt, context, decode, repeats, batch)
+        *(model, shape, format, threads, max_context),
+        Workload(prompt, context, decode, repeats, batch),
+        patience,
     )
     if profile:
         _profile(bench, plot, as_json)
