@@ -10,6 +10,7 @@ from strata.graph.tolerance import (
     for_,
     for_model,
     for_op,
+    for_quantized_model,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "for_",
     "for_model",
     "for_op",
+    "for_quantized_model",
 ]

@@ -3,6 +3,7 @@
 ::
 
     // RUN: canonicalize,fuse        the pipeline; the IR must be valid before and after, and mean the same
+    // STORED: quantize              instead of RUN: weights are stored in another way, and so rounded
     // CHECK: matmul(%x, %0)         see https://llvm.org/docs/CommandGuide/FileCheck.html
 
 A file whose RUN line begins with ``#`` holds loop IR (functions of one output or several, which must compute
@@ -41,9 +42,10 @@ class Mismatch(Exception):
 class TextTest(pytest.Item):
     """One ``RUN`` line of a file."""
 
-    def __init__(self, *, pipeline: str, **rest: object) -> None:
+    def __init__(self, *, pipeline: str, keeps_params: bool, **rest: object) -> None:
         super().__init__(**rest)
         self.pipeline = pipeline
+        self.keeps_params = keeps_params
 
     def runtest(self) -> None:
         source = self.path.read_text()
@@ -61,7 +63,10 @@ class TextTest(pytest.Item):
         module = parse_module(source, str(self.path))
         with knobs(verify=3):
             result = transform(self.pipeline, module).module
-        equivalence.assert_same(module, result)
+        if self.keeps_params:
+            equivalence.assert_same(module, result)
+        else:
+            assert set(module.params) != set(result.params)
         return print_module(result)
 
     def run_loops(self, source: str) -> str:
@@ -97,11 +102,12 @@ class TextFile(pytest.File):
 
     def collect(self) -> Iterator[TextTest]:
         lines = self.path.read_text().splitlines()
-        runs = [line for line in lines if line.startswith(("// RUN:", "# RUN:"))]
+        runs = [line for line in lines if line.startswith(("// RUN:", "# RUN:", "// STORED:"))]
         assert runs, f"{self.path} has no RUN line"
         for line in runs:
-            pipeline = line.partition("RUN:")[2].strip()
-            yield TextTest.from_parent(self, name=pipeline, pipeline=pipeline)
+            kind, _, pipeline = line.partition(":")
+            keeps_params, pipeline = kind.endswith("RUN"), pipeline.strip()
+            yield TextTest.from_parent(self, name=pipeline, pipeline=pipeline, keeps_params=keeps_params)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

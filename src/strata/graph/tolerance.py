@@ -33,6 +33,7 @@ UNIT_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0*
 SMALLEST = {"f64": 5e-324, "f32": 1.5e-45, "f16": 6.0e-8, "bf16": 9.2e-41}
 FUNCTION_ULPS = 8  # our vector exp and tanh stay within 4 (tests/ops); compositions such as silu double it
 SUM_FACTOR = 8
+ACTIVATION_ERROR = 4 / (127 * 12**0.5)  # of int8 activations, relative to their rms
 SAMPLE_RMS = 4.0  # rms of a product of two sample operands (each has spread 2, graph.samples)
 
 
@@ -142,6 +143,17 @@ def _attention(operands: Sequence[Any], attrs: Mapping[str, Any], base: Toleranc
     weight = score + 2 * u * (terms + FUNCTION_ULPS)  # relative error of a softmax weight
     weight += product if product > u else 0.0
     return {**base, "atol": base["atol"] + 2 * weight * _largest(cache.v_pages[layer])}
+
+
+def for_quantized_model(num_layers: int, logit_rms: float = 1.0) -> Tolerance:
+    """Tolerance for logits of a model with quantised weights against the same weights in f32.
+
+    The difference is the rounding of activations to int8: steps of ``top / 127`` for a group whose largest
+    magnitude is ``top``, an error of rms ``top / (127 sqrt(12))``. The largest of 128 normal values is below
+    4 rms with few exceptions, so the relative error of what a matmul reads is at most ``ACTIVATION_ERROR``.
+    It adds up as in :func:`for_model`: scores and weighted values carry the errors of q, k and v on.
+    """
+    return {"rtol": 0.0, "atol": 6 * ACTIVATION_ERROR * (6 * num_layers + 1) ** 0.5 * logit_rms}
 
 
 def for_model(dtype: DType, num_layers: int, logit_rms: float = 1.0) -> Tolerance:

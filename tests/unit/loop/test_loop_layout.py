@@ -1,14 +1,15 @@
 """Stored layouts: packing, unpacking, and the index that reads a packed array."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strata.core.dtypes import i32
+from strata.core.dtypes import i32, u4, u8
 from strata.core.errors import ParseError
 from strata.loop.interp import run
-from strata.loop.layout import Layout, parse_layout, stored_shape
+from strata.loop.layout import Layout, parse_layout, stored_dtype, stored_shape
 from strata.loop.nodes import Buffer, For, ForKind, Func, Load, Store, Var, index
 
 SIZES = st.integers(1, 20)
@@ -32,7 +33,29 @@ def test_pack_unpack_and_index_agree(rows, cols, tile_rows, tile_cols, transpose
     np.testing.assert_array_equal(result, logical)
 
 
-@pytest.mark.parametrize("layout", [Layout(64), Layout(16, 2), Layout(64, 2, transposed=True)])
+@given(SIZES, SIZES, st.integers(1, 8), st.integers(1, 4), st.booleans())
+def test_nibbles_share_bytes(rows, cols, tile_rows, half, transposed):
+    layout = Layout(tile_rows, 2 * half, transposed, nibbles=True)
+    logical = (np.arange(rows * cols) * 7 % 16).astype(ml_dtypes.uint4).reshape(rows, cols)
+    stored = layout.pack(logical)
+    assert stored.dtype == np.uint8
+    assert stored.shape == layout.physical_shape((rows, cols))
+    assert stored_dtype(u4) is u8
+    unpacked = layout.unpack(stored, (rows, cols))
+    assert unpacked.dtype == ml_dtypes.uint4
+    np.testing.assert_array_equal(unpacked, logical)
+    row, col = Var("row"), Var("col")
+    packed, out = Buffer("packed", stored.shape, u8), Buffer("out", (rows, cols), u8)
+    body = Store(out, (row, col), layout.load(packed, row, col))
+    body = For(row, index(rows), ForKind.SERIAL, For(col, index(cols), ForKind.SERIAL, body))
+    result = np.zeros((rows, cols), np.uint8)
+    run(Func("read", (packed, out), body), [stored, result])
+    np.testing.assert_array_equal(result, logical.astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(64), Layout(16, 2), Layout(64, 2, transposed=True), Layout(64, 8, nibbles=True)]
+)
 def test_text(layout):
     assert parse_layout(str(layout)) == layout
     assert str(Layout(64, 1, True)) == "tiles(rows=64,cols=1,transposed)"
@@ -43,7 +66,10 @@ def test_row_major_is_no_layout():
     assert stored_shape((3, 5), None) == (3, 5)
 
 
-@pytest.mark.parametrize("text", ["tile(rows=1,cols=1)", "tiles(rows=a,cols=1)", "tiles(rows=1)", " "])
+@pytest.mark.parametrize(
+    "text",
+    ["tile(rows=1,cols=1)", "tiles(rows=a,cols=1)", "tiles(rows=1)", " ", "tiles(rows=1,cols=3,nibbles)"],
+)
 def test_bad_text(text):
-    with pytest.raises(ParseError, match=r"layout: got '.*'; expected tiles\(rows=R,cols=C\[,transposed\]\)"):
+    with pytest.raises(ParseError, match=r"layout: got '.*'; expected tiles\(rows=R,cols=C\[,transposed\]"):
         parse_layout(text)

@@ -52,7 +52,7 @@ def launches(function: Function) -> list[str]:
     return [n.attrs["body"].name for n in function.nodes if n.op == "fused"]
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "f16", "int8:group=32", "int4"])
 @pytest.mark.parametrize(("config", "per_layer"), PER_LAYER, ids=[c["architecture"] for c, _ in PER_LAYER])
 def test_launches_per_layer(config: dict[str, object], per_layer: int, weights: str) -> None:
     config = ModelConfig(**config)  # type: ignore[arg-type]
