@@ -397,7 +397,8 @@ def test_nibbles(target, lanes):
 
 
 def test_every_intrinsic_has_code():
-    assert set(EMITTERS) == set(INTRINSICS)
+    of_addresses = {"prefetch"}  # takes no value: emitted where loads are
+    assert {*EMITTERS, *of_addresses} == set(INTRINSICS)
 
 
 def test_wrong_arguments_of_an_intrinsic():
