@@ -136,7 +136,8 @@ def test_no_environment(tmp_path):
 
 def test_peers_of_a_format():
     assert [p.name for p in find_peers("int4")] == ["llama.cpp-q4_0", "openvino-q4_0", "onnxruntime-int4"]
-    assert find_peers("int4:group=64") == find_peers("int4")
+    for text in ("int4:group=64", "q4", "mixed", "int4;lm_head=bf16"):
+        assert find_peers(text) == find_peers("int4")
     assert [p.name for p in find_peers("f32")] == ["llama.cpp-f32", "torch-f32"]
     names = ["llama.cpp-bf16", "llama.cpp-f16", "openvino-f16", "torch-bf16"]
     assert [p.name for p in find_peers("bf16")] == [p.name for p in find_peers("f16")] == names

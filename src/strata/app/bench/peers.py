@@ -24,6 +24,7 @@ from typing import Any
 
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder
+from strata.core.weight_format import parse_format_choice
 
 SCRIPTS = Path(__file__).parent / "scripts"
 MAKE_LIMIT_S = 1800.0
@@ -106,13 +107,13 @@ def find_peers(format_: str, only: Sequence[str] = ()) -> tuple[Peer, ...]:
     """Peers of a format of ours.
 
     Args:
-        format_: ``f32``, ``int4:group=64``, ...: what comes before the colon counts.
+        format_: ``f32``, ``int4:group=64``, ``mixed``, ...: the default of the weights counts, not its groups.
         only: Beginnings of names; none = all but those that run only when asked for.
 
     Raises:
         UserError: no peer of this format has such a name.
     """
-    ours = format_.partition(":")[0]
+    ours = str(parse_format_choice(format_).default).partition(":")[0]
     known = [p for p in PEERS if ours in p.formats]
     for name in only:
         if not any(p.name.startswith(name) for p in known):
