@@ -107,7 +107,7 @@ def find_peers(format_: str, only: Sequence[str] = ()) -> tuple[Peer, ...]:
     """Peers of a format of ours.
 
     Args:
-        format_: ``f32``, ``int4:group=64``, ``mixed``, ...: the default of the weights counts, not its groups.
+        format_: ``f32``, ``int4:group=64``, ``mixed``, ...: the default of the weights counts.
         only: Beginnings of names; none = all but those that run only when asked for.
 
     Raises:
