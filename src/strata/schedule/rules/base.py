@@ -10,7 +10,7 @@ from strata.core.errors import LegalityError
 from strata.core.registry import Registry
 from strata.loop.nodes import AxisKind, Block, Const, For, Func, Load, Ramp, Store
 from strata.loop.rewrite import free_vars, walk, walk_stmts
-from strata.schedule.finalize import finalize
+from strata.schedule.finalize import Finalizer
 from strata.schedule.step import Step, Trace, find_block, find_loop, loops_around
 from strata.schedule.steps import Fuse, Parallel, Split, Unroll, Vectorize
 from strata.target import Target
@@ -45,6 +45,21 @@ class Draft:
     def __init__(self, func: Func) -> None:
         self.func = func
         self.steps: list[Step] = []
+        self._finalizer = Finalizer()
+
+    def copy(self) -> Draft:
+        """Another draft with the steps so far."""
+        other = Draft(self.func)
+        other.steps = list(self.steps)
+        return other
+
+    def finalized(self) -> Func:
+        """The function as it is, finalised.
+
+        Raises:
+            LegalityError: it does not finalise.
+        """
+        return self._finalizer.finalize(self.func)
 
     def do(self, *steps: Step) -> None:
         """Apply steps."""
@@ -58,14 +73,14 @@ class Draft:
         Raises:
             LegalityError: it does not finalise.
         """
-        return Proposal(name, finalize(self.func), tuple(self.steps), rows, dot)
+        return Proposal(name, self.finalized(), tuple(self.steps), rows, dot)
 
     def attempt(self, *steps: Step) -> bool:
         """Apply steps that must also finalise; undo them if they do not. Returns whether they stay."""
         before = self.func, len(self.steps)
         try:
             self.do(*steps)
-            finalize(self.func)
+            self.finalized()
         except LegalityError:
             self.func = before[0]
             del self.steps[before[1] :]
@@ -110,7 +125,7 @@ class Draft:
     def quietly(self, *steps: Step) -> bool:
         """:meth:`attempt` steps that must not add gathers."""
         before = self.func, len(self.steps), gathers(self.func)
-        if self.attempt(*steps) and gathers(finalize(self.func)) <= before[2]:
+        if self.attempt(*steps) and gathers(self.finalized()) <= before[2]:
             return True
         self.func = before[0]
         del self.steps[before[1] :]

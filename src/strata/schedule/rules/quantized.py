@@ -35,6 +35,7 @@ from .matmul import column_tile
 
 DOT, SUM, OUT = "dot", "matmul", "out"
 FOUR = 4
+UNROLLED_STEPS = 8  # dot products of an output that follow each other without a loop
 ROW_TILES = (1, 2, 3, 4)
 
 
@@ -58,19 +59,22 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     stages = stage_names(func)
     if stages[-3:] != [DOT, SUM, OUT]:
         return None
-    found = [_tiles(func, target, stages[:-3], rows) for rows in ROW_TILES]
+    quantized = Draft(func)
+    row_loops = [_quantize(quantized, stage, target.lanes_f32) for stage in stages[:-3]]
+    found = [_tiles(quantized, row_loops, target, rows) for rows in ROW_TILES]
     return [p for p in found if p is not None] or None
 
 
-def _tiles(func: Func, target: Target, quantize: Sequence[str], rows: int) -> Proposal | None:
+def _tiles(quantized: Draft, row_loops: Sequence[str], target: Target, rows: int) -> Proposal | None:
     """The tile with ``rows`` rows; ``None`` if it is not legal or gathers."""
-    draft, columns, lanes = Draft(func), column_tile(target), target.lanes_f32
+    draft, columns, lanes = quantized.copy(), column_tile(target), target.lanes_f32
     try:
+        if rows > 1:
+            for loop in row_loops:
+                draft.parallel(loop)
         _tile_sums(draft, rows, columns, lanes)
         _tile_dots(draft, lanes)
         draft.do(Unroll(f"{OUT}_i0i"), Parallel(f"{OUT}_i1o"))
-        for stage in quantize:
-            _quantize(draft, stage, lanes, is_parallel=rows > 1)
         made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
     except LegalityError:
         return None
@@ -108,7 +112,11 @@ def _tile_dots(draft: Draft, lanes: int) -> None:
     draft.do(Reorder((group, steps, rows, outputs, four)), DecomposeReduction(DOT, steps))
     draft.do(Split(outputs, lanes), Unroll(outputs + "o"), Tensorize(outputs + "i", _instruction(draft.func)))
     _vectors(draft, outputs + "_init", lanes)
-    draft.do(Unroll(rows), Unroll(rows + "_init"), Unroll(steps))
+    draft.do(Unroll(rows), Unroll(rows + "_init"))
+    if (draft.extent(steps) or 0) > UNROLLED_STEPS:
+        draft.do(Split(steps, UNROLLED_STEPS))
+        steps += "i"
+    draft.do(Unroll(steps))
 
 
 def _instruction(func: Func) -> str:
@@ -117,8 +125,12 @@ def _instruction(func: Func) -> str:
     return "dot4_u4i8" if packed else "dot4_u8i8"
 
 
-def _quantize(draft: Draft, stage: str, lanes: int, *, is_parallel: bool) -> None:
-    """A stage over (row, group, element): elements in vectors, those of a reduction added up in the end."""
+def _quantize(draft: Draft, stage: str, lanes: int) -> str:
+    """A stage over (row, group, element): elements in vectors, those of a reduction added up in the end.
+
+    Returns:
+        The loop over rows.
+    """
     if loops_over(draft.func, stage, AxisKind.REDUCTION):
         before = stage_names(draft.func)
         draft.do(CacheWrite(stage))
@@ -131,6 +143,5 @@ def _quantize(draft: Draft, stage: str, lanes: int, *, is_parallel: bool) -> Non
             draft.do(Vectorize(loop))
     else:
         rows, _, k = loops_over(draft.func, stage, AxisKind.SPATIAL)
-        draft.vectorize(k, lanes)
-    if is_parallel:
-        draft.parallel(rows)
+        draft.do(Split(k, lanes), Vectorize(k + "i"))
+    return rows
