@@ -10,6 +10,7 @@ import tolerance
 
 from strata.core.dims import evaluate
 from strata.core.dtypes import dtype
+from strata.core.kv_layout import LAYER_FIELDS
 from strata.graph import interp
 from strata.graph.cache_value import CacheValue
 from strata.graph.nodes import Function
@@ -50,7 +51,7 @@ class Case:
         expected = interp.run(self.body, self.operands)[0]
         for param, binding, array in zip(func.params, bindings, arrays, strict=True):
             if isinstance(expected, CacheValue):
-                if binding.field in ("k_pages", "v_pages"):
+                if binding.field in LAYER_FIELDS:
                     self._compare(array, expected[binding.field][self.layer], param.name)
             elif binding.operand == -1:
                 self._compare(array, expected, param.name)
@@ -60,7 +61,7 @@ class Case:
             value = self.operands[binding.operand]
             if binding.field:
                 field = value[binding.field]
-                value = field[self.layer] if binding.field in ("k_pages", "v_pages") else field
+                value = field[self.layer] if binding.field in LAYER_FIELDS else field
             if binding.operand in self.layouts:
                 return self.layouts[binding.operand].pack(value)
             stored = np.array(value, order="C", copy=True)

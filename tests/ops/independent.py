@@ -71,15 +71,28 @@ def _rope(x: list[Any], attrs: Any) -> Any:
 
 def _kv_append(x: list[Any], attrs: Any) -> Any:
     cache, k, v = x
-    new_k, new_v = (pages[attrs["layer"]].copy() for pages in (cache.k_pages, cache.v_pages))
-    size = cache.type.page_size
+    layer, size = attrs["layer"], cache.type.page_size
+    fields = (cache.k_pages, cache.v_pages, cache.k_scales, cache.v_scales)
+    new = [x[layer].copy() for x in fields if x]
     for token, slot in enumerate(cache.slots.tolist()):
+        page, t = divmod(slot, size)
         for head in range(cache.type.num_kv_heads):
-            for i in range(cache.type.head_dim):
-                page, t = divmod(slot, size)
-                new_k[page, head, *packed(i, t, cache.type)] = k[token, head, i].item()
-                new_v[page, head, *packed(t, i, cache.type)] = v[token, head, i].item()
-    return new_k, new_v
+            for which, values in enumerate((k[token, head].tolist(), v[token, head].tolist())):
+                stored: list[Any] = values
+                if cache.type.dtype.name == "i8":
+                    stored, new[2 + which][page, head, t] = coded(values)
+                for i, value in enumerate(stored):
+                    at = packed(t, i, cache.type) if which else packed(i, t, cache.type)
+                    new[which][page, head, *at] = value
+    return new
+
+
+def coded(values: list[float]) -> tuple[list[int], np.float32]:
+    """Codes of one head, and their scale, in f32 arithmetic."""
+    x = np.array(values, np.float32)
+    largest = max(abs(e) for e in x)
+    factor = np.float32(127) / largest if largest > 0 else np.float32(0)
+    return [round(float(e * factor)) for e in x], largest * np.float32(1 / 127)
 
 
 def packed(outer: int, inner: int, type_: Any) -> tuple[int, int]:
@@ -97,6 +110,9 @@ def _attend(
     for p in range(position + 1):
         page = cache.page_table[cache.seq_ids[token], p // size]
         k, v = (pages[layer][page, kv_head].astype(np.float64) for pages in (cache.k_pages, cache.v_pages))
+        if cache.type.dtype.name == "i8":
+            at = (page, kv_head, p % size)
+            k, v = k * float(cache.k_scales[layer][at]), v * float(cache.v_scales[layer][at])
         key = [k[packed(i, p % size, cache.type)] for i in range(cache.type.head_dim)]
         if cache.type.rope is RopeMode.INLINE:
             key = turn(key, p, cache)
@@ -129,9 +145,7 @@ def _quantized_matmul(x: list[Any], attrs: Any) -> Any:
             top = np.abs(part).max()
             if top >= 2.0**-100:
                 inverse = np.float32(127) / top
-                codes = [
-                    round(float(np.float32(v * inverse))) for v in part
-                ]  # ties to even
+                codes = [round(float(np.float32(v * inverse))) for v in part]  # ties to even
                 rounded[m, first : first + group] = np.array(codes) * (float(top) / 127)
     return rounded @ w.T
 

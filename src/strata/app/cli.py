@@ -30,6 +30,7 @@ from .options import (
     FormatOption,
     FrequencyOption,
     JsonOption,
+    KvOption,
     LibrariesOption,
     LoadOption,
     MeasureOption,
@@ -120,6 +121,7 @@ def generate(
     ] = False,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
+    kv_dtype: KvOption = None,
     pipeline: PipelineOption = "",
     prefer: PreferOption = "",
     pin: PinOption = None,
@@ -156,6 +158,7 @@ def generate(
         *(model, artifact, format, threads, max_context, pipeline, print_after, dump),
         plan=planning.options(),
         ranges=planning.dim_ranges(),
+        kv_dtype=kv_dtype,
     )
     session.generate(session.open_model(source), text, params, as_json)
 
@@ -176,6 +179,7 @@ def chat(
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
+    kv_dtype: KvOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON")] = False,
 ) -> None:
     """Talk to a model.
@@ -197,7 +201,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    source = session.Source(model, artifact, format, threads, max_context)
+    source = session.Source(model, artifact, format, threads, max_context, kv_dtype=kv_dtype)
     Chat(session.open_model(source), params, system, as_json).run()
 
 
@@ -209,6 +213,7 @@ def compile_(
     format: FormatOption = None,
     target: TargetOption = "host",
     max_context: ContextOption = None,
+    kv_dtype: KvOption = None,
     max_batch: BatchOption = 8,
     pipeline: PipelineOption = "",
     prefer: PreferOption = "",
@@ -234,6 +239,7 @@ def compile_(
         *(model, None, format, None, max_context, pipeline, print_after, dump),
         plan=planning.options(),
         ranges=planning.dim_ranges(),
+        kv_dtype=kv_dtype,
     )
     figures = session.compile_to(source, output, max_batch, target)
     if as_json:

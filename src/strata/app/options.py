@@ -20,6 +20,13 @@ ShapeOption = Annotated[
 FormatOption = Annotated[
     str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
 ]
+KvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-dtype",
+        help="Keys and values: f32, f16, bf16 or int8; default: as weights, bf16 for quantised ones",
+    ),
+]
 TargetOption = Annotated[
     str, typer.Option(help="Machine to compile for, e.g. avx2 or neon-i8mm (see strata devices)")
 ]

@@ -45,6 +45,7 @@ class Source:
         dump: Directory for the graph after every pass.
         plan: How kernels are chosen; ``None`` = by cost, among those of the rules and of the user.
         ranges: Ranges of symbolic dims.
+        kv_dtype: Of stored keys and values; ``None`` = as the weights.
     """
 
     model: str | None = None
@@ -57,6 +58,7 @@ class Source:
     dump: Path | None = None
     plan: PlanOptions | None = None
     ranges: tuple[DimRange, ...] = ()
+    kv_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +187,9 @@ def _compiled_model(source: Source) -> LanguageModel:
 
 
 def _planning(source: Source, pipeline: str) -> dict[str, Any]:
-    """The fields of ``Options`` that say how a model becomes kernels."""
+    """The fields of ``Options`` that say how a model becomes kernels, and what its cache stores."""
     chosen = {} if source.plan is None else {"plan": source.plan}
-    return {"pipeline": pipeline, "ranges": source.ranges, **chosen}
+    return {"pipeline": pipeline, "ranges": source.ranges, "kv_dtype": source.kv_dtype, **chosen}
 
 
 def _check_artifact_options(source: Source) -> None:
@@ -195,7 +197,7 @@ def _check_artifact_options(source: Source) -> None:
         raise UserError("--artifact: got also a model; expected one of them")
     if source.plan is not None or source.ranges:
         raise UserError(f"{source.artifact or source.model}: is compiled already; its kernels are chosen")
-    for name in ("format", "pipeline", "print_after", "dump"):
+    for name in ("format", "kv_dtype", "pipeline", "print_after", "dump"):
         if getattr(source, name):
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option}: an artifact is compiled already; compile it again with {option}")

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from strata.core.dims import SymDim, parse_dim
 from strata.core.dtypes import dtype, i64, u8
 from strata.core.errors import CodegenError
+from strata.core.kv_layout import LAYER_FIELDS
 from strata.loop.nodes import Func
 from strata.runtime.records import (
     CACHE_DIMS,
-    CACHE_HEADER,
     CACHE_POINTERS,
     ArgKind,
     ArgRef,
@@ -25,6 +25,7 @@ from strata.runtime.records import (
     KernelChoice,
     Launch,
     TensorSpec,
+    layer_word,
 )
 
 from .abi import (
@@ -41,7 +42,6 @@ from .abi import (
 
 ARENA_ALIGN_BYTES = 64
 CACHE_DTYPE = "cache"
-_LAYER_FIELDS = ("k_pages", "v_pages")
 
 
 def _dims(record: FunctionRecord) -> dict[str, SymDim]:
@@ -62,9 +62,9 @@ def _input_spec(spec: TensorSpec, index: int, record: FunctionRecord, dims: Mapp
         refs = [
             a for step in record.launches for a in step.args if a.kind is ArgKind.CACHE and a.index == index
         ]
-        layers = 1 + max((a.layer for a in refs if a.field in _LAYER_FIELDS), default=-1)
+        layers = 1 + max((a.layer for a in refs if a.field in LAYER_FIELDS), default=-1)
         reads = tuple((len(CACHE_POINTERS) + i, name) for i, name in enumerate(CACHE_DIMS))
-        return ArgSpec(spec.name, i64, (CACHE_HEADER + 2 * layers,), 8, at_least=True, reads=reads)
+        return ArgSpec(spec.name, i64, (layer_word(layers, LAYER_FIELDS[0]),), 8, at_least=True, reads=reads)
     shape = tuple(parse_dim(d, dims) if isinstance(d, str) else d for d in spec.shape)
     kind = dtype(spec.dtype)
     return ArgSpec(spec.name, kind, shape, kind.itemsize_bytes)
@@ -139,10 +139,10 @@ class _Entry:
             raise CodegenError(f"{where}: got input {name!r} as a cache; it is a tensor")
         if ref.field in CACHE_POINTERS:
             return CACHE_POINTERS.index(ref.field)
-        if ref.field not in _LAYER_FIELDS:
-            known = ", ".join((*CACHE_POINTERS, *_LAYER_FIELDS))
+        if ref.field not in LAYER_FIELDS:
+            known = ", ".join((*CACHE_POINTERS, *LAYER_FIELDS))
             raise CodegenError(f"{where}: got cache field {ref.field!r}; expected one of {known}")
-        return CACHE_HEADER + 2 * ref.layer + _LAYER_FIELDS.index(ref.field)
+        return layer_word(ref.layer, ref.field)
 
     def call(self, kernel: str, pointers: Sequence[str], where: str) -> None:
         """Call one kernel."""

@@ -101,6 +101,7 @@ def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefini
         max_tokens=max(options.prefill_chunk, options.max_batch),
         max_batch=options.max_batch,
         page_size=options.page_size,
+        kv_dtype=options.kv_dtype,
         model_name=name,
     )
 
@@ -220,7 +221,7 @@ def load(
         if name not in names:
             raise UserError(f"load: no option {name!r}; it has format, {', '.join(names)}")
     if is_artifact(path):
-        fixed = [name for name in ("page_size", "pipeline", "plan", "ranges") if name in options]
+        fixed = [name for name in ("page_size", "kv_dtype", "pipeline", "plan", "ranges") if name in options]
         fixed += [name for name, given in (("prefer", prefer), ("pins", pins)) if given]
         if format is not None or fixed:
             raise UserError(

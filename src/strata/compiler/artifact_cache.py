@@ -14,6 +14,7 @@ from pathlib import Path
 
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder, code_key
+from strata.core.kv_layout import DEFAULT_PAGE_SIZE, KV_FORMATS
 from strata.core.weight_format import parse_format_choice
 from strata.plan.options import PlanOptions, database_state, default_path
 from strata.runtime.records import DimRange
@@ -33,6 +34,8 @@ class Options:
         max_batch: Sequences decoded at once.
         prefill_chunk: Tokens per prefill call.
         page_size: Tokens per KV page.
+        kv_dtype: Dtype of stored keys and values: ``f32``, ``f16``, ``bf16`` or ``int8``; ``None`` = that of
+            the weights, bf16 for quantised ones.
         pipeline: Text or name of the graph pipeline.
         plan: How candidates are found and chosen.
         ranges: Ranges that symbolic dims get, narrower than the model's own.
@@ -45,7 +48,8 @@ class Options:
     max_context: int | None = None
     max_batch: int = 8
     prefill_chunk: int = 512
-    page_size: int = 16
+    page_size: int = DEFAULT_PAGE_SIZE
+    kv_dtype: str | None = None
     pipeline: str = "default"
     plan: PlanOptions = field(default_factory=PlanOptions)
     ranges: tuple[DimRange, ...] = ()
@@ -56,6 +60,8 @@ class Options:
                 parse_format_choice(self.format)
             except UserError as error:
                 raise UserError(f"--{error}") from None
+        if self.kv_dtype is not None and self.kv_dtype not in KV_FORMATS:
+            raise UserError(f"--kv-dtype: got {self.kv_dtype!r}; expected one of {', '.join(KV_FORMATS)}")
         for name in ("max_batch", "prefill_chunk", "page_size"):
             value = getattr(self, name)
             if not _is_int(value) or not 1 <= value <= MAX_SIZE:

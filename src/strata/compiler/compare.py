@@ -295,6 +295,7 @@ class Operands:
         return CacheValue(
             *(type_, view.positions, view.slots, view.seq_ids, view.page_table, view.last_rows),
             *(pool.rope_cos, pool.rope_sin, tuple(pool.k_pages), tuple(pool.v_pages)),
+            *(tuple(pool.k_scales), tuple(pool.v_scales)),
         )
 
     def of(self, event: NodeEvent) -> list[Value]:

@@ -14,6 +14,10 @@ from __future__ import annotations
 
 from typing import Any
 
+LAYER_FIELDS = ("k_pages", "v_pages", "k_scales", "v_scales")  # buffers that every layer has its own of
+DEFAULT_PAGE_SIZE = 64  # tokens: docs/performance.md
+KV_FORMATS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "int8": "i8"}  # what people say, and the dtype
+KV_DTYPES = tuple(KV_FORMATS.values())
 PAIRED = ("bf16", "i8")  # dtypes whose products are dot products of bf16 pairs
 SCALED = ("i8",)  # dtypes with a scale per token and KV head
 
@@ -31,6 +35,13 @@ def key_page_shape(head_dim: int, page_size: int, pack: int) -> tuple[int, int]:
 def value_page_shape(head_dim: int, page_size: int, pack: int) -> tuple[int, int]:
     """Stored shape of one head's values in a page."""
     return page_size // pack, head_dim * pack
+
+
+def page_bytes(dtype: str, num_layers: int, kv_heads: int, head_dim: int, page_size: int) -> int:
+    """Bytes of a page in all layers: keys, values and their scales."""
+    element = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}[dtype]
+    scale = 4 if dtype in SCALED else 0
+    return 2 * num_layers * kv_heads * page_size * (head_dim * element + scale)
 
 
 def key_tokens(pages: Any, pack: int) -> Any:

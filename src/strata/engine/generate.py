@@ -30,7 +30,7 @@ from strata.runtime.records import ProgramRecord
 from .batch import BatchRunner, FinishReason, Model, Request
 from .chat import Message
 from .forward import ForwardPass, forward_pass
-from .kv_cache import PagedKVCache
+from .kv_cache import PagedKVCache, pages_that_fit
 from .sampling import Sampler, SamplingParams, sampling_params
 from .scoring import negative_log_likelihood, score
 from .stop import StopBuffer
@@ -189,7 +189,10 @@ class LanguageModel:
         known = tokenizer.eos_ids if tokenizer is not None else ()
         self.eos_token_ids = frozenset((*eos, *known)) if isinstance(eos, (list, tuple)) else frozenset(known)
         if num_pages is None:
-            num_pages = self.max_batch * -(-self.max_context // record.cache.page_size)
+            one = -(-self.max_context // record.cache.page_size)
+            fit = pages_that_fit(record.cache)
+            # Rather fewer pages than sequences could fill, but one sequence must find room.
+            num_pages = self.max_batch * one if fit is None else max(one, min(self.max_batch * one, fit))
         self.cache = PagedKVCache(record.cache, num_pages, self.max_context, self.max_batch)
         self._lock = threading.RLock()
         self._seq_ids = itertools.count()

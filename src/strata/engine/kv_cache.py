@@ -23,12 +23,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from strata.core.errors import UserError, VerifyError
-from strata.core.kv_layout import key_page_shape, key_tokens, pack_of, value_page_shape, value_tokens
-from strata.runtime.records import CACHE_DIMS, CACHE_HEADER, CACHE_POINTERS, CacheRecord
+from strata.core.kv_layout import (
+    LAYER_FIELDS,
+    SCALED,
+    key_page_shape,
+    key_tokens,
+    pack_of,
+    page_bytes,
+    value_page_shape,
+    value_tokens,
+)
+from strata.runtime.records import CACHE_DIMS, CACHE_POINTERS, CacheRecord, layer_word
 from strata.runtime.tensors import address, aligned_empty, aligned_zeros, numpy_dtype
 
 _NUM_SEQS = len(CACHE_POINTERS) + CACHE_DIMS.index("num_seqs")
@@ -55,6 +65,48 @@ def rope_tables(record: CacheRecord, max_context: int) -> tuple[np.ndarray, np.n
     cos[:, : len(inv_freq)] = np.cos(angles) * factor
     sin[:, : len(inv_freq)] = np.sin(angles) * factor
     return cos, sin
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without swapping, as Linux estimates it; ``None`` where nobody says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def record_page_bytes(record: CacheRecord) -> int:
+    """Bytes of a page in all layers."""
+    return page_bytes(record.dtype, record.num_layers, record.num_kv_heads, record.head_dim, record.page_size)
+
+
+def pages_that_fit(record: CacheRecord) -> int | None:
+    """Pages for which there is memory now; ``None`` where nobody knows."""
+    free = available_bytes()
+    return None if free is None else free // record_page_bytes(record)
+
+
+def check_memory(record: CacheRecord, num_pages: int) -> None:
+    """Refuse a pool that does not fit, before anything is allocated.
+
+    Pages take memory when they are first written: without this, a process would die much later.
+
+    Raises:
+        UserError: says how much is needed, for what, and what to lower.
+    """
+    free, size = available_bytes(), record_page_bytes(record)
+    if free is None or num_pages * size <= free:
+        return
+    tokens = num_pages * record.page_size
+    what = f"{record.num_layers} layers, {record.num_kv_heads} KV heads of {record.head_dim} {record.dtype}"
+    smaller = "" if record.dtype == "i8" else ", or take --kv-dtype int8"
+    raise UserError(
+        f"kv cache: {num_pages * size / 2**30:.1f} GiB are needed for {tokens} tokens ({num_pages} pages of "
+        f"{size / 2**20:.2f} MiB: {what}), {free / 2**30:.1f} GiB are available; "
+        f"lower --max-context or --max-batch{smaller}"
+    )
 
 
 @dataclass(slots=True)
@@ -126,13 +178,14 @@ class PagedKVCache:
         :meth:`check_integrity` checks them. Every method that raises ``UserError`` has changed nothing.
 
     Raises:
-        UserError: a size below 1.
+        UserError: a size below 1, or more pages than there is memory.
     """
 
     def __init__(self, record: CacheRecord, num_pages: int, max_context: int, max_batch: int) -> None:
         for name, value in (("num_pages", num_pages), ("max_context", max_context), ("max_batch", max_batch)):
             if value < 1:
                 raise UserError(f"kv cache: {name}: got {value}; expected at least 1")
+        check_memory(record, num_pages)
         self.record = record
         self.num_pages = num_pages
         self.max_context = max_context
@@ -144,7 +197,10 @@ class PagedKVCache:
         layers, head = range(record.num_layers), (num_pages, K)
         self.k_pages = [aligned_zeros((*head, *key_page_shape(D, page, pack)), dtype) for _ in layers]
         self.v_pages = [aligned_zeros((*head, *value_page_shape(D, page, pack)), dtype) for _ in layers]
-        self.page_bytes = 2 * record.num_layers * K * D * page * dtype.itemsize
+        scaled = layers if record.dtype in SCALED else ()
+        self.k_scales = [aligned_zeros((*head, page), np.dtype(np.float32)) for _ in scaled]
+        self.v_scales = [aligned_zeros((*head, page), np.dtype(np.float32)) for _ in scaled]
+        self.page_bytes = record_page_bytes(record)
         self.rope_cos, self.rope_sin = rope_tables(record, max_context)
         self._counts = np.zeros(num_pages, np.int32)
         self._free = list(range(num_pages - 1, -1, -1))  # the last one is taken first
@@ -158,7 +214,7 @@ class PagedKVCache:
         self._table = self._make_table()
 
     def _make_table(self) -> np.ndarray:
-        table = np.zeros(CACHE_HEADER + 2 * self.record.num_layers, np.int64)
+        table = np.zeros(layer_word(self.record.num_layers, LAYER_FIELDS[0]), np.int64)
         fixed = {
             "page_table": address(self._page_table), "last_rows": address(self._last_rows),
             "rope_cos": address(self.rope_cos), "rope_sin": address(self.rope_sin),
@@ -167,8 +223,9 @@ class PagedKVCache:
             table[CACHE_POINTERS.index(name)] = value
         for name, value in (("num_pages", self.num_pages), ("max_context", self.max_context)):
             table[len(CACHE_POINTERS) + CACHE_DIMS.index(name)] = value
-        table[CACHE_HEADER::2] = [address(a) for a in self.k_pages]
-        table[CACHE_HEADER + 1 :: 2] = [address(a) for a in self.v_pages]
+        for name in LAYER_FIELDS:
+            for layer, array in enumerate(getattr(self, name)):
+                table[layer_word(layer, name)] = address(array)
         return table
 
     # Sequences.
@@ -366,6 +423,8 @@ class PagedKVCache:
                 for pages in self.k_pages:
                     keys = key_tokens(pages, self._pack)
                     keys[shared, at] = keys[own, at]
+                for scales in (*self.k_scales, *self.v_scales):
+                    scales[shared, :, :used] = scales[own, :, :used]
                 at = (at // self._pack, at % self._pack)
                 for pages in self.v_pages:
                     values = value_tokens(pages, self._pack)
@@ -427,7 +486,7 @@ class PagedKVCache:
         shared = self._shares_tail(sequence)
         if shared is not None:
             own = self._take()
-            for pages in (*self.k_pages, *self.v_pages):
+            for pages in (*self.k_pages, *self.v_pages, *self.k_scales, *self.v_scales):
                 pages[own] = pages[shared]
             self._counts[shared] -= 1
             sequence.pages[sequence.num_pages - 1] = own
@@ -473,7 +532,7 @@ class PagedKVCache:
     # Debugging.
 
     def debug_get_kv(self, seq_id: Hashable, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values of a sequence in order: two copies ``[T, K, D]`` in the cache's dtype.
+        """Keys and values of a sequence in order: two copies ``[T, K, D]`` in the cache's dtype (i8: f32).
 
         Raises:
             UserError: no such sequence or layer.
@@ -485,6 +544,10 @@ class PagedKVCache:
         shape = (-1, self.record.num_kv_heads, self.record.head_dim)
         keys = key_tokens(self.k_pages[layer][pages], self._pack).reshape(shape)  # [P*page, K, D]
         values = value_tokens(self.v_pages[layer][pages], self._pack).reshape(shape)
+        if self.k_scales:
+            both = (self.k_scales[layer][pages], self.v_scales[layer][pages])  # [P, K, page]
+            k_scales, v_scales = (s.transpose(0, 2, 1).reshape(*shape[:2], 1) for s in both)
+            keys, values = keys * k_scales, values * v_scales
         return keys[: sequence.length].copy(), values[: sequence.length].copy()
 
     def check_integrity(self) -> None:

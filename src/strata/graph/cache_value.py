@@ -15,7 +15,7 @@ import numpy as np
 
 from strata.core.dims import evaluate
 from strata.core.errors import ShapeError
-from strata.core.kv_layout import key_page_shape, key_tokens, value_page_shape, value_tokens
+from strata.core.kv_layout import LAYER_FIELDS, key_page_shape, key_tokens, value_page_shape, value_tokens
 
 from .types import CacheType
 
@@ -35,6 +35,7 @@ class CacheValue:
         last_rows: i32 ``[num_seqs]``, index of the last token of each sequence.
         rope_cos, rope_sin: f32 ``[max_context, max(rotary_dim // 2, 1)]``.
         k_pages, v_pages: Per layer ``[num_pages, K, ...]``, pages in the order of ``core.kv_layout``.
+        k_scales, v_scales: Per layer f32 ``[num_pages, K, page_size]``; none unless the dtype is i8.
     """
 
     type: CacheType
@@ -47,6 +48,8 @@ class CacheValue:
     rope_sin: Array
     k_pages: tuple[Array, ...]
     v_pages: tuple[Array, ...]
+    k_scales: tuple[Array, ...] = ()
+    v_scales: tuple[Array, ...] = ()
 
     @classmethod
     def empty(
@@ -80,6 +83,11 @@ class CacheValue:
         dtype = np.dtype(type_.dtype.numpy_name)
         pages, page = (num_pages, type_.num_kv_heads), (type_.head_dim, type_.page_size, type_.pack)
         none = np.zeros(0, np.int32)
+
+        def scales() -> tuple[Array, ...]:
+            count = type_.num_layers if type_.is_scaled else 0
+            return tuple(np.zeros((*pages, type_.page_size), np.float32) for _ in range(count))
+
         return cls(
             type_,
             none,
@@ -91,7 +99,20 @@ class CacheValue:
             (attention_factor * np.sin(angles)).astype(np.float32),
             tuple(np.zeros((*pages, *key_page_shape(*page)), dtype) for _ in range(type_.num_layers)),
             tuple(np.zeros((*pages, *value_page_shape(*page)), dtype) for _ in range(type_.num_layers)),
+            *(scales(), scales()),
         )
+
+    def fill(self, rng: np.random.Generator) -> None:
+        """Random pages, in place: numbers of spread 1, or codes with scales of up to 1 / 64."""
+        for pages in (*self.k_pages, *self.v_pages):
+            draw = (
+                rng.integers(-127, 128, pages.shape)
+                if self.type.is_scaled
+                else rng.standard_normal(pages.shape)
+            )
+            pages[...] = draw.astype(pages.dtype)
+        for scales in (*self.k_scales, *self.v_scales):
+            scales[...] = rng.random(scales.shape) / 64
 
     def view(
         self, past: Sequence[int], new: Sequence[int], *, page_table: Sequence[Sequence[int]] | None = None
@@ -162,8 +183,8 @@ class CacheValue:
         }
 
     def __getitem__(self, field: str) -> Any:
-        """A field by its name in ``CacheType.fields`` (``k_pages``, ``v_pages``: one array per layer)."""
-        if field not in self.type.fields(0):
+        """A field by its name in ``CacheType.fields`` (``LAYER_FIELDS``: one array per layer)."""
+        if field not in self.type.fields(0) and field not in LAYER_FIELDS:
             raise ShapeError(f"cache: no field {field!r}; it has: {', '.join(self.type.fields(0))}")
         return getattr(self, field)
 
@@ -171,25 +192,30 @@ class CacheValue:
         """The cache with ``k``, ``v`` ``[n, K, D]`` stored at the slots of this pass in ``layer``."""
         size, pack = self.type.page_size, self.type.pack
         pages, offsets = self.slots // size, self.slots % size
-        new_k, new_v = self.k_pages[layer].copy(), self.v_pages[layer].copy()
+        new = {name: self[name][layer].copy() for name in LAYER_FIELDS if self[name]}
+        if self.type.is_scaled:
+            (k, k_scales), (v, v_scales) = codes(k), codes(v)
+            new["k_scales"][pages, :, offsets], new["v_scales"][pages, :, offsets] = k_scales, v_scales
         with np.errstate(all="ignore"):
             paired = k.reshape(*k.shape[:2], -1, pack)  # [n, K, D/pack, pack]
-            key_tokens(new_k, pack)[pages, offsets] = paired.astype(new_k.dtype)
-            value_tokens(new_v, pack)[pages, offsets // pack, offsets % pack] = v.astype(new_v.dtype)
-        return replace(
-            self,
-            k_pages=(*self.k_pages[:layer], new_k, *self.k_pages[layer + 1 :]),
-            v_pages=(*self.v_pages[:layer], new_v, *self.v_pages[layer + 1 :]),
-        )
+            keys, values = key_tokens(new["k_pages"], pack), value_tokens(new["v_pages"], pack)
+            keys[pages, offsets] = paired.astype(keys.dtype)
+            values[pages, offsets // pack, offsets % pack] = v.astype(values.dtype)
+        layers = {name: (*self[name][:layer], x, *self[name][layer + 1 :]) for name, x in new.items()}
+        return replace(self, **layers)
 
     def history(self, layer: int, sequence: int, length: int) -> tuple[Array, Array]:
-        """K and V ``[length, K, D]`` of a sequence's first ``length`` positions, in the cache's dtype."""
+        """K and V ``[length, K, D]`` of a sequence's first ``length`` positions: f32 numbers."""
         positions = np.arange(length)
         pages = self.page_table[sequence, positions // self.type.page_size]
         offsets, pack = positions % self.type.page_size, self.type.pack
         keys = key_tokens(self.k_pages[layer], pack)[pages, offsets]  # [T, K, D/pack, pack]
         values = value_tokens(self.v_pages[layer], pack)[pages, offsets // pack, offsets % pack]
-        return keys.reshape(values.shape), values
+        out = [x.reshape(values.shape).astype(np.float32) for x in (keys, values)]
+        if self.type.is_scaled:
+            scales = (self.k_scales[layer], self.v_scales[layer])
+            out = [x * s[pages, :, offsets][..., None] for x, s in zip(out, scales, strict=True)]
+        return out[0], out[1]
 
     def rotate(self, x: Array, positions: Array) -> Array:
         """f32 ``x`` ``[n, heads, D]`` with the first ``rotary_dim`` elements of heads turned by position."""
@@ -207,7 +233,7 @@ class CacheValue:
         env = self.dims
         for name, wanted in self.type.fields(self.num_tokens).items():
             shape = tuple(evaluate(d, env) for d in wanted.shape)
-            per_layer = name in ("k_pages", "v_pages")
+            per_layer = name in LAYER_FIELDS
             arrays = self[name] if per_layer else (self[name],)
             if per_layer and len(arrays) != self.type.num_layers:
                 raise ShapeError(f"cache: {name} has {len(arrays)} layers; expected {self.type.num_layers}")
@@ -217,3 +243,16 @@ class CacheValue:
                         f"cache: {name} is {array.dtype}{list(array.shape)}; "
                         f"expected {wanted.dtype}{list(shape)}"
                     )
+
+
+def codes(x: Array) -> tuple[Array, Array]:
+    """Codes -127 .. 127 (as floats) of heads ``[n, K, D]``, and their f32 scales ``[n, K]``: largest / 127.
+
+    Codes are the nearest whole numbers to ``x * (127 / largest)``, halves to even.
+    """
+    x = x.astype(np.float32)
+    with np.errstate(all="ignore"):
+        largest = np.abs(x).max(axis=-1)
+        factor = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+        found = np.nan_to_num(np.clip(np.rint(x * factor[..., None]), -127, 127))
+    return found, largest * np.float32(1 / 127)

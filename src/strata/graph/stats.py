@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strata.core.dims import Dim, evaluate, product
+from strata.core.kv_layout import page_bytes
 
 from .nodes import Function, Node
 from .types import MAX_CONTEXT, NUM_SEQUENCES, CacheType, TensorType
@@ -94,7 +95,7 @@ def _read_bytes(node: Node) -> Dim:
 def _cache_bytes(node: Node, cache: CacheType) -> Dim:
     """Bytes of a cache that a node reads: K and V of every position for attention, table rows for rope."""
     if node.op == "paged_attention":
-        row_bytes = 2 * cache.num_kv_heads * cache.head_dim * cache.dtype.itemsize_bytes
+        row_bytes = page_bytes(cache.dtype.name, 1, cache.num_kv_heads, cache.head_dim, 1)
         return NUM_SEQUENCES * MAX_CONTEXT * row_bytes
     return node.tensor.shape[0] * cache.rotary_dim * 4 if node.op == "rope" else 0
 

@@ -137,12 +137,15 @@ def _attention(operands: Sequence[Any], attrs: Mapping[str, Any], base: Toleranc
     layer, u = attrs["layer"], UNIT_ROUNDOFF["f32"]
     product = UNIT_ROUNDOFF[cache.type.product_dtype.name]
     terms = int(cache.positions.max()) + 1
-    score = SUM_FACTOR * u * q.shape[-1] * _size(q) * _size(cache.k_pages[layer]) * attrs["scale"]
+    keys, largest = _size(cache.k_pages[layer]), _largest(cache.v_pages[layer])
+    if cache.type.is_scaled:
+        keys, largest = keys * _largest(cache.k_scales[layer]), largest * _largest(cache.v_scales[layer])
+    score = SUM_FACTOR * u * q.shape[-1] * _size(q) * keys * attrs["scale"]
     if cache.type.rope is RopeMode.INLINE and product > u:
         score *= product / u
     weight = score + 2 * u * (terms + FUNCTION_ULPS)  # relative error of a softmax weight
-    weight += product if product > u else 0.0
-    return {**base, "atol": base["atol"] + 2 * weight * _largest(cache.v_pages[layer])}
+    rounding = product if product > u else 0.0
+    return {**base, "atol": base["atol"] + (2 * weight + rounding) * largest}
 
 
 def for_quantized_model(num_layers: int, logit_rms: float = 1.0) -> Tolerance:

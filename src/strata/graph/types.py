@@ -20,7 +20,15 @@ from enum import Enum
 from strata.core.dims import Shape, SymDim
 from strata.core.dtypes import DType, bf16, f32, i32
 from strata.core.errors import ShapeError
-from strata.core.kv_layout import PAIRED, key_page_shape, pack_of, value_page_shape
+from strata.core.kv_layout import (
+    KV_DTYPES,
+    LAYER_FIELDS,
+    PAIRED,
+    SCALED,
+    key_page_shape,
+    pack_of,
+    value_page_shape,
+)
 
 
 class RopeMode(Enum):
@@ -63,7 +71,7 @@ class CacheType:
         num_layers: Attention layers that store into it.
         num_kv_heads: Key/value heads K.
         head_dim: Elements per head D.
-        dtype: Element type of stored keys and values (f32, f16, bf16).
+        dtype: Element type of stored keys and values: f32, f16, bf16, or i8 with a scale per token and head.
         page_size: Tokens per page.
         rope: Where rotary embedding is applied.
         rotary_dim: Leading elements of a head that are rotated (even, <= head_dim; 0 when rope is NONE).
@@ -80,6 +88,8 @@ class CacheType:
     def __post_init__(self) -> None:
         if min(self.num_layers, self.num_kv_heads, self.head_dim, self.page_size) < 1:
             raise ShapeError(f"{self}: layers, kv_heads, head_dim and page_size must be at least 1")
+        if self.dtype.name not in KV_DTYPES:
+            raise ShapeError(f"{self}: dtype must be one of {', '.join(KV_DTYPES)}")
         if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
             raise ShapeError(f"{self}: rotary_dim must be even and at most head_dim {self.head_dim}")
 
@@ -96,6 +106,11 @@ class CacheType:
         return pack_of(self.dtype.name, self.head_dim, self.page_size)
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether keys and values are codes: each token's head has a scale, its largest element / 127."""
+        return self.dtype.name in SCALED
+
+    @property
     def product_dtype(self) -> DType:
         """What attention rounds the factors of its products to: bf16 where keys and values have no more bits
         than that, else f32. Sums are f32.
@@ -109,14 +124,15 @@ class CacheType:
         where its K and V are stored. ``seq_ids[t]``: row of ``page_table`` of its sequence. ``page_table[s,
         j]``: pool page that holds positions ``j*page_size ...`` of sequence s. ``last_rows[s]``: index of
         the last token of sequence s in this pass. ``rope_cos/sin[p, i]``: rotary tables.
-        ``k_pages``/``v_pages``: one layer's pages, elements in the order of :mod:`strata.core.kv_layout`. The
+        ``k_pages``/``v_pages``: one layer's pages, elements in the order of :mod:`strata.core.kv_layout`;
+        ``k_scales``/``v_scales[page, head, offset]``: what their codes are multiplied by (i8 only). The
         tokens of a sequence stand together, in order of their positions, which have no gaps. Token t attends
         to positions ``0 .. positions[t]`` of its sequence.
         """
         pages = (NUM_PAGES, self.num_kv_heads)
         page = (self.head_dim, self.page_size, self.pack)
         tables = (MAX_CONTEXT, max(self.rotary_dim // 2, 1))
-        return {
+        found = {
             "positions": TensorType((n,), i32),
             "slots": TensorType((n,), i32),
             "seq_ids": TensorType((n,), i32),
@@ -127,6 +143,9 @@ class CacheType:
             "k_pages": TensorType((*pages, *key_page_shape(*page)), self.dtype),
             "v_pages": TensorType((*pages, *value_page_shape(*page)), self.dtype),
         }
+        if self.is_scaled:
+            found |= dict.fromkeys(LAYER_FIELDS[2:], TensorType((*pages, self.page_size), f32))
+        return found
 
 
 Type = TensorType | CacheType

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from strata.core.dims import Dim, Shape
 from strata.core.dtypes import DType, f32
+from strata.core.kv_layout import LAYER_FIELDS
 from strata.core.registry import Registry
 from strata.graph.nodes import Node
 from strata.graph.types import CacheType
@@ -45,7 +46,7 @@ Access = Callable[[Index], Expr]
 Place = Callable[[Index], tuple[Buffer, Index]]  # where the element with this index is stored
 
 OUTPUT_BLOCK = "out"
-PAGED_FIELDS = ("k_pages", "v_pages")  # fields of a cache that every layer has its own of
+PAGED_FIELDS = LAYER_FIELDS
 
 
 @dataclass(frozen=True, slots=True)

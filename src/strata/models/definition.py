@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from strata.core.dtypes import DType, bf16, f32
+from strata.core.dtypes import DType, bf16, dtype, f32
 from strata.core.errors import UserError
+from strata.core.kv_layout import DEFAULT_PAGE_SIZE, KV_FORMATS
 from strata.core.weight_format import FormatChoice, WeightFormat, parse_format_choice
 from strata.frontend import nn
 from strata.frontend.nn import spec
@@ -60,7 +61,8 @@ def build(
     *,
     max_tokens: int = 512,
     max_batch: int = 16,
-    page_size: int = 16,
+    page_size: int = DEFAULT_PAGE_SIZE,
+    kv_dtype: str | None = None,
     rope_mode: RopeMode = RopeMode.NORMAL,
     model_name: str = "",
 ) -> ModelDefinition:
@@ -69,10 +71,12 @@ def build(
     Args:
         config: The model.
         format: How weights are stored: a float dtype, ``int8``, ``int4:group=64``, ``mixed``, ...; see
-            ``core.weight_format``. The KV cache has the float dtype, or bf16.
+            ``core.weight_format``. Unless ``kv_dtype`` says otherwise, the KV cache has the float dtype, or
+            bf16.
         max_tokens: Tokens of one pass at most; longer prompts are processed in chunks.
         max_batch: Sequences of one pass at most.
         page_size: Tokens per KV page.
+        kv_dtype: Dtype of stored keys and values, a key of ``core.kv_layout.KV_FORMATS``.
         rope_mode: Where keys are rotated, for models with rotary positions.
         model_name: Name to show.
 
@@ -88,7 +92,12 @@ def build(
         )
     architecture = ARCHITECTURES[config.architecture]
     model = architecture.module(config, weight_dtype)
-    cache_type = _cache_type(config, weight_dtype if is_float else bf16, page_size, rope_mode)
+    stored = weight_dtype if is_float else bf16
+    if kv_dtype is not None:
+        if kv_dtype not in KV_FORMATS:
+            raise UserError(f"build: kv_dtype: got {kv_dtype!r}; expected one of {', '.join(KV_FORMATS)}")
+        stored = dtype(KV_FORMATS[kv_dtype])
+    cache_type = _cache_type(config, stored, page_size, rope_mode)
     ids = spec.Tensor([spec.dim("n", 1, max_tokens)], "i32")
     exported = model.export({f: {"ids": ids, "cache": spec.KVCache(cache_type)} for f in FUNCTIONS})
     recipes = {

@@ -24,7 +24,7 @@ from strata.core.dims import Dim, evaluate, parse_dim
 from strata.core.errors import UserError, VerifyError
 
 from .nodes import NodeInfo, choose, function_nodes
-from .records import CACHE_HEADER, CACHE_POINTERS, ArgKind, ArgRef, FunctionRecord, KernelRecord
+from .records import CACHE_POINTERS, ArgKind, ArgRef, FunctionRecord, KernelRecord, layer_word
 from .tensors import address, array_at, as_tensor, numpy_dtype
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Bound:
                 table = self._table[ref.index]
                 if ref.field in CACHE_POINTERS:
                     return table[CACHE_POINTERS.index(ref.field)]
-                return table[CACHE_HEADER + 2 * ref.layer + (ref.field == "v_pages")]
+                return table[layer_word(ref.layer, ref.field)]
 
 
 class Launches:

@@ -17,6 +17,7 @@ from typing import Any
 
 from strata.core.dims import evaluate, parse_dim
 from strata.core.errors import UserError, VerifyError
+from strata.core.kv_layout import LAYER_FIELDS
 
 from .records import (
     ArgKind,
@@ -305,7 +306,7 @@ def _operand_name(spec: TensorSpec, ref: ArgRef, function: FunctionRecord, recor
         case ArgKind.PARAM:
             return record.params[ref.index].name
         case ArgKind.CACHE:
-            layered = ref.field in ("k_pages", "v_pages")
+            layered = ref.field in LAYER_FIELDS
             return f"{function.inputs[ref.index].name}.{ref.field}" + (f"[{ref.layer}]" if layered else "")
         case ArgKind.ARENA:
             return spec.name

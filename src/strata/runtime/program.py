@@ -25,16 +25,17 @@ import numpy as np
 
 from strata.core.dims import Dim, evaluate, parse_dim
 from strata.core.errors import ShapeError, UserError
+from strata.core.kv_layout import LAYER_FIELDS
 
 from .calls import invoke
 from .records import (
     CACHE_DIMS,
-    CACHE_HEADER,
     CACHE_POINTERS,
     CacheRecord,
     FunctionRecord,
     ProgramRecord,
     TensorSpec,
+    layer_word,
 )
 from .tensors import address, aligned_empty, as_tensor, numpy_dtype, type_text
 
@@ -63,7 +64,7 @@ class CacheView(Protocol):
     """What a function needs of a batch view of the KV cache (``engine.kv_cache.BatchView``).
 
     Attributes:
-        table: i64 ``[CACHE_HEADER + 2 * num_layers]``: the cache table of ``records``.
+        table: i64 ``[CACHE_HEADER + 4 * num_layers]``: the cache table of ``records``.
         num_tokens: Tokens of this pass over all sequences.
     """
 
@@ -256,7 +257,7 @@ class CompiledFunction:
             )
         cache = self._context.cache
         assert cache is not None  # a cache input implies a cache record (checked by Program)
-        entries = CACHE_HEADER + 2 * cache.num_layers
+        entries = layer_word(cache.num_layers, LAYER_FIELDS[0])
         if table.dtype != np.int64 or table.shape != (entries,):
             raise ShapeError(
                 f"{self.name}: input {spec.name}: got a table {type_text(table)}; expected i64[{entries}]"

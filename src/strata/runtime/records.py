@@ -13,9 +13,9 @@ Native interface. Every exported symbol follows the tvm-ffi calling convention
   the i64 *param table* (addresses of the params, in the order of ``ProgramRecord.params``), and the u8
   *arena* of ``arena_bytes`` bytes, 64-byte aligned.
 
-Cache table of a batch view (int64, ``CACHE_HEADER + 2 * num_layers`` entries): addresses of
+Cache table of a batch view (int64, ``CACHE_HEADER + 4 * num_layers`` entries): addresses of
 ``CACHE_POINTERS`` in that order, the values of ``CACHE_DIMS``, zeros up to ``CACHE_HEADER``, then for layer l
-the addresses of its ``k_pages`` and ``v_pages`` at ``CACHE_HEADER + 2*l`` and ``+ 1``. See
+the addresses of its ``core.kv_layout.LAYER_FIELDS`` from ``CACHE_HEADER + 4*l`` on (0: it has none). See
 ``graph.types.CacheType.fields`` for the meaning of the fields.
 """
 
@@ -24,9 +24,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from strata.core.kv_layout import LAYER_FIELDS
+
 CACHE_POINTERS = ("positions", "slots", "seq_ids", "page_table", "last_rows", "rope_cos", "rope_sin")
 CACHE_DIMS = ("num_seqs", "table_width", "num_pages", "max_context")
 CACHE_HEADER = 16
+
+
+def layer_word(layer: int, field: str) -> int:
+    """Entry of the cache table with the address of a layer's buffer."""
+    return CACHE_HEADER + len(LAYER_FIELDS) * layer + LAYER_FIELDS.index(field)
 
 
 class ArgKind(Enum):

@@ -23,6 +23,7 @@ from typing import Any
 from strata.core.dims import parse_dim, symbols
 from strata.core.dtypes import ALL_DTYPES
 from strata.core.errors import ShapeError, UserError
+from strata.core.kv_layout import LAYER_FIELDS
 
 from .records import (
     CACHE_DIMS,
@@ -40,7 +41,7 @@ from .records import (
 
 Decoder = Callable[[Any, str], Any]
 
-CACHE_FIELDS = (*CACHE_POINTERS, "k_pages", "v_pages")
+CACHE_FIELDS = (*CACHE_POINTERS, *LAYER_FIELDS)
 ROPE_MODES = ("none", "normal", "inline")
 _MAX_INT = 2**62
 

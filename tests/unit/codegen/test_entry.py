@@ -137,8 +137,8 @@ def cache_table(num_layers: int = 2, num_seqs: int = 3):
     """A cache table, and the arrays that it points to."""
     arrays = {name: np.zeros(4, np.float32 if "rope" in name else np.int32) for name in CACHE_POINTERS}
     arrays["slots"][0], arrays["rope_sin"][0] = 7, 0.5
-    pages = [np.full(4, 10 + i, np.float32) for i in range(2 * num_layers)]
-    table = np.zeros(CACHE_HEADER + 2 * num_layers, np.int64)
+    pages = [np.full(4, 10 + i, np.float32) for i in range(4 * num_layers)]
+    table = np.zeros(CACHE_HEADER + 4 * num_layers, np.int64)
     table[: len(CACHE_POINTERS)] = [arrays[name].ctypes.data for name in CACHE_POINTERS]
     sizes = {"num_seqs": num_seqs, "table_width": 2, "num_pages": 5, "max_context": 6}
     table[len(CACHE_POINTERS) : len(CACHE_POINTERS) + len(CACHE_DIMS)] = [sizes[name] for name in CACHE_DIMS]
@@ -150,13 +150,13 @@ def test_cache_fields_and_dims(cached):
     table, _keep = cache_table()
     ids, logits, empty = np.zeros(3, np.int32), np.zeros((3, 4), np.float32), np.zeros(0, np.int64)
     cached(ids, table, logits, empty, aligned(0))
-    np.testing.assert_array_equal(logits[0], [7, 0.5, 13, 605])
+    np.testing.assert_array_equal(logits[0], [7, 0.5, 15, 605])
 
 
 def test_wrong_cache_tables(cached):
     table, _keep = cache_table(num_layers=1)
     ids, logits, empty = np.zeros(3, np.int32), np.zeros((3, 4), np.float32), np.zeros(0, np.int64)
-    message = r"decode: argument 1 \(kv\): got i64\[18\]; expected i64\[>=20\]"
+    message = r"decode: argument 1 \(kv\): got i64\[20\]; expected i64\[>=24\]"
     with pytest.raises(ShapeError, match=message):
         cached(ids, table, logits, empty, aligned(0))
     table, _keep = cache_table(num_seqs=2)

@@ -70,7 +70,7 @@ class FakeFunction:
         rows = np.empty((n, self.program.vocab), np.float32)
         for layer in range(CACHE.num_layers):
             k_address, v_address = view.table[
-                CACHE_HEADER + 2 * layer : CACHE_HEADER + 2 * layer + 2
+                CACHE_HEADER + 4 * layer : CACHE_HEADER + 4 * layer + 2
             ].tolist()
             keys = _memory(k_address, (pool, 1, 4, 4), ctypes.c_float)
             values = _memory(v_address, (pool, 1, 4, 4), ctypes.c_float)

@@ -53,7 +53,7 @@ def test_native_table():
     view = forward(cache, [0], [6])
     table = view.table
     assert table.dtype == np.int64
-    assert len(table) == CACHE_HEADER + 2 * RECORD.num_layers
+    assert len(table) == CACHE_HEADER + 4 * RECORD.num_layers
     pointers = dict(zip(CACHE_POINTERS, table.tolist(), strict=False))
     for name in ("positions", "slots", "seq_ids", "page_table", "last_rows"):
         array = getattr(view, name)
@@ -63,8 +63,8 @@ def test_native_table():
     assert pointers["rope_cos"] == cache.rope_cos.ctypes.data
     assert pointers["rope_sin"] == cache.rope_sin.ctypes.data
     assert table[7:CACHE_HEADER].tolist() == [1, 2, 8, 20, 0, 0, 0, 0, 0]  # seqs, width, pages, context
-    pages = [p for pair in zip(cache.k_pages, cache.v_pages, strict=True) for p in pair]
-    assert table[CACHE_HEADER:].tolist() == [p.ctypes.data for p in pages]
+    rows = [[k.ctypes.data, v.ctypes.data, 0, 0] for k, v in zip(cache.k_pages, cache.v_pages, strict=True)]
+    assert table[CACHE_HEADER:].reshape(2, 4).tolist() == rows
     read = (ctypes.c_int32 * 6).from_address(pointers["positions"])
     assert list(read) == [0, 1, 2, 3, 4, 5]
     assert cache.page_bytes == 2 * 2 * 2 * 8 * 4 * 2

@@ -147,7 +147,7 @@ class View:
         self.keys = keys
         self.rows = np.zeros(num_seqs, np.int32)
         self.num_tokens = num_tokens
-        self.table = np.zeros(18, np.int64)
+        self.table = np.zeros(20, np.int64)
         self.table[4] = self.rows.ctypes.data
         self.table[7:11] = (num_seqs, 1, len(keys), 64)
         self.table[16] = self.table[17] = keys.ctypes.data

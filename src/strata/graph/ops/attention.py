@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from strata.core.dims import Dim
-from strata.core.dtypes import DType, bf16, f16, f32, i32
+from strata.core.dtypes import DType, bf16, f16, f32, i8, i32
 from strata.core.errors import ShapeError
 from strata.graph.cache_value import CacheValue
 from strata.graph.types import MAX_CONTEXT, NUM_SEQUENCES, CacheType, RopeMode, TensorType, Type
@@ -82,8 +82,7 @@ def sample_cache(
     rng = np.random.default_rng(seed)
     longest = max(p + a for p, a in zip(past, new, strict=True))
     value = CacheValue.empty(type_, len(new) * -(-longest // type_.page_size) + 1, longest + 3)
-    for pages in (*value.k_pages, *value.v_pages):
-        pages[...] = rng.standard_normal(pages.shape).astype(pages.dtype)
+    value.fill(rng)
     return type_, value.view(past, new)
 
 
@@ -155,8 +154,8 @@ def _append_samples() -> Iterator[Sample]:
     for past, new in _BATCHES:
         type_, cache = sample_cache(f32, past, new)
         yield Sample((type_, *[t(f32, sum(new), 2, 8)] * 2), {"layer": 1}, {0: cache})
-    for cache_dtype, dtype in ((bf16, f32), (f16, f32), (bf16, bf16), (f16, f16)):
-        type_, cache = sample_cache(cache_dtype, [2], [3], page_size=1, num_layers=1)
+    for cache_dtype, dtype in ((bf16, f32), (f16, f32), (bf16, bf16), (f16, f16), (i8, f32), (i8, bf16)):
+        type_, cache = sample_cache(cache_dtype, [2], [3], page_size=1 + (dtype is bf16), num_layers=1)
         yield Sample((type_, *[t(dtype, 3, 2, 8)] * 2), {"layer": 0}, {0: cache})
 
 
@@ -169,7 +168,8 @@ define_op(
         {"layer": Attr((int,), doc="attention layer")},
         _append_samples,
         lambda types, attrs: 0,
-        "The cache with k, v [n, K, D] stored at this pass' slots of a layer, rounded to the cache's dtype.",
+        "The cache with k, v [n, K, D] stored at this pass' slots of a layer, rounded to the cache's dtype; "
+        "i8: each head of a token as codes -127 .. 127 and a scale, its largest element / 127.",
     )
 )
 
@@ -203,7 +203,6 @@ def _attention_reference(operands: Sequence[Any], attrs: Attrs) -> np.ndarray:
     out = np.empty(q.shape, np.float32)
     for token, (sequence, position) in enumerate(zip(cache.seq_ids, cache.positions, strict=True)):
         keys, values = cache.history(attrs["layer"], sequence, position + 1)
-        keys, values = keys.astype(np.float32), values.astype(np.float32)  # [S, K, D]
         if inline:
             keys = _factors(cache.rotate(keys, np.arange(position + 1)), cache.type)
         keys, values = np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1)  # [S, H, D]
@@ -226,7 +225,7 @@ def _attention_samples() -> Iterator[Sample]:
     for past, new in _BATCHES:
         type_, cache = sample_cache(f32, past, new)
         yield Sample((t(f32, sum(new), 4, 8), type_), {"layer": 1, "scale": 8**-0.5}, {1: cache})
-    for cache_dtype, dtype in ((bf16, f32), (f16, f32), (bf16, bf16), (f16, f16)):
+    for cache_dtype, dtype in ((bf16, f32), (f16, f32), (bf16, bf16), (f16, f16), (i8, f32), (i8, bf16)):
         type_, cache = sample_cache(cache_dtype, [6, 1], [1, 3])
         yield Sample((t(dtype, 4, 6, 8), type_), {"layer": 0, "scale": 0.25}, {1: cache})
     type_, cache = sample_cache(f32, [5, 0], [1, 4], rope=RopeMode.INLINE, rotary_dim=8)
@@ -253,7 +252,7 @@ define_op(
         _attention_samples,
         _attention_flop,
         "Causal attention of q[n, H, D] over each token's cached sequence; head h uses kv head h // (H/K). "
-        "Factors of products (q, k, weights, v) are rounded to bf16 if the cache is bf16.",
+        "Factors of products (q, k, weights, v) are rounded to bf16 if the cache is bf16 or i8.",
     )
 )
 

@@ -47,6 +47,7 @@ from .tiles import Tiles, lanes, multiply_add, serial, unroll, vectors
 LOWEST = -3.4028234663852886e38  # the smallest finite f32
 LOG2_E = log2(euler)
 SLACK = 10.0  # powers of 2 by which a weight may exceed 1 before the maximum is computed anew
+CACHE_LINE_BYTES = 64
 ZERO = b.const(0, i64)
 
 
@@ -94,11 +95,17 @@ class Span:
         base: Position of the first token.
         keys: ``(d, t, k)`` -> load of element ``d`` (in units of ``pack``, plus ``k``) of token ``t``.
         values: ``(t, d, k)`` -> load of element ``d`` of token ``t`` (in units of ``pack``, plus ``k``).
+        next_keys, next_values: The same in the next page, as it is stored, without ``k``.
+        key_scale, value_scale: Load of what all elements of token ``t`` are multiplied by; ``None`` = 1.
     """
 
     base: Expr
     keys: Callable[[Expr, Expr, Expr | int], Load]
     values: Callable[[Expr, Expr, Expr | int], Load]
+    next_keys: Callable[[Expr, Expr], Load]
+    next_values: Callable[[Expr, Expr], Load]
+    key_scale: Callable[[Expr], Load] | None = None
+    value_scale: Callable[[Expr], Load] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +145,7 @@ class BlockKernel:
             self._scores(first, span, s),
             self._hide(first, span, s),
             self._raise_tops(first, s),
-            self._weights(first, s, p),
+            self._weights(first, span, s, p),
         )
         body = Alloc(p, seq(Alloc(s, body), self._values(first, span, seen, p)))
         last = Load(self.rows.length, (b.add(first, t.rows - 1),))
@@ -166,16 +173,24 @@ class BlockKernel:
             lambda g, v: lanes("t", t.token_lanes, lambda x: Store(s, (g, column(v, x)), zero)),
             t.token_vectors,
         )
-        sums = serial(
-            "d", self.head_dim // pack, lambda d: self._each(lambda g, v: term(d, g, v), t.token_vectors)
-        )
-        if self.scale > 0:
+
+        def row(d: Expr) -> Stmt:
+            early = self._fetch(lambda i: span.next_keys(d, i), t.span)
+            return seq(early, self._each(lambda g, v: term(d, g, v), t.token_vectors))
+
+        sums = serial("d", self.head_dim // pack, row)
+        if self.scale > 0 and span.key_scale is None:
             return seq(clear, sums)
 
         def scaled(g: Expr, v: Expr) -> Stmt:
             def one(lane: Expr) -> Stmt:
                 score = self._score(s, g, v, lane)
-                return Store(s, score.indices, b.mul(score, b.const(self.scale, f32)))
+                value: Expr = (
+                    score if span.key_scale is None else b.mul(score, span.key_scale(score.indices[1]))
+                )
+                if self.scale <= 0:
+                    value = b.mul(value, b.const(self.scale, f32))
+                return Store(s, score.indices, value)
 
             return lanes("t", t.token_lanes, one)
 
@@ -278,8 +293,8 @@ class BlockKernel:
         )
         return Alloc(best, Alloc(highest, body))
 
-    def _weights(self, first: Expr, s: Buffer, p: Buffer) -> Stmt:
-        """``p = 2**(s * factor - top)``, and their sums."""
+    def _weights(self, first: Expr, span: Span, s: Buffer, p: Buffer) -> Stmt:
+        """``p = 2**(s * factor - top)`` (times the scales of values), and their sums."""
         t, total = self.tiles, self.rows.total
 
         def row(g: Expr) -> Stmt:
@@ -291,7 +306,11 @@ class BlockKernel:
 
             def keep(v: Expr, lane: Expr) -> Stmt:
                 weight = self._score(s, g, v, lane)
-                return Store(p, weight.indices, b.cast(self.operand, weight))
+                value: Expr = weight
+                if span.value_scale is not None:  # that of a hidden token may be anything
+                    scaled = b.mul(weight, span.value_scale(weight.indices[1]))
+                    value = b.select(b.gt(weight, 0.0), scaled, b.const(0.0, f32))
+                return Store(p, weight.indices, b.cast(self.operand, value))
 
             def add_up(lane: Expr) -> Stmt:
                 value: Expr = Load(total, (at, lane))
@@ -303,6 +322,16 @@ class BlockKernel:
             return Let(top, Load(self.rows.top, (at,)), body)
 
         return unroll("g", t.rows, row)
+
+    def _fetch(self, element: Callable[[Expr], Load], extent: int) -> Stmt:
+        """Ask for the cache lines of ``extent`` elements (in units of ``pack``) of a row."""
+        step = CACHE_LINE_BYTES // (self.pack * element(ZERO).dtype.itemsize_bytes)
+        nothing = Buffer("nothing", (1,), i32, MemSpace.REGISTER)
+
+        def line(j: Expr) -> Stmt:
+            return Store(nothing, (ZERO,), Intrinsic("prefetch", (element(b.mul(j, step)),), i32, 1))
+
+        return Alloc(nothing, unroll("line", -(-extent // step), line))
 
     @staticmethod
     def _register(name: str, extent: int) -> Buffer:
@@ -338,7 +367,12 @@ class BlockKernel:
 
             clear = each(lambda g, v, x: Store(acc, (g, column(v, x)), b.const(0.0, f32)))
             groups = b.floordiv(seen, pack)
-            sums = serial("t", groups, lambda j: self._each(lambda g, v: term(j, g, v), t.dim_vectors))
+
+            def row(j: Expr) -> Stmt:
+                early = self._fetch(lambda i: span.next_values(j, b.add(start, i)), t.slice)
+                return seq(early, self._each(lambda g, v: term(j, g, v), t.dim_vectors))
+
+            sums = serial("t", groups, row)
             parts = [clear, sums]
             if pack > 1:
                 parts.append(self._last_value(span, seen, start, p, acc))

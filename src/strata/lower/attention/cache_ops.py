@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from strata.core.dtypes import f32, i64
 from strata.graph.nodes import Node
 from strata.graph.types import CacheType
 from strata.loop import build as b
 from strata.loop.nodes import Buffer, Expr, Load
-from strata.lower.context import LOWERINGS, Access, Context, Index
+from strata.lower.context import LOWERINGS, Access, Context, Index, widened
 
 
 @LOWERINGS.register("rope")
@@ -77,11 +79,45 @@ def lower_kv_append(ctx: Context, node: Node) -> None:
 
     for field, operand in (("k_pages", k), ("v_pages", v)):
         source = ctx.access(operand)
+        if cache.type.is_scaled:
+            source = _coded(ctx, node, field[0], widened(source))
 
         def value(i: Index, source: Access = source) -> Expr:
             return b.cast(cache.type.dtype, source(i))  # type: ignore[union-attr]
 
         ctx.stage("append_" + field[0], operand.tensor.shape, cache.type.dtype, value, place(field))
+
+
+def _coded(ctx: Context, node: Node, letter: str, source: Access) -> Access:
+    """Stages that store the scales of the heads of k or v; codes, as f32, of their elements.
+
+    See ``graph.cache_value.codes``.
+    """
+    cache, operand = node.inputs[0], node.inputs[1]
+    assert isinstance(cache.type, CacheType)
+    n, heads, head_dim = operand.tensor.shape
+    slots = ctx.cache_field(cache, "slots")
+    scales = ctx.cache_field(cache, letter + "_scales", node.attrs["layer"])
+    page, zero = cache.type.page_size, b.const(0.0, f32)
+    largest = ctx.reduce(
+        "largest_" + letter, (n, heads), f32, (head_dim,), zero, b.maximum,
+        lambda i, k: b.abs_(source((*i, *k))),
+    )  # fmt: skip
+
+    def into(i: Index) -> tuple[Buffer, Index]:
+        slot = b.cast(i64, Load(slots, (i[0],)))
+        return scales, (b.floordiv(slot, page), i[1], b.floormod(slot, page))
+
+    inverse = b.const(float(np.float32(1 / 127)), f32)
+    ctx.stage("scale_" + letter, (n, heads), f32, lambda i: b.mul(largest(i), inverse), into)
+
+    def code(i: Index) -> Expr:
+        most = largest(i[:2])
+        factor = b.select(b.gt(most, zero), b.div(b.const(127.0, f32), most), zero)
+        limit = b.const(127.0, f32)
+        return b.maximum(b.minimum(b.round_(b.mul(source(i), factor)), limit), b.neg(limit))
+
+    return code
 
 
 def packed(outer: Expr, inner: Expr, pack: int) -> tuple[Expr, Expr]:

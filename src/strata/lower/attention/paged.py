@@ -204,44 +204,130 @@ def _write_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
 
 def _page(a: _Attention, g: _Segment, number: Expr, count: Expr, limit: Expr) -> Stmt:
     """All rows against page ``number`` of the sequence; ``limit``: tokens that the last row sees."""
-    cache, tiles, pack = a.cache, a.tiles, a.cache.pack
-    k_pages, v_pages = a.pages("k_pages"), a.pages("v_pages")
-    page_id, base = Var("page"), Var("base")
-    turned = Buffer("turned", k_pages.shape[2:], a.kernel.operand, MemSpace.LOCAL)
-    inline = cache.rope is RopeMode.INLINE and cache.rotary_dim > 0
-
-    def stored_key(d: Expr, t: Expr) -> Expr:
-        return b.cast(f32, Load(k_pages, (page_id, g.kv_head, *packed(d, t, pack))))
-
-    def turn(t: Expr) -> Stmt:
-        def element(d: Expr) -> Stmt:
-            value = _rotated(a, lambda x: stored_key(x, t), d, b.add(base, t))
-            return Store(turned, packed(d, t, pack), b.cast(turned.dtype, b.cast(cache.product_dtype, value)))
-
-        return serial("d", cache.head_dim, element)
-
-    def span(first: Expr) -> Span:
-        def keys(d: Expr, t: Expr, k: Expr | int) -> Load:
-            at = (d, b.add(b.mul(b.add(first, t), pack), k))
-            return Load(turned, at) if inline else Load(k_pages, (page_id, g.kv_head, *at))
-
-        def values(t: Expr, d: Expr, k: Expr | int) -> Load:
-            row = b.add(b.floordiv(first, pack), t)
-            return Load(v_pages, (page_id, g.kv_head, row, b.add(b.mul(d, pack), k)))
-
-        return Span(b.add(base, first), keys, values)
+    cache, tiles = a.cache, a.tiles
+    page_id, next_id, base = Var("page"), Var("next_page"), Var("base")
+    page = _PageAccess(a, g, page_id, next_id, base)
 
     def block(number: Expr) -> Stmt:
         first = b.mul(number, tiles.rows)
         spans = cache.page_size // tiles.span
-        return serial("span", spans, lambda j: a.kernel.step(first, span(b.mul(j, tiles.span))))
+        return serial("span", spans, lambda j: a.kernel.step(first, page.span(b.mul(j, tiles.span))))
 
-    body = serial("block", b.ceildiv(count, tiles.rows), block)
-    if inline:
-        valid = b.minimum(b.sub(limit, base), b.const(cache.page_size, i64))
-        body = Alloc(turned, seq(serial("t", valid, turn), body))
+    valid = b.minimum(b.sub(limit, base), b.const(cache.page_size, i64))
+    body = seq(page.prepare(valid), serial("block", b.ceildiv(count, tiles.rows), block))
+    for buffer in (page.keys, page.values):
+        body = body if buffer is None else Alloc(buffer, body)
     body = Let(base, b.mul(number, cache.page_size), body)
+    last = b.floordiv(b.sub(limit, 1), cache.page_size)
+    following = b.minimum(b.add(number, 1), last)
+    body = Let(next_id, a.field("page_table", g.sequence, following), body)
     return Let(page_id, a.field("page_table", g.sequence, number), body)
+
+
+class _PageAccess:
+    """How the keys and values of one page are read: in place, or as private copies.
+
+    Copies are made once for all rows: of keys that are turned (INLINE), and of codes, which become bf16.
+
+    Args:
+        a: The kernel.
+        g: The segment.
+        page_id: The page.
+        next_id: The page of the following positions.
+        base: Position of the page's first token.
+
+    Attributes:
+        keys, values: The copies.
+    """
+
+    def __init__(self, a: _Attention, g: _Segment, page_id: Expr, next_id: Expr, base: Expr) -> None:
+        self.a, self.g, self.page_id, self.next_id, self.base = a, g, page_id, next_id, base
+        self.cache, self.pack, operand = a.cache, a.cache.pack, a.kernel.operand
+        self.k_pages, self.v_pages = a.pages("k_pages"), a.pages("v_pages")
+        self.is_inline = a.cache.rope is RopeMode.INLINE and a.cache.rotary_dim > 0
+        widens = a.cache.is_scaled and self.pack > 1
+        copies = (
+            Buffer(name, pages.shape[2:], operand, MemSpace.LOCAL) if wanted else None
+            for name, pages, wanted in (
+                ("keys", self.k_pages, widens or self.is_inline),
+                ("values", self.v_pages, widens),
+            )
+        )
+        self.keys, self.values = copies
+
+    def prepare(self, valid: Expr) -> Stmt:
+        """Fill the copies; ``valid``: tokens of the page that are visible to some row."""
+        parts: list[Stmt] = []
+        if self.is_inline:
+            parts.append(serial("t", valid, self._turn))
+        elif self.keys is not None:
+            parts.append(self._widen(self.k_pages, self.keys))
+        if self.values is not None:
+            parts.append(self._widen(self.v_pages, self.values))
+        return seq(*parts)
+
+    def _widen(self, pages: Buffer, copy: Buffer) -> Stmt:
+        rows, width = copy.shape
+        assert isinstance(rows, int)
+        assert isinstance(width, int)
+
+        def element(r: Expr, i: Expr) -> Stmt:
+            code = Load(pages, (self.page_id, self.g.kv_head, r, i))
+            return Store(copy, (r, i), b.cast(copy.dtype, b.cast(f32, code)))
+
+        return serial("r", rows, lambda r: vectors("i", width, lambda i: element(r, i)))
+
+    def _turn(self, t: Expr) -> Stmt:
+        """Rotate the key of one token."""
+        assert self.keys is not None
+        keys, position = self.keys, b.add(self.base, t)
+
+        def stored(d: Expr) -> Expr:
+            value = b.cast(f32, Load(self.k_pages, (self.page_id, self.g.kv_head, *packed(d, t, self.pack))))
+            return b.mul(value, self._scale("k_scales", t)) if self.cache.is_scaled else value
+
+        def element(d: Expr) -> Stmt:
+            rounded = b.cast(self.cache.product_dtype, _rotated(self.a, stored, d, position))
+            return Store(keys, packed(d, t, self.pack), b.cast(keys.dtype, rounded))
+
+        return serial("d", self.cache.head_dim, element)
+
+    def _scale(self, field: str, t: Expr) -> Load:
+        return Load(self.a.pages(field), (self.page_id, self.g.kv_head, t))
+
+    def span(self, first: Expr) -> Span:
+        """Tokens of the page from ``first`` on."""
+        pack, head, is_scaled = self.pack, self.g.kv_head, self.cache.is_scaled
+
+        def keys(d: Expr, t: Expr, k: Expr | int) -> Load:
+            at = (d, b.add(b.mul(b.add(first, t), pack), k))
+            return Load(self.k_pages, (self.page_id, head, *at)) if self.keys is None else Load(self.keys, at)
+
+        def values(t: Expr, d: Expr, k: Expr | int) -> Load:
+            at = (b.add(b.floordiv(first, pack), t), b.add(b.mul(d, pack), k))
+            return (
+                Load(self.v_pages, (self.page_id, head, *at))
+                if self.values is None
+                else Load(self.values, at)
+            )
+
+        def next_keys(d: Expr, t: Expr) -> Load:
+            return Load(self.k_pages, (self.next_id, head, d, b.mul(b.add(first, t), pack)))
+
+        def next_values(t: Expr, d: Expr) -> Load:
+            return Load(self.v_pages, (self.next_id, head, b.add(b.floordiv(first, pack), t), b.mul(d, pack)))
+
+        return Span(
+            b.add(self.base, first),
+            keys,
+            values,
+            next_keys,
+            next_values,
+            (lambda t: self._scale("k_scales", b.add(first, t)))
+            if is_scaled and not self.is_inline
+            else None,
+            (lambda t: self._scale("v_scales", b.add(first, t))) if is_scaled else None,
+        )
 
 
 def _part_pages(a: _Attention, sequence: Expr, splits: Expr) -> Expr:
