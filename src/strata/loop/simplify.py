@@ -80,6 +80,11 @@ def simplify_stmt(stmt: Stmt, ranges: Ranges | None = None) -> Stmt:
     return _stmt(stmt, scope(ranges))
 
 
+def simplify_alloc(buffer: Buffer, body: Stmt) -> Stmt:
+    """``body`` with ``buffer``, if it is used."""
+    return Alloc(buffer, body) if any(_touches(n, buffer) for n in walk(body)) else body
+
+
 def _stmt(stmt: Stmt, known: Analysis) -> Stmt:
     match stmt:
         case For():
@@ -93,9 +98,7 @@ def _stmt(stmt: Stmt, known: Analysis) -> Stmt:
         case If():
             return _if(stmt, known)
         case Alloc():
-            body = _stmt(stmt.body, known)
-            used = any(_touches(n, stmt.buffer) for n in walk(body))
-            return Alloc(stmt.buffer, body) if used else body
+            return simplify_alloc(stmt.buffer, _stmt(stmt.body, known))
         case Seq():
             return seq(*(_stmt(s, known) for s in stmt.stmts))
         case Call():

@@ -48,7 +48,7 @@ from strata.loop.rewrite import (
     substitute,
     walk,
 )
-from strata.loop.simplify import simplify_stmt
+from strata.loop.simplify import simplify_alloc, simplify_stmt
 from strata.loop.text import print_expr
 
 from .dependence import carried, enter
@@ -64,12 +64,38 @@ def finalize(func: Func) -> Func:
         LegalityError: a loop marked for vectorisation cannot be vectorised, or an index of a register buffer
             is no constant when the code is generated.
     """
-    body = map_stmt(func.body, stmt_fn=_expand)
+    return Finalizer().finalize(func)
+
+
+class Finalizer:
+    """Finalises versions of a function: statements at its top level that did not change are not redone."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Stmt, Stmt]] = {}  # by identity of the statement, which is kept alive
+
+    def finalize(self, func: Func) -> Func:
+        """See :func:`finalize`."""
+        return Func(func.name, func.params, self._top(func.body), func.num_outputs)
+
+    def _top(self, stmt: Stmt) -> Stmt:
+        match stmt:
+            case Seq():
+                return seq(*(self._top(s) for s in stmt.stmts))
+            case Alloc():
+                return simplify_alloc(stmt.buffer, self._top(stmt.body))
+            case _:
+                if id(stmt) not in self._done:
+                    self._done[id(stmt)] = (stmt, _lowered(stmt))
+                return self._done[id(stmt)][1]
+
+
+def _lowered(stmt: Stmt) -> Stmt:
+    body = map_stmt(stmt, stmt_fn=_expand)
     body = map_stmt(body, stmt_fn=_lower_block)
     body = simplify_stmt(body)
     body = simplify_stmt(_vector_loops(body, Analysis()))
     _check_registers(body, frozenset())
-    return Func(func.name, func.params, body, func.num_outputs)
+    return body
 
 
 def _expand(stmt: Stmt) -> Stmt:
