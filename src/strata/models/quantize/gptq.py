@@ -72,7 +72,22 @@ def gptq_matrix(
     back = np.empty_like(codes)
     back[order] = codes
     codes = np.ascontiguousarray(back.T).view(start.codes.dtype)
-    return QuantizedMatrix(format, codes, start.scales, start.zeros)
+    made = QuantizedMatrix(format, codes, start.scales, start.zeros)
+    return QuantizedMatrix(format, codes, _same_size(weight, made, hessian), start.zeros)
+
+
+def _same_size(weight: np.ndarray, matrix: QuantizedMatrix, hessian: np.ndarray) -> np.ndarray:
+    """Scales with which every output is as large as that of the weights, on average over the inputs.
+
+    Least squared error alone makes outputs a little smaller.
+    """
+    w = weight.astype(np.float32)
+    wh = w @ hessian.astype(np.float32)
+    have = np.einsum("ij,ij->i", wh, dequantize_matrix(matrix))
+    wanted = np.einsum("ij,ij->i", wh, w)
+    factor = np.ones_like(wanted)
+    np.divide(wanted, have, out=factor, where=have > 0.5 * wanted)
+    return (matrix.scales.astype(np.float32) * factor[:, None]).astype(np.float16)
 
 
 def output_error(weight: np.ndarray, matrix: QuantizedMatrix, hessian: np.ndarray) -> float:
