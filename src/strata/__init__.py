@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from strata.compiler.external import external
     from strata.compiler.kernel import Kernel, candidate, kernel
     from strata.compiler.pipelines import pipeline, register_pass, register_pipeline
+    from strata.compiler.quantize import quantize
     from strata.engine.generate import LanguageModel
     from strata.engine.sampling import SamplingParams
     from strata.frontend import nn
@@ -49,6 +50,7 @@ _WHERE = {
     "Schedule": "strata.schedule.builder",
     "patterns": "strata.passes",
     "pipeline": "strata.compiler.pipelines",
+    "quantize": "strata.compiler.quantize",
     "register_pass": "strata.compiler.pipelines",
     "register_pipeline": "strata.compiler.pipelines",
     "tune": "strata.compiler.api",
@@ -72,6 +74,7 @@ __all__ = [
     "nn",
     "patterns",
     "pipeline",
+    "quantize",
     "register_pass",
     "register_pipeline",
     "tune",

@@ -18,7 +18,7 @@ ShapeOption = Annotated[
     str | None, typer.Option(help="Named architecture with random weights, e.g. tinyllama-1.1b")
 ]
 FormatOption = Annotated[
-    str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
+    str | None, typer.Option(help="Weights: f32, bf16, f16, int8, int4, mixed, ...; default: as stored")
 ]
 KvOption = Annotated[
     str | None,

@@ -28,7 +28,7 @@ FunctionOption = Annotated[str, typer.Option(help="prefill, decode or score")]
 PromptOption = Annotated[str, typer.Option(help="Text to run; - reads standard input")]
 NodeOption = Annotated[str, typer.Option(help="Only these nodes: a name, or like '*.mlp.*'")]
 FormatOption = Annotated[
-    str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
+    str | None, typer.Option(help="Weights: f32, bf16, f16, int8, int4, mixed, ...; default: as stored")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads; default: all cores")]
 

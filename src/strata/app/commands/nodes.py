@@ -23,7 +23,7 @@ def command(
     tokens: Annotated[int | None, typer.Option(help="Tokens of the sequence; default: 128")] = None,
     node: Annotated[str | None, typer.Option(help="Only these, in detail: a name, or like '*.mlp.*'")] = None,
     format: Annotated[
-        str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
+        str | None, typer.Option(help="Weights: f32, bf16, f16, int8, int4, mixed, ...; default: as stored")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:

@@ -34,7 +34,7 @@ def command(
         Path | None, typer.Option(help="Write a Chrome trace (chrome://tracing, Perfetto) to this file")
     ] = None,
     format: Annotated[
-        str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
+        str | None, typer.Option(help="Weights: f32, bf16, f16, int8, int4, mixed, ...; default: as stored")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,

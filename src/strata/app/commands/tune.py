@@ -35,7 +35,7 @@ def command(
     ] = None,
     op: Annotated[str, typer.Option(help="Only tasks whose name contains this, e.g. matmul")] = "",
     format: Annotated[
-        str | None, typer.Option(help="Weights and KV cache: f32, f16 or bf16; default: as stored")
+        str | None, typer.Option(help="Weights: f32, bf16, f16, int8, int4, mixed, ...; default: as stored")
     ] = None,
     pipeline: Annotated[
         str, typer.Option(help="Graph passes, by name or like 'canonicalize,fuse{max_ops=8}'")
