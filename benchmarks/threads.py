@@ -6,8 +6,9 @@
     python benchmarks/threads.py --shape tinyllama-1.1b --format int8 --share 0.5
 
 *Fork and join* is the time of a kernel with some microseconds of work for each thread, less that of the same
-work for one thread alone. *Disturbed* is a prefill while a process of its own computes on one core for ``--share`` of the
-time; beside it stands the slowdown of work that is split perfectly: ``threads / (threads - share)``.
+work for one thread alone. *Disturbed* is a prefill while a process of its own computes on one core for
+``--share`` of the time; beside it stands the slowdown of work that is split perfectly: ``threads / (threads -
+share)``.
 """
 
 from __future__ import annotations
