@@ -85,6 +85,11 @@ class QuantizedMatrix:
         """``(N, K)``."""
         return self.codes.shape[0], self.codes.shape[1]
 
+    def rows(self, begin: int, end: int) -> QuantizedMatrix:
+        """Some of the outputs; shares memory."""
+        zeros = None if self.zeros is None else self.zeros[begin:end]
+        return QuantizedMatrix(self.format, self.codes[begin:end], self.scales[begin:end], zeros)
+
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """``("codes", ...)``, ``("scales", ...)`` and, if there are any, ``("zeros", ...)``."""
         yield "codes", self.codes

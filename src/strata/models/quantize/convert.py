@@ -36,8 +36,10 @@ from .stored import CONFIG_KEY, STRATA_VERSION, Packing
 
 # Hessians that are kept at a time; a larger model is run over the calibration texts several times.
 HESSIAN_BYTES = 1 << 30
+_ERROR_ELEMS = 1 << 20  # of a weight that are compared with their codes at a time
 _COPIED = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
-_NOT_COPIED = (CONFIG_NAME, "*.index.json", "quantize_config.json", mlc.CONFIG_NAME, *mlc.INDEX_NAMES)
+_NOT_ERROR_ELEMS = 1 << 20  # of a weight that are compared with their codes at a time
+_COPIED = (CONFIG_NAME, "*.index.json", "quantize_config.json", mlc.CONFIG_NAME, *mlc.INDEX_NAMES)
 
 Progress = Callable[[int, int, str], None]
 
@@ -280,9 +282,13 @@ class _Conversion:
 
 def relative_error(weight: np.ndarray, matrix: QuantizedMatrix) -> float:
     """Root of the mean squared error over the root mean square of the values."""
-    values = weight.astype(np.float32)
-    total = float(np.square(values, dtype=np.float64).sum())
-    error = float(np.square(dequantize_matrix(matrix) - values, dtype=np.float64).sum())
+    total, error = 0.0, 0.0
+    step = max(1, _ERROR_ELEMS // weight.shape[1])
+    for begin in range(0, len(weight), step):
+        values = weight[begin : begin + step].astype(np.float32)
+        total += float(np.vdot(values, values))
+        values -= dequantize_matrix(matrix.rows(begin, begin + step))
+        error += float(np.vdot(values, values))
     return (error / total) ** 0.5 if total > 0 else 0.0
 
 
