@@ -90,7 +90,7 @@ SMALL = (
 
 
 @needs_qemu
-@pytest.mark.parametrize(("level", "format_"), [(x, f) for x, formats in SMALL.items() for f in formats])
+@pytest.mark.parametrize(("format_", "level"), SMALL)
 def test_small_model(format_, level, tmp_path):
     definition, params, expected = small_model(format_)
     rms = float(np.sqrt(np.mean(expected**2)))
