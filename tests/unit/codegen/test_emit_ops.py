@@ -413,3 +413,45 @@ def test_fma_intrinsic():
     func = mcjit.elementwise([lambda p, q: Intrinsic("fma", (p, p, q), f32, 8)], [f32] * 2, [f32], COUNT, 8)
     host = mcjit.TARGETS["host"]
     assert (mcjit.run(func, host, x, c)[0] == (2.0**-24 if host.has("fma") else 0)).all()
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 16])
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_exp2(target, lanes):
+    special = [
+        -np.inf,
+        np.nan,
+        -127.0,
+        -126.5,
+        -126.0,
+        -1e30,
+        0.0,
+        -0.0,
+        1e-45,
+        127.0,
+        1.0,
+        -1.0,
+        0.5,
+        -0.5,
+        10.0,
+        -150.0,
+    ]
+    x = np.concatenate([special, np.random.default_rng(5).uniform(-130, 127, 1024 - 15)]).astype(np.float32)
+    (got,) = mcjit.run(
+        mcjit.elementwise([lambda p: Intrinsic("exp2", (p,), f32, lanes)], [f32], [f32], 1024, lanes),
+        target,
+        x,
+    )
+    wanted = np.exp2(x.astype(np.float64))
+    np.testing.assert_allclose(got, wanted, rtol=3 * 2.0**-24, atol=2.0**-126)
+    assert (got[x <= -127] == 0).all()  # what is hidden has no weight at all
+    assert got[[6, 7, 9, 10, 11]].tolist() == [1, 1, 2.0**127, 2, 0.5]
+
+
+def test_prefetch_asks_and_gives_0():
+    func = mcjit.elementwise([lambda p: Intrinsic("prefetch", (p,), i32, 1)], [f32], [i32], COUNT, 1)
+    (got,) = mcjit.run(func, mcjit.TARGETS["host"], np.ones(COUNT, np.float32))
+    assert (got == 0).all()
+    text = codegen.emit_module(func, mcjit.TARGETS["host"])
+    assert text.count("call void @llvm.prefetch.p0") == 1
+    assert "load float" not in text

@@ -1,10 +1,12 @@
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from strata.core.errors import UserError, VerifyError
-from strata.engine.kv_cache import PagedKVCache, rope_tables
+from strata.engine import kv_cache
+from strata.engine.kv_cache import PagedKVCache, pages_that_fit, rope_tables
 from strata.runtime.records import CACHE_HEADER, CACHE_POINTERS, CacheRecord
 
 RECORD = CacheRecord(2, 2, 8, "bf16", 4, "normal", 4, (1.0, 0.01), 1.25)
@@ -284,3 +286,59 @@ def test_integrity_errors():
     cache._free.pop()
     with pytest.raises(VerifyError, match=r"the free list .* is not the set of unused pages"):
         cache.check_integrity()
+
+
+def test_a_pool_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kv_cache, "available_bytes", lambda: 3000)
+    page = 2 * 2 * 2 * 8 * 4 * 2
+    assert pages_that_fit(RECORD) == 3000 // page
+    make(num_pages=3000 // page)
+    message = (
+        r"kv cache: 0.0 GiB are needed for 24 tokens \(6 pages of 0.00 MiB: 2 layers, 2 KV heads of 8 bf16\), "
+        r"0.0 GiB are available; lower --max-context or --max-batch, or take --kv-dtype int8"
+    )
+    with pytest.raises(UserError, match=message):
+        make(num_pages=6)
+    coded = replace(RECORD, dtype="i8")
+    with pytest.raises(UserError, match="lower --max-context or --max-batch$"):
+        PagedKVCache(coded, 8, 20, 3)
+    monkeypatch.setattr(kv_cache, "available_bytes", lambda: None)
+    assert pages_that_fit(RECORD) is None
+    make(num_pages=6)
+
+
+def test_codes_have_scales():
+    cache = PagedKVCache(replace(RECORD, dtype="i8"), 8, 20, 3)
+    assert cache.page_bytes == 2 * 2 * 2 * 4 * (8 + 4)
+    table = cache.begin_forward(_one(cache), [6]).table
+    rows = zip(cache.k_pages, cache.v_pages, cache.k_scales, cache.v_scales, strict=True)
+    assert table[CACHE_HEADER:].tolist() == [a.ctypes.data for row in rows for a in row]
+    cache.end_forward()
+    for layer in range(2):
+        write(cache, layer, range(6))
+        cache.k_scales[layer][:2] = 0.5
+        cache.v_scales[layer][:2] = 0.25
+    cache.fork_sequence(0, 1)
+    forward(cache, [1], [1])  # copies the shared page, scales included
+    keys, values = cache.debug_get_kv(1, 1)
+    assert keys[:6, 0, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert values[:6, 1, 7].tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25]
+
+
+def test_abort_restores_scales():
+    cache = PagedKVCache(replace(RECORD, dtype="i8"), 8, 20, 3)
+    forward(cache, _one(cache), [6])
+    cache.k_scales[0][:2] = 1.0
+    cache.fork_sequence(0, 1, 5)
+    cache.begin_forward([0, 1], [1, 1])  # 0 copies the shared page, 1 writes over its sixth token
+    cache.k_scales[0][1, :, 1] = 7.0
+    write(cache, 0, [5], 3)
+    cache.abort_forward()
+    keys, _ = cache.debug_get_kv(0, 0)
+    assert cache.k_scales[0][1, :, 1].tolist() == [1.0, 1.0]
+    assert keys[5, 0, 0] == 0
+
+
+def _one(cache: PagedKVCache) -> list[int]:
+    cache.add_sequence(0)
+    return [0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from strata.core.dims import SymDim
-from strata.core.dtypes import bf16, f32, i64
+from strata.core.dtypes import bf16, f32, i32, i64
 from strata.core.errors import ShapeError, UserError, VerifyError
 from strata.graph import builder as b
 from strata.graph.interp import run
@@ -118,3 +118,5 @@ def test_a_cache_is_no_tensor() -> None:
         _ = cache.tensor
     with pytest.raises(ShapeError, match="layers, kv_heads, head_dim and page_size must be at least 1"):
         CacheType(1, 0, 4, f32)
+    with pytest.raises(ShapeError, match="dtype must be one of f32, f16, bf16, i8"):
+        CacheType(1, 1, 4, i32)

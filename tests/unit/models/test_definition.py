@@ -88,6 +88,8 @@ def test_build_limits() -> None:
         build(config, "i8")
     with pytest.raises(UserError, match="max_batch 16 and max_tokens 8; expected 1 <= batch <= tokens"):
         build(config, "f32", max_tokens=8, max_batch=16)
+    with pytest.raises(UserError, match="kv_dtype: got 'i4'; expected one of f32, f16, bf16, int8"):
+        build(config, "f32", kv_dtype="i4")
     with pytest.raises(UserError, match="page_size must be at least 1"):
         build(config, "f32", page_size=0)
 
@@ -122,6 +124,15 @@ def test_formats_agree() -> None:
         got = run_prefill(build(shape_config("tiny"), format))
         assert got.dtype == np.float32
         assert 0 < np.abs(got - exact).max() < tolerance
+
+
+def test_kv_dtypes_agree() -> None:
+    """What the cache stores moves the logits by its rounding; 8 bits by 1/254 of each head's largest element."""
+    exact = run_prefill(build(shape_config("tiny"), "f32"))
+    for kv_dtype, stored, tolerance in (("f16", "f16", 0.01), ("bf16", "bf16", 0.1), ("int8", "i8", 0.1)):
+        definition = build(shape_config("tiny"), "f32", kv_dtype=kv_dtype)
+        assert definition.cache_record.dtype == stored
+        assert 0 < np.abs(run_prefill(definition) - exact).max() < tolerance
 
 
 def test_large_random_params_repeat_a_block() -> None:
