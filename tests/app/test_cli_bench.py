@@ -161,6 +161,7 @@ def test_json(strata, instant):
     more = figures["decode_fraction_of_bandwidth_with_kv"] / figures["decode_fraction_of_bandwidth"]
     assert more == pytest.approx(1 + kv_bytes / figures["decode_bytes_per_token"])
     assert figures["prefill_over_first_chunk"] == pytest.approx(1.0)
+    assert [len(s) for s in figures["seconds"].values()] == [3, 3]
     assert figures["peers"] == []
     assert "batch_tokens_per_s" not in figures
 
@@ -185,16 +186,32 @@ def test_table(strata, instant):
     assert "loaded from the cache in" in strata(*ARGS, "--format", "f32").stdout
 
 
-def test_patience(monkeypatch):
-    """A repetition waits while others work, but not for ever."""
-    busy, rests = [0.5, 0.5, 0.05], []
-    monkeypatch.setattr(measure.time, "sleep", rests.append)
+class Sleeper:
+    """A side that takes a second each time it is asked."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def prefill(self, tokens):
+        self.runs += 1
+        return float(self.runs)
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "busy", "runs"),
+    [
+        (60.0, [0.5, 0.5, 0.05, 0.02], 1),  # waits twice
+        (60.0, [0.0, 0.9, 0.0, 0.0], 2),  # is disturbed, and runs again
+        (0.0, [0.5, 0.9], 1),  # takes what comes
+        (60.0, [None, None], 1),  # nobody knows
+    ],
+)
+def test_patience(monkeypatch, patience_s, busy, runs):
+    monkeypatch.setattr(measure, "REST_S", 0.0)
     monkeypatch.setattr(measure.OtherWork, "cores", lambda self: busy.pop(0))
-    measure._rest((), 60.0)
-    assert (rests, busy) == ([measure.REST_S] * 3, [])
-    busy[:], rests[:] = [0.5, 0.5], []
-    measure._rest((), 0.0)
-    assert (rests, busy) == ([measure.REST_S], [0.5])
+    side, last = Sleeper(), busy[-1]
+    found = measure._repetition(side, Phase.PREFILL, Workload(), (), 0, patience_s)
+    assert (found.seconds, found.other_cores, side.runs, busy) == (float(runs), last, runs, [])
 
 
 def test_models(strata, instant, small):
@@ -267,6 +284,7 @@ def test_profile(strata, ceilings, tmp_path):
     ("args", "message"),
     [
         (["--plot", "x.svg"], "--plot: expected --profile with it"),
+        (["--profile", "--peers"], "--profile: expected no --peers with it"),
         (["--only", "torch"], "--only: expected --peers with it"),
         (["--batch", "0"], "--batch: got 0; expected at least 1"),
         (["--repeats", "0"], "--repeats: got 0; expected at least 1"),

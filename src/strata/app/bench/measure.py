@@ -80,7 +80,7 @@ def measure(
         num_threads: Threads, for the ceilings.
         pids: Processes of the peers.
         report: Called before each repetition.
-        patience_s: How long to wait before a repetition for other programs to be quiet, at most.
+        patience_s: For how long a repetition is put off, and made again, while other programs work.
     """
     samples, ceilings = {name: Samples() for name in sides}, Ceilings()
     total = len(work.phases) * (work.repeats + 1) * len(sides)
@@ -92,47 +92,66 @@ def measure(
                 done += 1
                 if samples[name].failed:
                     continue
-                _rest(pids, patience_s if number > 0 else 0.0)
-                others = OtherWork(pids)
+                beside = num_threads if name == OURS and number > 0 else 0
                 try:
-                    seconds = _beside(ceilings, side, phase, work, num_threads, name == OURS and number > 0)
+                    found = _repetition(side, phase, work, pids, beside, patience_s if number > 0 else 0.0)
                 except PeerError as error:
                     samples[name].failed = f"{phase.value}: {error}"
                     continue
                 if number > 0:
-                    samples[name].seconds[phase].append(seconds)
-                    busy = others.cores()
-                    ceilings.other_cores += [] if busy is None else [busy]
+                    samples[name].seconds[phase].append(found.seconds)
+                    _note(ceilings, phase, found)
     report(total, total, "done")
     return samples, ceilings
 
 
-def _rest(pids: tuple[int, ...], patience_s: float) -> None:
-    """Pause, and go on pausing while other programs work, up to ``patience_s``."""
+@dataclass(frozen=True, slots=True)
+class _Repetition:
+    """One repetition, with the ceilings measured beside it."""
+
+    seconds: float
+    flop_per_s: Mapping[str, float]
+    bytes_per_s: float | None
+    other_cores: float | None
+
+
+def _note(ceilings: Ceilings, phase: Phase, found: _Repetition) -> None:
+    for name, peak in found.flop_per_s.items():
+        ceilings.flop_per_s[name].append(peak)
+    if found.bytes_per_s is not None:
+        ceilings.bytes_per_s[phase].append(found.bytes_per_s)
+    if found.other_cores is not None:
+        ceilings.other_cores.append(found.other_cores)
+
+
+def _repetition(
+    side: Side, phase: Phase, work: Workload, pids: tuple[int, ...], num_threads: int, patience_s: float
+) -> _Repetition:
+    """Pause and run, again while other programs work and there is patience left."""
     end = time.monotonic() + patience_s
     while True:
         others = OtherWork(pids)
         time.sleep(REST_S)
-        if (others.cores() or 0.0) < BUSY_CORES or time.monotonic() >= end:
-            return
+        if (others.cores() or 0.0) >= BUSY_CORES and time.monotonic() < end:
+            continue
+        found = _beside(side, phase, work, pids, num_threads)
+        if (found.other_cores or 0.0) < BUSY_CORES or time.monotonic() >= end:
+            return found
 
 
-def _beside(
-    ceilings: Ceilings, side: Side, phase: Phase, work: Workload, num_threads: int, with_ceilings: bool
-) -> float:
-    """One repetition, with the ceiling that bounds it measured beside it."""
-    if not with_ceilings:
-        return _run(side, phase, work)
+def _beside(side: Side, phase: Phase, work: Workload, pids: tuple[int, ...], num_threads: int) -> _Repetition:
+    """Run, with the ceilings that ``num_threads`` threads reach measured beside it (0 = without)."""
+    others = OtherWork(pids)
+    if not num_threads:
+        return _Repetition(_run(side, phase, work), {}, None, others.cores())
     if phase is Phase.PREFILL:
-        for name, values in ceilings.flop_per_s.items():
-            peak = measure_peak(num_threads, name, repeats=3)
-            values += [] if peak is None else [peak]
-        return _run(side, phase, work)
+        peaks = {name: measure_peak(num_threads, name, repeats=3) for name in PEAKS}
+        known = {name: peak for name, peak in peaks.items() if peak is not None}
+        return _Repetition(_run(side, phase, work), known, None, others.cores())
     before = measure_bandwidth(num_threads, repeats=2)
     seconds = _run(side, phase, work)
     after = measure_bandwidth(num_threads, repeats=2)
-    ceilings.bytes_per_s[phase].append(statistics.mean((before, after)))
-    return seconds
+    return _Repetition(seconds, {}, statistics.mean((before, after)), others.cores())
 
 
 def _run(side: Side, phase: Phase, work: Workload) -> float:

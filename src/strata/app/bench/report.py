@@ -74,6 +74,7 @@ def figures(o: Outcome) -> dict[str, Any]:
         "stored_bytes": sum(stored_bytes(p) for p in o.subject.program.record.params),
         "peak_rss_bytes": o.rss_bytes,
         "other_cores": statistics.median(other) if other else None,
+        "seconds": _seconds(o.samples[OURS], work),
         "peers": [_peer_figures(o, peer) for peer in o.peers],
     }
 
@@ -87,6 +88,11 @@ def rates(samples: Samples, work: Workload) -> dict[str, float]:
             found[f"{phase.value}_tokens_per_s"] = work.tokens(phase) / statistics.median(seconds)
             found[f"{phase.value}_spread"] = _spread(seconds)
     return found
+
+
+def _seconds(samples: Samples, work: Workload) -> dict[str, list[float]]:
+    """Every repetition."""
+    return {phase.value: samples.seconds[phase] for phase in work.phases}
 
 
 def _prefill_figures(o: Outcome) -> dict[str, Any]:
@@ -172,6 +178,7 @@ def _peer_figures(o: Outcome, peer: Peer) -> dict[str, Any]:
     found |= {"version": runner.version, "load_s": runner.load_s, "peak_rss_bytes": runner.peak_rss_bytes}
     if samples.failed:
         found["failed"] = samples.failed
+    found["seconds"] = _seconds(samples, o.work)
     own, theirs = rates(o.samples[OURS], o.work), rates(samples, o.work)
     for phase in o.work.phases:
         key = f"{phase.value}_tokens_per_s"

@@ -31,7 +31,7 @@ class Bench:
         threads: Of all sides; ``None`` = the knob.
         max_context: Longest sequence; ``None`` = the model's.
         work: Amounts.
-        patience_s: How long to wait before a repetition for other programs to be quiet, at most.
+        patience_s: For how long a repetition is put off, and made again, while other programs work.
     """
 
     model: str | None = None

@@ -47,7 +47,8 @@ def command(
     ] = False,
     peer_limit: Annotated[float, typer.Option(help="Seconds that a peer may take for one repetition")] = 300,
     patience: Annotated[
-        float, typer.Option(help="Seconds to wait, before a repetition, for other programs to be quiet")
+        float,
+        typer.Option(help="Put off or repeat what other programs disturb, up to so many seconds each"),
     ] = 0,
     profile: Annotated[
         bool, typer.Option("--profile", help="Time every node of prefill and decode instead")
@@ -72,6 +73,8 @@ def command(
     place = Place(peers_env or default_environment(), peer_limit)
     if plot is not None and not profile:
         raise UserError("--plot: expected --profile with it, whose times it draws")
+    if peers and profile:
+        raise UserError("--profile: expected no --peers with it: it looks at Strata alone")
     if only and not peers:
         raise UserError("--only: expected --peers with it")
     if install_peers:
