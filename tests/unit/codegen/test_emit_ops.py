@@ -411,25 +411,10 @@ def test_fma_intrinsic():
 @pytest.mark.parametrize("lanes", [1, 4, 16])
 @pytest.mark.parametrize("target", TARGET_PARAMS)
 def test_exp2(target, lanes):
-    special = [
-        -np.inf,
-        np.nan,
-        -127.0,
-        -126.5,
-        -126.0,
-        -1e30,
-        0.0,
-        -0.0,
-        1e-45,
-        127.0,
-        1.0,
-        -1.0,
-        0.5,
-        -0.5,
-        10.0,
-        -150.0,
-    ]
-    x = np.concatenate([special, np.random.default_rng(5).uniform(-130, 127, 1024 - 15)]).astype(np.float32)
+    special = [-np.inf, np.nan, -127.0, -126.5, -126.0, -1e30, 0.0, -0.0, 1e-45, 127.0, 1.0, -1.0, 0.5, -0.5]
+    x = np.concatenate([special, np.random.default_rng(5).uniform(-130, 127, 1024 - len(special))]).astype(
+        np.float32
+    )
     (got,) = mcjit.run(
         mcjit.elementwise([lambda p: Intrinsic("exp2", (p,), f32, lanes)], [f32], [f32], 1024, lanes),
         target,

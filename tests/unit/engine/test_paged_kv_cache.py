@@ -294,13 +294,14 @@ def test_a_pool_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert pages_that_fit(RECORD) == 3000 // page
     make(num_pages=3000 // page)
     message = (
-        r"kv cache: 0.0 GiB are needed for 24 tokens \(6 pages of 0.00 MiB: 2 layers, 2 KV heads of 8 bf16\), "
+        r"kv cache: 0.0 GiB are needed for 24 tokens "
+        r"\(6 pages of 0.00 MiB: 2 layers, 2 KV heads of 8 bf16\), "
         r"0.0 GiB are available; lower --max-context or --max-batch, or take --kv-dtype int8"
     )
     with pytest.raises(UserError, match=message):
         make(num_pages=6)
     coded = replace(RECORD, dtype="i8")
-    with pytest.raises(UserError, match="lower --max-context or --max-batch$"):
+    with pytest.raises(UserError, match=r"lower --max-context or --max-batch$"):
         PagedKVCache(coded, 8, 20, 3)
     monkeypatch.setattr(kv_cache, "available_bytes", lambda: None)
     assert pages_that_fit(RECORD) is None
