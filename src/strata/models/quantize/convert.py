@@ -38,8 +38,7 @@ from .stored import CONFIG_KEY, STRATA_VERSION, Packing
 HESSIAN_BYTES = 1 << 30
 _ERROR_ELEMS = 1 << 20  # of a weight that are compared with their codes at a time
 _COPIED = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
-_NOT_ERROR_ELEMS = 1 << 20  # of a weight that are compared with their codes at a time
-_COPIED = (CONFIG_NAME, "*.index.json", "quantize_config.json", mlc.CONFIG_NAME, *mlc.INDEX_NAMES)
+_NOT_COPIED = (CONFIG_NAME, "*.index.json", "quantize_config.json", mlc.CONFIG_NAME, *mlc.INDEX_NAMES)
 
 Progress = Callable[[int, int, str], None]
 
