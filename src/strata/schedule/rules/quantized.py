@@ -36,7 +36,7 @@ from .matmul import column_tile
 DOT, SUM, OUT = "dot", "matmul", "out"
 FOUR = 4
 UNROLLED_STEPS = 8  # dot products of an output that follow each other without a loop
-ROW_TILES = (1, 2, 3, 4)
+ROW_TILES = (1, 3, 4)
 
 
 def quantized_layout(dtype: DType, *, is_codes: bool, target: Target) -> Layout:
