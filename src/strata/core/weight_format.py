@@ -35,6 +35,7 @@ USUAL_GROUPS = {4: (32,), 8: (128, 64, 32)}
 GROUP_MULTIPLE = 32
 MAX_GROUP = 1 << 20
 SCALE_BYTES = 2  # f16
+ZERO_BYTES = 1  # u8, of 4 bits as well
 
 _BITS_OF = {"int4": 4, "int8": 8, "q4": 4, "q8": 8}
 _EXPECTED = "int4 or int8, alone or like int4:group=64, int8:group=channel, int4:asymmetric"
@@ -91,7 +92,7 @@ class WeightFormat:
     @property
     def bytes_per_weight(self) -> float:
         """Memory per element with its share of scale and zero (those of a whole channel count nothing)."""
-        zero_bytes = self.bits / 8 if self.is_asymmetric else 0.0
+        zero_bytes = ZERO_BYTES if self.is_asymmetric else 0
         group = USUAL_GROUPS[self.bits][0] if self.group is None else self.group
         return self.bits / 8 + ((SCALE_BYTES + zero_bytes) / group if group else 0.0)
 
@@ -117,15 +118,13 @@ class WeightFormat:
         return k // size
 
     def num_bytes(self, n: int, k: int) -> int:
-        """Memory of a matrix ``[n, k]``: codes, scales and zeros, packed.
+        """Memory of a matrix ``[n, k]``: packed codes, scales and zeros.
 
         Raises:
             UserError: as :meth:`num_groups`.
         """
-        per_row = k * self.bits // 8
-        groups = self.num_groups(k)
-        zero_bits = self.bits * n * groups if self.is_asymmetric else 0
-        return n * (per_row + groups * SCALE_BYTES) + (zero_bits + 7) // 8
+        zero_bytes = ZERO_BYTES if self.is_asymmetric else 0
+        return n * (k * self.bits // 8 + self.num_groups(k) * (SCALE_BYTES + zero_bytes))
 
     def __str__(self) -> str:
         options = []

@@ -79,12 +79,12 @@ def test_facts_of_formats() -> None:
     assert (INT4.zero, INT4.max_code, INT4.codes_dtype) == (8, 15, "u4")
     assert (INT8.zero, INT8.max_code, INT8.codes_dtype) == (128, 255, "u8")
     assert INT4.bytes_per_weight == 0.5 + 2 / 32
-    assert WeightFormat(4, 64, True).bytes_per_weight == 0.5 + 2.5 / 64
+    assert WeightFormat(4, 64, True).bytes_per_weight == 0.5 + 3 / 64
     assert WeightFormat(8, 0).bytes_per_weight == 1
     assert INT4.num_groups(96) == 3
     assert WeightFormat(8, 0).num_groups(33) == 1
     assert INT4.num_bytes(10, 64) == 10 * (32 + 2 * 2)
-    assert WeightFormat(4, 32, True).num_bytes(3, 32) == 3 * (16 + 2) + 2
+    assert WeightFormat(4, 32, True).num_bytes(3, 32) == 3 * (16 + 3)
     assert WeightFormat(8, 0, True).num_bytes(3, 5) == 3 * (5 + 2 + 1)
 
 
