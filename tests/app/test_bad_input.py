@@ -41,7 +41,7 @@ OPTIONS: list[tuple[list[object], str]] = [
     (["generate", "x", "--stop", ""], "stop: got ('',); expected texts that are not empty"),
     (["generate", "x", "--threads", 0], "threads: got 0; expected an integer from 1 to 256"),
     (["generate", "x", "--threads", -2], "threads: got -2; expected an integer from 1 to 256"),
-    (["generate", "x", "--format", "int8"], "--format: got 'int8'; expected one of f32, f16, bf16"),
+    (["generate", "x", "--format", "int7"], "--format: got 'int7'; expected f32, bf16, f16, int4 or int8"),
     (["generate", "x", "--max-context", 0], "--max-context: got 0; expected at least 1 token"),
     (["generate", "x", "--max-context", 5000], "config.json: got a maximum context of 5000 tokens; expected"),
     (["generate", "x", "--print-after", "fold"], "no pass 'fold'. Known: annotate_patterns, "),
@@ -81,7 +81,10 @@ OPTIONS: list[tuple[list[object], str]] = [
         ["bench", "--shape", "tiny", "--prompt", 513],
         "513 tokens are needed, the context is 512; lower --prompt",
     ),
-    (["bench", "--shape", "tiny", "--format", "q4"], "--format: got 'q4'; expected one of f32, f16, bf16"),
+    (
+        ["bench", "--shape", "tiny", "--format", "q5"],
+        "--format: got 'q5'; expected f32, bf16, f16, int4 or int8",
+    ),
     (["bench", "--shape", "tinyllama"], "no shape 'tinyllama'; did you mean 'tinyllama-1.1b'? Known: "),
     (["bench", "x", "--shape", "tiny"], "--shape: got tiny and the model x; expected one of them"),
 ]
