@@ -8,6 +8,7 @@ import pytest
 from small_models import BY_ID, Session, compile_folder, define, tokens
 
 from strata.compiler.api import Options, compile_definition
+from strata.lower.attention.paged import PART_ROWS
 from strata.passes import run_passes
 from strata.passes.memory_plan import plan_memory
 from strata.runtime.program import Program
@@ -55,11 +56,13 @@ def test_arena_is_bounded_by_what_is_alive(tmp_path: Path, max_tokens: int) -> N
     definition = define(case.make(tmp_path / "model"), max_tokens=max_tokens)
     program = compile_definition(definition, Options("f32")).record
     # Most is alive in the feed-forward block: residual stream, gate and up, and their product. A quarter more
-    # is for what kernels keep aside.
+    # is for what kernels keep aside, and attention keeps the results of parts of a context.
     hidden, ffn = 64, 112
     alive_bytes = 4 * max_tokens * (hidden + 3 * ffn)
+    heads = 4
+    parts_bytes = 4 * PART_ROWS * (hidden + 2 * heads)
     for name in ("prefill", "decode", "score"):
-        assert function(program, name).arena_bytes <= 1.25 * alive_bytes
+        assert function(program, name).arena_bytes <= 1.25 * alive_bytes + parts_bytes
 
 
 def test_buffers_are_where_the_memory_plan_says(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from strata.graph.types import CacheType, RopeMode, TensorType
 from strata.loop.interp import run
 from strata.loop.nodes import Func
 from strata.lower import Binding, lower_group
-from strata.lower.attention.paged import MAX_SPLITS, SPLIT_PASS_TOKENS, SPLIT_TOKENS
+from strata.lower.attention.paged import MAX_SPLITS, PART_ROWS, SPLIT_TOKENS
 from strata.plan.workspace import hoist_workspace, with_workspace
 from strata.runtime.image import LoadedImage, load_image
 from strata.runtime.tensors import as_tensor
@@ -196,7 +196,12 @@ def test_the_context_is_split_by_the_pass_alone(
     """Parts are as many as the longest context has, up to MAX_SPLITS; long contexts have longer parts."""
     kernel = kernels[number]
     for length in (SPLIT_TOKENS + 1, MAX_SPLITS * SPLIT_TOKENS + 1):
-        for count in (SPLIT_PASS_TOKENS, SPLIT_PASS_TOKENS + 1):
+        for count in (
+            PART_ROWS // MAX_SPLITS,
+            PART_ROWS // MAX_SPLITS + 1,
+            PART_ROWS // 2,
+            PART_ROWS // 2 + 1,
+        ):
             q, cache = filled(kernel, [length - count], [count])
             arrays = kernel.arrays(q, cache)
             image.function(kernel.func.name)(*[as_tensor(x) for x in arrays])

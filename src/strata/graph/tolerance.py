@@ -162,12 +162,12 @@ def for_quantized_model(num_layers: int, logit_rms: float = 1.0) -> Tolerance:
 def for_model(dtype: DType, num_layers: int, logit_rms: float = 1.0) -> Tolerance:
     """Tolerance for logits of a language model whose matmul operands are rounded to ``dtype``.
 
-    Each layer rounds the operands of four matmuls, and the stored K and V: six roundings of relative size
-    ``u``, independent in sign. A random walk of ``6 * num_layers + 1`` of them has rms ``u * sqrt(6 *
-    num_layers + 1)`` relative to the logits' rms; six standard deviations are allowed. Programs that round
+    Each layer rounds the operands of four matmuls, the stored K and V, and (bf16) q and the weights of V:
+    eight roundings of relative size ``u``, independent in sign. A random walk of ``8 * num_layers + 1`` of
+    them has rms ``u * sqrt(8 * num_layers + 1)`` relative to the logits' rms; six standard deviations are allowed. Programs that round
     the same values at the same places differ far less; this bounds programs that round at different places.
     For f32 it is the project's bound on logits of rms 1: 2e-4 (3000 units of roundoff).
     """
     if UNIT_ROUNDOFF[dtype.name] <= UNIT_ROUNDOFF["f32"]:
         return {"rtol": 0.0, "atol": 2e-4 * max(1.0, logit_rms)}
-    return {"rtol": 0.0, "atol": 6 * UNIT_ROUNDOFF[dtype.name] * (6 * num_layers + 1) ** 0.5 * logit_rms}
+    return {"rtol": 0.0, "atol": 6 * UNIT_ROUNDOFF[dtype.name] * (8 * num_layers + 1) ** 0.5 * logit_rms}

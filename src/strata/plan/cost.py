@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from strata.core.dims import SymDim, evaluate
 from strata.core.dims import bounds as dim_bounds
 from strata.core.dtypes import bf16
+from strata.core.kv_layout import DEFAULT_PAGE_SIZE
 from strata.graph.nodes import Node
 from strata.graph.opdef import Pattern
 from strata.graph.stats import group_stats, size_bytes
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from .candidates.base import Task
 
 SAMPLE_SIZE = 512  # value of symbolic dims that no choice depends on
-# A cache with one sequence of SAMPLE_SIZE tokens in pages of 16.
+# A cache with one sequence of SAMPLE_SIZE tokens.
 SAMPLE_CACHE = {
     NUM_SEQUENCES.name: 1,
     MAX_CONTEXT.name: SAMPLE_SIZE,
-    TABLE_WIDTH.name: SAMPLE_SIZE // 16,
-    NUM_PAGES.name: SAMPLE_SIZE // 16,
+    TABLE_WIDTH.name: SAMPLE_SIZE // DEFAULT_PAGE_SIZE,
+    NUM_PAGES.name: SAMPLE_SIZE // DEFAULT_PAGE_SIZE,
 }
 LIBRARY_EFFICIENCY = 0.85  # of the machine's peak: what OpenBLAS and oneDNN reach on large matmuls
 # Sustained level-2/level-3 reads of one core; conservative for x86-64 of the 2020s.

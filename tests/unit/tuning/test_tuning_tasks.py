@@ -7,6 +7,7 @@ from strata.assets import DEMO_MODEL
 from strata.compiler.api import Options, define
 from strata.compiler.driver import trace
 from strata.core.errors import UserError
+from strata.core.kv_layout import DEFAULT_PAGE_SIZE
 from strata.loop.text_parser import parse_func
 from strata.models import read_config
 from strata.plan.tuning.problem import BuildJob
@@ -58,7 +59,7 @@ def test_a_problem_says_which_operands_are_weights_and_cache_fields(demo_tasks):
     assert {"positions", "slots", "k_pages", "v_pages"} <= {f for _, f in append.fields}
     assert append.weights == ()
     sizes = dict(append.sizes)
-    assert sizes["num_pages"] * 16 >= sizes["max_context"] >= 128
+    assert sizes["num_pages"] * DEFAULT_PAGE_SIZE >= sizes["max_context"] >= 128
 
 
 def test_the_reference_of_a_problem_builds(tasks):

@@ -14,7 +14,7 @@ which no schedule step would invent. Milakov & Gimelshein 2018 (running softmax)
 
 A tile of tokens usually belongs to one sequence; where several meet in it, they are taken one after the
 other. Passes of few tokens split the context of each sequence (flash decoding): into parts of at least
-``SPLIT_TOKENS`` tokens, at most ``MAX_SPLITS``. That depends on the pass alone, not on the number of threads.
+``SPLIT_TOKENS`` tokens, at most ``MAX_SPLITS`` of them. That depends on the pass alone, not on the number of threads.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from .tiles import Tiles, lanes, serial, vectors
 
 SPLIT_TOKENS = 256  # of a part: 64 KiB of bf16 keys and values of 64 elements, a few microseconds of work
 MAX_SPLITS = 16
-SPLIT_PASS_TOKENS = 16  # longer passes have enough tasks without splitting
+PART_ROWS = 64  # tokens times parts, at most: memory for results of parts; passes of 33 tokens have one part
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Results of parts of the context: f32 ``[tokens, H, MAX_SPLITS, ...]``."""
+    """Results of parts of the context: f32 ``[PART_ROWS, H, ...]``, row ``token * splits + part``."""
 
     o: Buffer
     top: Buffer
@@ -95,8 +95,13 @@ class _Attention:
     def splits(self) -> Expr:
         """Parts of the longest context of this pass."""
         longest = b.ceildiv(b.mul(size(TABLE_WIDTH), self.cache.page_size), SPLIT_TOKENS)
-        most = b.minimum(longest, b.const(MAX_SPLITS, i64))
-        return b.select(b.le(size(self.n), SPLIT_PASS_TOKENS), most, b.const(1, i64))
+        return b.minimum(longest, self.most_splits)
+
+    @property
+    def most_splits(self) -> Expr:
+        """Parts that a context may have in a pass of so many tokens."""
+        rows = b.floordiv(b.const(PART_ROWS, i64), size(self.n))
+        return b.maximum(b.minimum(rows, b.const(MAX_SPLITS, i64)), b.const(1, i64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +186,9 @@ def _write_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
             return Store(a.result, (token, head, d), b.cast(a.result.dtype, value))
 
         def keep(d: Expr) -> Stmt:
-            return Store(a.parts.o, (token, head, g.part, d), Load(rows.o, (r, d)))
+            return Store(a.parts.o, (*at, d), Load(rows.o, (r, d)))
 
-        at = (token, head, g.part)
+        at = (b.add(b.mul(token, g.splits), g.part), head)
         whole = vectors("d", head_dim, finish)
         part = seq(
             Store(a.parts.total, at, sum_),
@@ -330,13 +335,14 @@ class _PageAccess:
         )
 
 
-def _part_pages(a: _Attention, sequence: Expr, splits: Expr) -> Expr:
+def _part_pages(a: _Attention, sequence: Expr) -> Expr:
     """Pages of a part of a sequence's context."""
     length = b.add(a.field("positions", a.field("last_rows", sequence)), 1)
     pages = b.ceildiv(length, a.cache.page_size)
     least = -(-SPLIT_TOKENS // a.cache.page_size)
-    share = b.maximum(b.ceildiv(pages, MAX_SPLITS), b.const(least, i64))
-    return b.select(b.eq(splits, 1), pages, share)
+    most = a.most_splits
+    share = b.floordiv(b.sub(b.add(pages, most), 1), most)
+    return b.maximum(share, b.const(least, i64))
 
 
 def _segment(a: _Attention, g: _Segment) -> Stmt:
@@ -346,7 +352,7 @@ def _segment(a: _Attention, g: _Segment) -> Stmt:
     walk = serial("j", b.sub(last, first), lambda j: _page(a, g, b.add(first, j), count, limit))
     body = seq(_load_rows(a, g, count), walk, _write_rows(a, g, count))
     body = Let(first, b.mul(g.part, pages), body)
-    body = Let(pages, _part_pages(a, g.sequence, g.splits), body)
+    body = Let(pages, _part_pages(a, g.sequence), body)
     body = Let(limit, b.add(a.field("positions", b.sub(b.add(g.token, g.count), 1)), 1), body)
     return Let(count, b.mul(g.count, a.tiles.heads), body)
 
@@ -396,8 +402,11 @@ def _combine(a: _Attention, splits: Expr) -> Stmt:
     def update(buffer: Buffer, value: Callable[[Expr], Expr]) -> Stmt:
         return Store(buffer, (ZERO,), value(Load(buffer, (ZERO,))))
 
+    def part(j: Expr) -> tuple[Expr, Expr]:
+        return b.add(b.mul(token, splits), j), head
+
     def add(j: Expr) -> Stmt:
-        share, at = Var("share", f32), (token, head, j)
+        share, at = Var("share", f32), part(j)
 
         def term(d: Expr) -> Stmt:
             return Store(out, (d,), b.add(Load(out, (d,)), b.mul(Load(p.o, (*at, d)), share)))
@@ -413,13 +422,13 @@ def _combine(a: _Attention, splits: Expr) -> Stmt:
     sums = seq(Store(weight, (ZERO,), zero), vectors("d", head_dim, lambda d: Store(out, (d,), zero)))
     tail = Let(total, Load(weight, (ZERO,)), vectors("d", head_dim, finish))
     body = Let(top, Load(best, (ZERO,)), seq(sums, serial("j", parts, add), tail))
-    peak = serial("j", parts, lambda j: update(best, lambda x: b.maximum(x, Load(p.top, (token, head, j)))))
+    peak = serial("j", parts, lambda j: update(best, lambda x: b.maximum(x, Load(p.top, part(j)))))
     body = seq(Store(best, (ZERO,), b.const(LOWEST, f32)), peak, body)
     for buffer in (best, weight, out):
         body = Alloc(buffer, body)
     length = b.add(a.field("positions", a.field("last_rows", sequence)), 1)
     pages = b.ceildiv(length, a.cache.page_size)
-    share = _part_pages(a, sequence, splits)
+    share = _part_pages(a, sequence)
     body = Let(parts, b.floordiv(b.sub(b.add(pages, share), 1), share), body)
     body = Let(sequence, a.field("seq_ids", token), body)
     body = Let(head, b.floormod(pair, a.heads), Let(token, b.floordiv(pair, a.heads), body))
@@ -440,7 +449,7 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     rows = Rows.of(tiles, head_dim, operand)
     names = (ctx.unique("scores"), ctx.unique("values"))
     kernel = BlockKernel(tiles, rows, head_dim, cache.pack, operand, node.attrs["scale"], names)
-    lead = (min(dim_bounds(n)[1], SPLIT_PASS_TOKENS), heads, MAX_SPLITS)
+    lead = (min(MAX_SPLITS * dim_bounds(n)[1], PART_ROWS), heads)
     parts = _Parts(
         ctx.buffer("part_o", (*lead, head_dim), f32),
         ctx.buffer("part_top", lead, f32),
