@@ -44,6 +44,7 @@ from strata.target import Target, detect_host
 
 CHUNK_ELEMS = 1 << 16  # f32 elements per task of the bandwidth kernel: 256 KiB
 READ_BYTES = 1 << 30
+WARM_UP_S = 0.05  # two threads that wake up may share a core for some milliseconds
 ROUNDS = 100_000  # of the peak kernels: some milliseconds per task
 TASKS_PER_THREAD = 4
 CHAINS = 24  # independent accumulators: latency 4 x 2 pipes needs 8; 24 is a register tile
@@ -162,14 +163,18 @@ def _image(target: Target, num_threads: int) -> LoadedImage:
     return load_image(build_image(funcs, [], target).blob, num_threads)
 
 
-def _median_rate(amount: float, run: Callable[[], object], repeats: int) -> float:
+def _rates(amount: float, run: Callable[[], object], repeats: int) -> list[float]:
+    """``amount`` per second of several runs, once the threads are awake and spread over the cores."""
+    end = time.perf_counter() + WARM_UP_S
     run()
+    while time.perf_counter() < end:
+        run()
     rates = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
         rates.append(amount / (time.perf_counter() - start))
-    return statistics.median(rates)
+    return rates
 
 
 @cache
@@ -188,7 +193,7 @@ def measure_bandwidth(num_threads: int, num_bytes: int = READ_BYTES, repeats: in
     image, x = _image(target, num_threads), _read_buffer(num_bytes)
     y = np.empty((x.shape[0], 4 * target.lanes_f32), np.float32)
     kernel, args = image.function("bandwidth"), [as_tensor(a) for a in (x, y)]
-    return _median_rate(x.nbytes, lambda: kernel(*args), repeats)
+    return statistics.median(_rates(x.nbytes, lambda: kernel(*args), repeats))
 
 
 def measure_peak(num_threads: int, name: str = "f32", repeats: int = 5) -> float | None:
@@ -197,7 +202,7 @@ def measure_peak(num_threads: int, name: str = "f32", repeats: int = 5) -> float
     Args:
         num_threads: Threads.
         name: In :data:`PEAKS`. A product and its addition count as two, integers too.
-        repeats: The median of so many.
+        repeats: The best of so many: a peak is what nothing exceeds.
     """
     target, peak = detect_host(), PEAKS[name]
     if not peak.exists(target):
@@ -209,7 +214,7 @@ def measure_peak(num_threads: int, name: str = "f32", repeats: int = 5) -> float
     r, z = np.zeros(ROUNDS, np.float32), np.empty((tasks, CHAINS * lanes), numpy_dtype(peak.sums.name))
     flop = 2.0 * wide * CHAINS * ROUNDS * tasks
     kernel, args = image.function(f"peak_{name}"), [as_tensor(a) for a in (*factors, r, z)]
-    return _median_rate(flop, lambda: kernel(*args), repeats)
+    return max(_rates(flop, lambda: kernel(*args), repeats))
 
 
 def measure_ceilings(num_threads: int, num_bytes: int = READ_BYTES, repeats: int = 3) -> Ceilings:
