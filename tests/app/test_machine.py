@@ -62,9 +62,9 @@ def test_measurements(monkeypatch):
     def rate(amount, run, repeats):
         run()
         amounts.append(amount)
-        return amount * 2.0
+        return [amount * 1.0, amount * 2.0, amount * 2.0]
 
-    monkeypatch.setattr(machine, "_median_rate", rate)
+    monkeypatch.setattr(machine, "_rates", rate)
     assert measure_bandwidth(1, num_bytes=4 << 20) == 2 * (4 << 20)
     f32 = measure_peak(1, "f32")
     assert f32 == 2 * (2.0 * LANES * CHAINS * machine.ROUNDS * machine.TASKS_PER_THREAD)
@@ -73,10 +73,13 @@ def test_measurements(monkeypatch):
     assert amounts[0] == 4 << 20
 
 
-def test_median_rate():
+def test_rates_are_taken_after_a_warm_up(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(machine, "WARM_UP_S", 2.5)  # the clock is read before it, and after each run
     calls = []
-    assert machine._median_rate(10.0, lambda: calls.append(1), 3) > 0
-    assert len(calls) == 4  # one to warm up
+    assert machine._rates(10.0, lambda: calls.append(1), 3) == [10.0, 10.0, 10.0]
+    assert len(calls) == 3 + 3
 
 
 def test_peak_without_the_instruction(monkeypatch):
