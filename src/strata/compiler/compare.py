@@ -26,6 +26,7 @@ import numpy as np
 from strata.core.dims import evaluate
 from strata.core.dtypes import dtype, f32
 from strata.core.errors import UserError
+from strata.core.kv_layout import pack_of, repack
 from strata.engine.forward import ForwardPass
 from strata.engine.generate import LanguageModel
 from strata.graph.cache_value import CacheValue
@@ -518,6 +519,14 @@ class Recorded:
             ) from error
         self.forward = model.forward_pass(function, ids)
 
+    def _reordered(self, pages: Array, shape: Sequence[int]) -> Array:
+        """Pages of a cache of another dtype, whose elements may be in another order."""
+        cache = self.forward.cache.record
+        if len(pages.shape) != len(shape) or pages.shape[2] == shape[2]:
+            return pages
+        own = pack_of(cache.dtype, cache.head_dim, cache.page_size)
+        return repack(pages, own * shape[2] // pages.shape[2], own)
+
     def expected(self, event: NodeEvent) -> Sequence[Expected]:
         """The values under the node's name, where their sizes fit."""
         found = []
@@ -528,6 +537,8 @@ class Recorded:
             if name in self._file.entries:
                 value = self._file[name]
                 if value.size == event.outputs[number].size:
+                    if output.place.field in ("k_pages", "v_pages"):
+                        value = self._reordered(value, event.outputs[number].shape)
                     limits = accumulated_tolerance(value, event.node.index, self.forward, None)
                     found.append(Expected(number, value, limits))
         return found

@@ -44,6 +44,15 @@ def page_bytes(dtype: str, num_layers: int, kv_heads: int, head_dim: int, page_s
     return 2 * num_layers * kv_heads * page_size * (head_dim * element + scale)
 
 
+def repack(pages: Any, pack: int, to: int) -> Any:
+    """Pages ``[P, K, ...]`` of keys or of values in the order of another ``pack``."""
+    pools, heads, rows, width = pages.shape
+    inner = width // pack
+    plain = pages.reshape(pools, heads, rows, inner, pack).transpose(0, 1, 2, 4, 3)
+    groups = plain.reshape(pools, heads, rows * pack // to, to, inner).transpose(0, 1, 2, 4, 3)
+    return groups.reshape(pools, heads, rows * pack // to, inner * to)
+
+
 def key_tokens(pages: Any, pack: int) -> Any:
     """A view of key pages ``[P, K, D/pack, page*pack]`` as ``[P, page, K, D/pack, pack]``."""
     pools, heads, rows, width = pages.shape

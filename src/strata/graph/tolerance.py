@@ -164,9 +164,10 @@ def for_model(dtype: DType, num_layers: int, logit_rms: float = 1.0) -> Toleranc
 
     Each layer rounds the operands of four matmuls, the stored K and V, and (bf16) q and the weights of V:
     eight roundings of relative size ``u``, independent in sign. A random walk of ``8 * num_layers + 1`` of
-    them has rms ``u * sqrt(8 * num_layers + 1)`` relative to the logits' rms; six standard deviations are allowed. Programs that round
-    the same values at the same places differ far less; this bounds programs that round at different places.
-    For f32 it is the project's bound on logits of rms 1: 2e-4 (3000 units of roundoff).
+    them has rms ``u * sqrt(8 * num_layers + 1)`` relative to the logits' rms; six standard deviations are
+    allowed. Programs that round the same values at the same places differ far less; this bounds
+    programs that round at different places. For f32 it is the project's bound on logits of rms 1: 2e-4
+    (3000 units of roundoff).
     """
     if UNIT_ROUNDOFF[dtype.name] <= UNIT_ROUNDOFF["f32"]:
         return {"rtol": 0.0, "atol": 2e-4 * max(1.0, logit_rms)}

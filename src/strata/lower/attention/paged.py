@@ -14,7 +14,8 @@ which no schedule step would invent. Milakov & Gimelshein 2018 (running softmax)
 
 A tile of tokens usually belongs to one sequence; where several meet in it, they are taken one after the
 other. Passes of few tokens split the context of each sequence (flash decoding): into parts of at least
-``SPLIT_TOKENS`` tokens, at most ``MAX_SPLITS`` of them. That depends on the pass alone, not on the number of threads.
+``SPLIT_TOKENS`` tokens, at most ``MAX_SPLITS`` of them. That depends on the pass alone, not on the number of
+threads.
 """
 
 from __future__ import annotations
