@@ -34,7 +34,7 @@ from strata.target import detect_host
 
 from .candidates import Offer, Task
 from .cost import bounds_bytes, is_flat_matmul, task_env, traffic_of
-from .tuning.operands import inputs, results
+from .tuning.operands import CACHES, inputs, results
 from .tuning.worker import sample
 from .types import Estimate
 
@@ -44,6 +44,7 @@ LARGE_BYTES = 1 << 20  # weights whose products are worth measuring unasked
 # Rows at which these are timed. The last one is a whole number of every tile: from there on time grows with
 # the rows, and what is fastest stays so.
 QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 24)
+QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
 
 Estimates = tuple[tuple[int, Estimate], ...]
@@ -171,7 +172,8 @@ class TaskBench:
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [k for k, m in enumerate(self._memories) if legal[k] and key not in m.times_s]
         if missing:
-            operands = _Operands(self.task, self.funcs[0], size, self._stock)
+            caches = QUICK_CACHES if self._is_quick else CACHES
+            operands = _Operands(self.task, self.funcs[0], size, self._stock, caches)
             if self._is_quick and not self.task.cache_fields:
                 self._stock = operands.arrays
             calls = {k: operands.calls(self._function(k), self.funcs[k]) for k in missing}
@@ -216,16 +218,17 @@ class _Operands:
         task: The group.
         func: One of its kernels.
         size: Value of the task's rows.
-        stock: Arrays of a larger size, whose beginnings serve.
+        stock: Arrays of a larger size, whose beginnings serve; ``None`` = make them.
+        caches: How many times the last-level cache the copies of the weights take.
     """
 
     def __init__(
-        self, task: Task, func: Func, size: int, stock: list[list[np.ndarray]] | None = None
+        self, task: Task, func: Func, size: int, stock: list[list[np.ndarray]] | None, caches: float
     ) -> None:
         self.env = task_env(task, size)
         naive = task.lowered.func
         if stock is None:
-            self.arrays = inputs(naive, self.env, task.cache_fields, task.weights, task.target)
+            self.arrays = inputs(naive, self.env, task.cache_fields, task.weights, task.target, caches=caches)
         else:
             shapes = [tuple(evaluate(d, self.env) for d in p.shape) for p in naive.params[: len(stock)]]
             self.arrays = [[_beginning(a, s) for a in c] for c, s in zip(stock, shapes, strict=True)]

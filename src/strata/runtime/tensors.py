@@ -22,6 +22,7 @@ ALIGNMENT_BYTES = 64
 
 _DLPACK_BFLOAT = 4  # kDLBfloat of dlpack.h
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_UINT4 = np.dtype("uint4")
 
 
 class _DLTensor(ctypes.Structure):
@@ -125,8 +126,8 @@ def as_tensor(array: np.ndarray) -> tvm_ffi.Tensor:
     """``array`` as a tvm-ffi tensor over the same memory.
 
     Args:
-        array: Any numeric dtype, bf16 included; a read-only array is passed as it is (the callee must not
-            write it).
+        array: Any numeric dtype, bf16 included; elements of 4 bits, one to a byte, are passed as bytes. A
+            read-only array is passed as it is (the callee must not write it).
 
     Raises:
         ShapeError: the array is not C-contiguous, or has a dtype without a DLPack code.
@@ -137,6 +138,8 @@ def as_tensor(array: np.ndarray) -> tvm_ffi.Tensor:
         )
     if not array.flags.writeable:
         array = array_at(address(array), array.shape, array.dtype, keep=array)
+    if array.dtype == _UINT4:
+        array = array.view(np.uint8)
     if array.dtype == _BFLOAT16:
         capsule = array.view(np.uint16).__dlpack__()
         _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor")).type_code = _DLPACK_BFLOAT

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     ("options", "message"),
     [
         ({"kv_dtype": "i8"}, "--kv-dtype: got 'i8'; expected one of f32, f16, bf16, int8"),
-        ({"format": "f64"}, "--format: got 'f64'; expected one of f32, f16, bf16"),
+        ({"format": "f64"}, "--format: got 'f64'; expected f32, bf16, f16, int4 or int8"),
         ({"max_batch": 0}, f"--max-batch: got 0; expected 1 .. {MAX_SIZE}"),
         ({"max_batch": MAX_SIZE + 1}, f"--max-batch: got {MAX_SIZE + 1}; expected 1 .. {MAX_SIZE}"),
         ({"prefill_chunk": -3}, "--prefill-chunk: got -3; expected 1"),

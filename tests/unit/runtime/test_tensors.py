@@ -19,7 +19,15 @@ from strata.runtime.tensors import (
 )
 
 
-@pytest.mark.parametrize("name", ALL_DTYPES)
+def test_elements_of_4_bits_are_bytes():
+    array = np.arange(6).reshape(2, 3).astype(numpy_dtype("u4"))
+    back = as_array(as_tensor(array))
+    assert back.dtype == np.uint8
+    assert address(back) == address(array)
+    np.testing.assert_array_equal(back, array.astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_DTYPES if name != "u4"])
 @pytest.mark.parametrize("shape", [(), (1,), (3, 4), (2, 0)])
 def test_array_to_tensor_and_back(name, shape):
     array = np.arange(int(np.prod(shape))).reshape(shape).astype(numpy_dtype(name))

@@ -33,6 +33,7 @@ def inputs(
     weights: Sequence[str],
     target: Target,
     seed: int = 1,
+    caches: float = CACHES,
 ) -> list[list[np.ndarray]]:
     """Values of the inputs of ``func``: per parameter one array, or several equal ones for a weight.
 
@@ -43,10 +44,11 @@ def inputs(
         weights: Names of the parameters that are weights.
         target: Its caches decide on the number of copies.
         seed: Of the random values.
+        caches: The copies of the weights take this many times the last-level cache.
     """
     params = func.params[: len(func.params) - func.num_outputs]
     total = sum(_num_bytes(p, sizes) for p in params if p.name in weights)
-    copies = min(MAX_COPIES, math.ceil(CACHES * target.l3_bytes / total)) if total else 1
+    copies = min(MAX_COPIES, math.ceil(caches * target.l3_bytes / total)) if total else 1
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(PERIOD, dtype=np.float32)
     found: list[list[np.ndarray]] = []
