@@ -25,6 +25,7 @@ from strata.schedule.steps import (
     Fuse,
     Pad,
     Parallel,
+    Prefetch,
     Reorder,
     ReverseComputeAt,
     ReverseComputeInline,
@@ -38,7 +39,7 @@ from strata.schedule.steps import (
 
 SPACES = ("global", "local", "register")
 NESTS = ("split", "split", "fuse", "reorder", "reorder", "tile", "pad")
-MARKS = ("unroll", "vectorize", "vectorize", "parallel", "bind", "annotate")
+MARKS = ("unroll", "vectorize", "vectorize", "parallel", "bind", "annotate", "prefetch")
 PLACES = ("compute_at", "compute_at", "reverse_compute_at", "compute_inline", "reverse_compute_inline")
 MEMORY = ("cache_read", "cache_write", "set_scope", "decompose_reduction", "rfactor")
 
@@ -112,6 +113,7 @@ CANDIDATES: dict[str, Callable[[Func], list[Step]]] = {
         for x in [*names(f), *(s.name for s in blocks(f))]
         for k, v in (("why", "tests.1/2"), ("depth", -4), ("grain", 2))
     ],
+    "prefetch": lambda f: [Prefetch(x.var.name, b.name, 2) for x in loops(f) for b in buffers_read(x.body)],
     "compute_at": lambda f: [ComputeAt(a, x, s) for a, x in _pairs(f) for s in SPACES[1:]],
     "reverse_compute_at": lambda f: [
         ReverseComputeAt(a, x, s) for a, x in _pairs(f) for s in ("keep", "local", "register")
@@ -147,8 +149,8 @@ def attempt(draw: st.DrawFn, func: Func, kind: str, tries: int) -> tuple[Func, S
     for step in rng.sample(candidates, min(tries, len(candidates))):
         try:
             after = step.apply(func)
-            if isinstance(step, Vectorize) and rng.random() < 0.75:
-                finalize(after)  # mostly vectors that can be made
+            if isinstance(step, Vectorize | Prefetch) and rng.random() < 0.75:
+                finalize(after)  # mostly what can be made
         except LegalityError:
             continue
         check(after, LOOP_SCHEDULED)

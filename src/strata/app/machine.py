@@ -19,6 +19,7 @@ from strata.core.dims import SymDim
 from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
 from strata.loop import build as b
 from strata.loop.nodes import (
+    PREFETCH,
     Alloc,
     Buffer,
     Expr,
@@ -40,6 +41,7 @@ from strata.runtime.image import LoadedImage, load_image
 from strata.runtime.profile import Ceilings
 from strata.runtime.tensors import as_tensor, numpy_dtype
 from strata.schedule import finalize
+from strata.schedule.rules.matmul import PREFETCH_BYTES
 from strata.target import Target, detect_host
 
 CHUNK_ELEMS = 1 << 16  # f32 elements per task of the bandwidth kernel: 256 KiB
@@ -56,7 +58,10 @@ def _loop(name: str, extent: Expr, kind: ForKind, body: Callable[[Expr], Stmt]) 
 
 
 def bandwidth_func(lanes: int) -> Func:
-    """Sum every element of ``x [chunks, CHUNK_ELEMS]``: four vectors of partial sums per task."""
+    """Sum every element of ``x [chunks, CHUNK_ELEMS]``: four vectors of partial sums per task.
+
+    It prefetches as products of one row do: otherwise memory can do more than this shows.
+    """
     chunks = SymDim("chunks", 1, 1 << 20)
     x, y = Buffer("x", (chunks, CHUNK_ELEMS), f32), Buffer("y", (chunks, 4 * lanes), f32)
     acc = Buffer("acc", (4, lanes), f32, MemSpace.REGISTER)
@@ -74,12 +79,10 @@ def bandwidth_func(lanes: int) -> Func:
             place = b.add(b.mul(b.add(b.mul(i, 4), v), lanes), lane)
             return Store(acc, (v, lane), b.add(Load(acc, (v, lane)), Load(x, (t, place))))
 
-        read = _loop(
-            "i",
-            index(CHUNK_ELEMS // (4 * lanes)),
-            ForKind.SERIAL,
-            lambda i: each(lambda v, lane: add(i, v, lane)),
-        )
+        i = Var("i")
+        ahead = ((PREFETCH + x.name, max(1, PREFETCH_BYTES // (4 * 4 * lanes))),)
+        sums = each(lambda v, lane: add(i, v, lane))
+        read = For(i, index(CHUNK_ELEMS // (4 * lanes)), ForKind.SERIAL, sums, ahead)
         clear = each(lambda v, lane: Store(acc, (v, lane), b.const(0.0, f32)))
         write = each(lambda v, lane: Store(y, (t, b.add(b.mul(v, lanes), lane)), Load(acc, (v, lane))))
         return Alloc(acc, seq(clear, read, write))

@@ -320,6 +320,7 @@ class Checker:
 
     def expr(self, root: Expr, stmt: Stmt, scope: Scope) -> None:
         """Check an expression of ``stmt``."""
+        fetched: set[int] = set()  # by identity: an address to prefetch may be outside
         for expr in walk(root):
             assert not isinstance(expr, Stmt)
             if _is_vector(expr) and not self.stage.vectors:
@@ -336,6 +337,10 @@ class Checker:
                     self.fail(f"variable {expr.name} is not in scope", print_stmt(stmt))
                 case Size():
                     self.dim(expr.dim, print_stmt(stmt))
+                case Intrinsic(name="prefetch"):
+                    fetched.update(map(id, expr.args))
+                case Load() if id(expr) in fetched:
+                    self.place(expr, stmt, scope)
                 case Load():
                     self.access(expr, stmt, scope)
 
@@ -348,6 +353,15 @@ class Checker:
 
     def access(self, access: Load | Store, stmt: Stmt, scope: Scope) -> None:
         """Buffer in scope; register indices; nothing that is certainly out of bounds."""
+        self.place(access, stmt, scope)
+        if access.mask is None:
+            for axis, (index, dim) in enumerate(zip(access.indices, access.buffer.shape, strict=True)):
+                if surely_outside(index, dim, scope):
+                    place = f"index {print_expr(index)} of {access.buffer.name}"
+                    self.fail(f"{place} is outside of 0..{dim}-1 (dim {axis})", print_stmt(stmt))
+
+    def place(self, access: Load | Store, stmt: Stmt, scope: Scope) -> None:
+        """Buffer in scope; register indices."""
         buffer = access.buffer
         if buffer not in scope.buffers:
             self.fail(f"buffer {buffer.name} is not in scope", print_stmt(stmt))
@@ -356,11 +370,6 @@ class Checker:
                 if not free_vars(index) <= scope.unrolled or has_load(index) or _has_size(index):
                     rule = f"index {print_expr(index)} of register buffer {buffer.name} varies at run time"
                     self.fail(f"{rule}; expected constants and unrolled loops", print_stmt(stmt))
-        if access.mask is None:
-            for axis, (index, dim) in enumerate(zip(access.indices, buffer.shape, strict=True)):
-                if surely_outside(index, dim, scope):
-                    rule = f"index {print_expr(index)} of {buffer.name} is outside of 0..{dim}-1 (dim {axis})"
-                    self.fail(rule, print_stmt(stmt))
 
 
 def _has_size(expr: Expr) -> bool:

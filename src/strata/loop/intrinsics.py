@@ -10,7 +10,7 @@ name           arguments                                         result, lane ``
 ``low4``       ``a``: u8 L                                       ``a[l] & 15``
 ``high4``      ``a``: u8 L                                       ``a[l] >> 4``
 ``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``; 0 up to -127
-``prefetch``   one element of a buffer in memory                 i32 0; the element's cache line comes closer
+``prefetch``   one element of a buffer in memory, or outside     i32 0; the element's cache line comes closer
 ============== ================================================= ==========================================
 
 ``a`` of ``dot2_bf16`` may have 2 lanes, ``b`` of ``dot4_*`` 4: one group for all lanes of the result. Sums of

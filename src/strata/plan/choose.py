@@ -53,14 +53,14 @@ def _only_by(rows: Dim, candidate: Candidate) -> bool:
 def _winners(
     candidates: Sequence[Candidate], everywhere: Sequence[int], favoured: Sequence[int], rows: SymDim
 ) -> list[tuple[int, int]]:
-    """(size, winner) at every sample size; a winner stays until another one is clearly cheaper."""
+    """(size, winner) at every sample size; the first one until another is clearly cheaper, and so on."""
     winners: list[tuple[int, int]] = []
     for at, (size, _) in enumerate(candidates[0].estimates):
         legal = [k for k in everywhere if all(r.lo <= size <= r.hi for r in candidates[k].when)]
         pool = [k for k in favoured if k in legal] or legal
         times = {k: candidates[k].estimates[at][1].time_s for k in pool}
         best = min(pool, key=times.__getitem__)
-        before = winners[-1][1] if winners else None
+        before = winners[-1][1] if winners else pool[0]
         if before in times and times[before] <= times[best] * SWITCH_GAIN:
             best = before
         winners.append((size, best))

@@ -41,9 +41,9 @@ from .types import Estimate
 MAX_GAP = 1.1  # sizes around a switch point are at most this far apart, relatively
 COARSE_STEP = 2.0  # between sizes measured first
 LARGE_BYTES = 1 << 20  # weights whose products are worth measuring unasked
-# Rows at which these are timed. The last one is a whole number of every tile: from there on time grows with
-# the rows, and what is fastest stays so.
-QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 24)
+# Rows at which these are timed. The last one is a whole number of every tile, and long enough for small
+# differences: from there on time grows with the rows, and what is fastest stays so.
+QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
 

@@ -35,6 +35,7 @@ from .steps import (
     Fuse,
     Pad,
     Parallel,
+    Prefetch,
     Reorder,
     ReverseComputeAt,
     ReverseComputeInline,
@@ -230,6 +231,10 @@ class Schedule:
     def bind(self, loop: str, axis: str) -> Schedule:
         """Bind ``loop`` to a hardware axis: block_x, thread_x, lane, ..."""
         return self.apply(Bind(loop, axis))
+
+    def prefetch(self, loop: str, buffer: str, distance: int) -> Schedule:
+        """In each iteration of ``loop``, ask for what the one ``distance`` later reads of ``buffer``."""
+        return self.apply(Prefetch(loop, buffer, distance))
 
     def annotate(self, name: str, **notes: int | str) -> Schedule:
         """Note keys with values on the loop or block called ``name``."""

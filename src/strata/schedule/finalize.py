@@ -3,7 +3,7 @@
 Stage: LOOP_SCHEDULED -> LOOP_LOWERED. In order: short unrolled loops are expanded (so that indices like
 ``(p*half + i + half) % R`` fold for each ``p``), blocks are replaced by their bodies (axes by their values,
 ``init`` by an ``if``, predicates by an ``if``), everything is simplified, vector loops become vectors
-(:mod:`.vectorize`), and it is simplified again.
+(:mod:`.vectorize`), prefetches come in (:mod:`.prefetch`), and it is simplified again.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from strata.loop.simplify import simplify_alloc, simplify_stmt
 from strata.loop.text import print_expr
 
 from .dependence import carried, enter
+from .prefetch import insert_prefetches
 from .vectorize import Vectorizer
 
 EXPAND_UP_TO = 2  # unrolled loops of at most this many iterations are expanded here
@@ -93,7 +94,7 @@ def _lowered(stmt: Stmt) -> Stmt:
     body = map_stmt(stmt, stmt_fn=_expand)
     body = map_stmt(body, stmt_fn=_lower_block)
     body = simplify_stmt(body)
-    body = simplify_stmt(_vector_loops(body, Analysis()))
+    body = simplify_stmt(insert_prefetches(_vector_loops(body, Analysis())))
     _check_registers(body, frozenset())
     return body
 
@@ -102,7 +103,7 @@ def _expand(stmt: Stmt) -> Stmt:
     if not isinstance(stmt, For) or stmt.kind is not ForKind.UNROLL or not isinstance(stmt.extent, Const):
         return stmt
     count = int(stmt.extent.value)
-    if count > EXPAND_UP_TO:
+    if count > EXPAND_UP_TO or stmt.notes:
         return stmt
     return seq(*(refresh(substitute(stmt.body, {stmt.var: index(k)})) for k in range(count)))
 

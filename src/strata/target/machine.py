@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 
 from strata.core.errors import ParseError, UserError
 
+CACHE_LINE_BYTES = 64  # of every CPU that we make code for
 _WORD = re.compile(r"[A-Za-z0-9_.\-]+")
 
 

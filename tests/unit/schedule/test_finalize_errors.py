@@ -47,6 +47,14 @@ CASES = [
         "alloc r: f32[64] register\nr[0] = x[i, 0]\ny[i, 0] = r[n - 1]",
         "finalize: index n - 1 of register buffer r varies at run time",
     ),
+    (
+        "for k in 4 with prefetch_x=1:\n  for j in 4:\n    y[i, j] = x[i, k]",
+        "prefetch: loop k reads nothing of x outside of inner loops",
+    ),
+    (
+        'for k in 4 with prefetch_x="far":\n  y[i, k] = x[i, k]',
+        "prefetch: loop k: got a distance of 'far'; expected a positive integer",
+    ),
 ]
 
 

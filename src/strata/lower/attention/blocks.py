@@ -41,13 +41,13 @@ from strata.loop.nodes import (
     Var,
     seq,
 )
+from strata.target import CACHE_LINE_BYTES
 
 from .tiles import Tiles, lanes, multiply_add, serial, unroll, vectors
 
 LOWEST = -3.4028234663852886e38  # the smallest finite f32
 LOG2_E = log2(euler)
 SLACK = 10.0  # powers of 2 by which a weight may exceed 1 before the maximum is computed anew
-CACHE_LINE_BYTES = 64
 ZERO = b.const(0, i64)
 
 

@@ -29,6 +29,7 @@ from strata.schedule.steps import (
     ComputeAt,
     DecomposeReduction,
     Parallel,
+    Prefetch,
     Reorder,
     ReverseComputeAt,
     RFactor,
@@ -45,6 +46,7 @@ STAGE = "matmul"
 ROW_TILES = (1, 4, 6)
 DEPTH_TILES = ((1, 8), (4, 4))  # rows and columns whose sums are vectors along k: they stay in 16 registers
 PAIR = 2  # elements of k that a bf16 dot product takes at once
+PREFETCH_BYTES = 1024  # of a weight that is read for a single row; measured: docs/performance.md
 
 
 def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Target) -> Layout:
@@ -140,6 +142,11 @@ class _Product:
         sums = buffers_written(body)
         return [e for e in walk(body) if isinstance(e, Load) and e.buffer not in sums]
 
+    @property
+    def weights(self) -> list[Load]:
+        """The operands that depend on the output."""
+        return [e for e in self.operands if any(self.output in free_vars(i) for i in e.indices)]
+
     def draft(self) -> Draft:
         """The beginning of a schedule."""
         draft = Draft(self.source)
@@ -197,8 +204,7 @@ def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
 
 def _outputs_are_contiguous(product: _Product) -> bool:
     """Whether everything that depends on the output is read along it: in the last dim of a buffer."""
-    using = [e for e in product.operands if any(product.output in free_vars(i) for i in e.indices)]
-    return all(product.output in free_vars(e.indices[-1]) for e in using)
+    return all(product.output in free_vars(e.indices[-1]) for e in product.weights)
 
 
 # ----------------------------------------------------------------------------- vectors along the outputs
@@ -241,6 +247,16 @@ def _tile_columns(draft: Draft, product: _Product, rows: int, columns: int, lane
         draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
     draft.do(Unroll(tile_m), Unroll(tile_m + "_init"), Unroll(product.m + "i"))
     product.run_parallel(draft)
+    if rows == 1:
+        element = PAIR if dot else 1
+        for weight in product.weights:
+            row_bytes = columns * element * weight.dtype.itemsize_bytes
+            fetch_ahead(draft, k + "o" if dot else k, weight.buffer.name, row_bytes)
+
+
+def fetch_ahead(draft: Draft, loop: str, buffer: str, bytes_per_iteration: int) -> None:
+    """Prefetch a weight that is read once: waiting for memory, a core looks ahead less far than pays."""
+    draft.attempt(Prefetch(loop, buffer, max(1, PREFETCH_BYTES // bytes_per_iteration)))
 
 
 def _long_rows(product: _Product, target: Target) -> Proposal | None:

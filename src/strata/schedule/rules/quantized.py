@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from strata.core.dtypes import DType
+from strata.core.dtypes import DType, f16, u8
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
-from strata.loop.nodes import AxisKind, Func, Intrinsic
+from strata.loop.nodes import AxisKind, Func, Intrinsic, Load
 from strata.loop.rewrite import walk
 from strata.schedule.step import find_block
 from strata.schedule.steps import (
@@ -31,7 +31,7 @@ from strata.schedule.steps import (
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
-from .matmul import column_tile
+from .matmul import column_tile, fetch_ahead
 
 DOT, SUM, OUT = "dot", "matmul", "out"
 FOUR = 4
@@ -73,8 +73,10 @@ def _tiles(quantized: Draft, row_loops: Sequence[str], target: Target, rows: int
             for loop in row_loops:
                 draft.parallel(loop)
         _tile_sums(draft, rows, columns, lanes)
-        _tile_dots(draft, lanes)
+        steps = _tile_dots(draft, lanes)
         draft.do(Unroll(f"{OUT}_i0i"), Parallel(f"{OUT}_i1o"))
+        if rows == 1:
+            _fetch(draft, quantized.func, steps, columns)
         made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
     except LegalityError:
         return None
@@ -102,8 +104,12 @@ def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int) -> None:
     draft.do(Unroll(tile_m), Unroll(tile_m + "_init"))
 
 
-def _tile_dots(draft: Draft, lanes: int) -> None:
-    """i32 sums of a group in registers, by dot products of four."""
+def _tile_dots(draft: Draft, lanes: int) -> str:
+    """i32 sums of a group in registers, by dot products of four.
+
+    Returns:
+        The unrolled loop over those of an output.
+    """
     reduction = loops_over(draft.func, DOT, AxisKind.REDUCTION)
     if len(reduction) != 2 or draft.extent(reduction[1]) != FOUR:
         raise LegalityError(f"block {DOT} does not add up fours")
@@ -117,6 +123,28 @@ def _tile_dots(draft: Draft, lanes: int) -> None:
         draft.do(Split(steps, UNROLLED_STEPS))
         steps += "i"
     draft.do(Unroll(steps))
+    return steps
+
+
+def _fetch(draft: Draft, source: Func, steps: str, columns: int) -> None:
+    """Codes of 8 bits ahead of time; of 4 bits only the scales: their codes come soon enough by themselves.
+
+    Args:
+        draft: The finished tiles.
+        source: The function before it was tiled.
+        steps: The loop over the dot products of an output.
+        columns: Outputs of a tile.
+    """
+    if _instruction(source) == "dot4_u4i8":
+        fetch_ahead(draft, f"{SUM}_k0", _loaded(source, SUM, f16), columns * f16.itemsize_bytes)
+    else:
+        fetch_ahead(draft, steps, _loaded(source, DOT, u8), columns * FOUR)
+
+
+def _loaded(func: Func, stage: str, dtype: DType) -> str:
+    """The parameter of a dtype that a stage reads."""
+    loads = (e for e in walk(find_block(func, stage).body) if isinstance(e, Load))
+    return next(e.buffer.name for e in loads if e.buffer.dtype is dtype and e.buffer in func.params)
 
 
 def _instruction(func: Func) -> str:

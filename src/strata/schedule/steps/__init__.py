@@ -2,7 +2,7 @@
 
 from .caches import CacheRead, CacheWrite, SetScope
 from .inline import ComputeInline, ReverseComputeInline
-from .kinds import Annotate, Bind, Parallel, Unroll, Vectorize
+from .kinds import Annotate, Bind, Parallel, Prefetch, Unroll, Vectorize
 from .loops import Fuse, Pad, Reorder, Split, Tile
 from .placement import ComputeAt
 from .reductions import DecomposeReduction, RFactor
@@ -20,6 +20,7 @@ __all__ = [
     "Fuse",
     "Pad",
     "Parallel",
+    "Prefetch",
     "RFactor",
     "Reorder",
     "ReverseComputeAt",

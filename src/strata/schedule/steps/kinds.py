@@ -1,4 +1,4 @@
-"""Steps on how a loop is executed: unroll, vectorize, parallel, bind; notes on loops and blocks."""
+"""Steps on how a loop is executed: unroll, vectorize, parallel, bind, prefetch; notes on loops and blocks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ import re
 from dataclasses import dataclass, replace
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import BOUND_KINDS, GRAIN, Block, Const, For, ForKind, Func, Stmt
-from strata.loop.rewrite import path_to, walk_stmts
+from strata.loop.nodes import (
+    BOUND_KINDS,
+    GRAIN,
+    PREFETCH,
+    Block,
+    Const,
+    For,
+    ForKind,
+    Func,
+    Load,
+    MemSpace,
+    Stmt,
+)
+from strata.loop.rewrite import path_to, walk, walk_stmts
 from strata.schedule.dependence import carried, scope_of
 from strata.schedule.step import Step, find_loop, register, replace_stmt
 
@@ -155,6 +167,51 @@ class Bind(Step):
 
 @register
 @dataclass(frozen=True, slots=True)
+class Prefetch(Step):
+    """Ask for what a loop will read some iterations later, so that it waits less for memory.
+
+    Rewrite::
+
+        for k in K: S(w[j, k])   ->   for k in K with prefetch_w=8: S(w[j, k])          (buffer=w, distance=8)
+
+        which becomes                 for k in K: prefetch(w[j, k + 8]); S(w[j, k])
+
+    one prefetch per cache line that the iteration reads (done by ``finalize``, once there are vectors).
+
+    Legal when: the loop is serial or unrolled and reads the buffer, which lies in memory; the distance is
+    positive. That it reads it outside of inner loops (unrolled ones do not count) is checked when the
+    function is finalised.
+    """
+
+    loop: str
+    buffer: str
+    distance: int
+
+    @classmethod
+    def step_name(cls) -> str:
+        """Name in the text form."""
+        return "prefetch"
+
+    def apply(self, func: Func) -> Func:
+        """Note it on the loop."""
+        loop = find_loop(func, self.loop)
+        if loop.kind not in (ForKind.SERIAL, ForKind.UNROLL):
+            kind = loop.kind.value
+            raise LegalityError(f"prefetch: loop {self.loop} is {kind}; expected a serial or unrolled loop")
+        read = {e.buffer.name: e.buffer for e in walk(loop.body) if isinstance(e, Load)}
+        if self.buffer not in read or read[self.buffer].space is not MemSpace.GLOBAL:
+            known = ", ".join(sorted(name for name, x in read.items() if x.space is MemSpace.GLOBAL))
+            raise LegalityError(
+                f"prefetch: got buffer {self.buffer!r}; loop {self.loop} reads {known or 'none'}"
+            )
+        if self.distance < 1:
+            raise LegalityError(f"prefetch: got a distance of {self.distance}; expected 1 or more")
+        notes = {**dict(loop.notes), PREFETCH + self.buffer: self.distance}
+        return replace_stmt(func, loop, replace(loop, notes=tuple(notes.items())))
+
+
+@register
+@dataclass(frozen=True, slots=True)
 class Annotate(Step):
     """Note a key with a value on a loop or block; a note with the same key is replaced.
 
@@ -163,8 +220,8 @@ class Annotate(Step):
         parallel i in N: S(i)   ->   parallel i in N with grain=8: S(i)         (name=i, key=grain, value=8)
 
     Notes are printed, parsed and kept: by ``split`` on the outer loop, by ``fuse`` on the fused one, by every
-    other step where they are. They mean nothing but for ``grain`` of a parallel loop: how many iterations a
-    thread takes at a time.
+    other step where they are. They mean nothing but for ``grain`` of a parallel loop (how many iterations a
+    thread takes at a time) and those of ``prefetch``.
 
     Legal when: exactly one loop or block has the name; the key is an identifier; the value is an integer or
     text of letters, digits and ``_ . : / + -``, that is no integer; grain is a positive integer of a loop.
