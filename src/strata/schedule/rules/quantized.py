@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from strata.core.dtypes import DType, f16, u8
+from strata.core.dtypes import DType, u8
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
 from strata.loop.nodes import AxisKind, Func, Intrinsic, Load
@@ -127,7 +127,7 @@ def _tile_dots(draft: Draft, lanes: int) -> str:
 
 
 def _fetch(draft: Draft, source: Func, steps: str, columns: int) -> None:
-    """Codes of 8 bits ahead of time; of 4 bits only the scales: their codes come soon enough by themselves.
+    """Codes of 8 bits ahead of time; those of 4 bits, which are unpacked first, gain nothing by it.
 
     Args:
         draft: The finished tiles.
@@ -135,16 +135,10 @@ def _fetch(draft: Draft, source: Func, steps: str, columns: int) -> None:
         steps: The loop over the dot products of an output.
         columns: Outputs of a tile.
     """
-    if _instruction(source) == "dot4_u4i8":
-        fetch_ahead(draft, f"{SUM}_k0", _loaded(source, SUM, f16), columns * f16.itemsize_bytes)
-    else:
-        fetch_ahead(draft, steps, _loaded(source, DOT, u8), columns * FOUR)
-
-
-def _loaded(func: Func, stage: str, dtype: DType) -> str:
-    """The parameter of a dtype that a stage reads."""
-    loads = (e for e in walk(find_block(func, stage).body) if isinstance(e, Load))
-    return next(e.buffer.name for e in loads if e.buffer.dtype is dtype and e.buffer in func.params)
+    if _instruction(source) == "dot4_u8i8":
+        loads = (e for e in walk(find_block(source, DOT).body) if isinstance(e, Load))
+        codes = next(e.buffer.name for e in loads if e.dtype is u8)
+        fetch_ahead(draft, steps, codes, columns * FOUR)
 
 
 def _instruction(func: Func) -> str:
