@@ -168,10 +168,12 @@ def _coded(
     method: Method,
 ) -> Iterator[tuple[str, np.ndarray]]:
     matrix = stored_codes(names, checkpoint, format)
-    if matrix is None:
-        weight = make_floats(param, source, names, checkpoint)
-        matrix = quantize_matrix(weight, format, method=method, name=param)
-        del weight
+    if matrix is None:  # every row has codes of its own: nothing is put together as floats
+        parts = []
+        for name, tensor in zip(names, _oriented(source, names, checkpoint), strict=True):
+            parts.append(quantize_matrix(tensor, format, method=method, name=param))
+            checkpoint.release(name)
+        matrix = concat_rows(parts)
     for part, array in matrix.arrays():
         yield f"{param}.{part}", array
 
@@ -200,9 +202,7 @@ def make_floats(
         UserError: a finite value is infinite in f16.
     """
     target = np.dtype(source.dtype.numpy_name)
-    tensors = [checkpoint[name] for name in names]
-    if source.transform is Transform.TRANSPOSE and checkpoint.format(names[0]) is None:
-        tensors = [t.T for t in tensors]
+    tensors = _oriented(source, names, checkpoint)
     first = tensors[0]
     if len(tensors) == 1 and first.dtype == target and first.flags.c_contiguous and first.flags.aligned:
         return first
@@ -216,6 +216,14 @@ def make_floats(
     if source.dtype == f16 and any(t.dtype != target for t in tensors):
         _check_range(param, out, tensors, checkpoint)
     return out
+
+
+def _oriented(source: ParamSource, names: tuple[str, ...], checkpoint: Checkpoint) -> list[np.ndarray]:
+    """The weights ``names`` as stored, transposed where the recipe says so."""
+    tensors = [checkpoint[name] for name in names]
+    if source.transform is Transform.TRANSPOSE and checkpoint.format(names[0]) is None:
+        return [t.T for t in tensors]
+    return tensors
 
 
 def _check_range(param: str, out: np.ndarray, tensors: list[np.ndarray], checkpoint: Checkpoint) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 from strata.core.errors import UserError
 from strata.core.weight_format import WeightFormat
 
-_CHUNK_ELEMS = 1 << 17  # f32 of a chunk and of its temporaries fit in the caches of a core
+_CHUNK_ELEMS = 1 << 18  # smaller chunks wait for the interpreter's lock, larger ones for memory
 CODE_DTYPES = {4: np.dtype(ml_dtypes.uint4), 8: np.dtype(np.uint8)}
 _MAX_SCALE = float(np.finfo(np.float16).max)
 
@@ -144,7 +144,7 @@ def quantize_matrix(
             )
         stored = scale.astype(np.float16)
         code = encode(w, stored.astype(np.float32), zero, format)
-        codes[rows] = code.T.reshape(count, k)
+        codes[rows].reshape(count * groups, size)[...] = code.T
         scales[rows] = stored.reshape(count, groups)
         if zeros is not None:
             zeros[rows] = zero.reshape(count, groups)
