@@ -31,13 +31,17 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Address of an access: a pointer, and for a gather the vector of element offsets from it."""
+    """Address of an access: a pointer, and for a gather the vector of element offsets from it.
+
+    ``start`` is the element of the buffer that the pointer is at, where that is a constant.
+    """
 
     pointer: str
     level: int
     lanes: int
     offsets: Value | None = None
     same: bool = False
+    start: int | None = None
 
 
 def _int_range(dtype: DType) -> tuple[int | None, int | None]:
@@ -47,6 +51,18 @@ def _int_range(dtype: DType) -> tuple[int | None, int | None]:
     if dtype.kind is Kind.UINT and dtype.bits < 64:
         return 0, (1 << dtype.bits) - 1
     return None, None
+
+
+def _is_register_vector(buffer: Buffer, place: Place) -> bool:
+    """Whether a masked access may touch all of its lanes: they are all in a buffer that nobody else sees.
+
+    Then it is a plain one and a select, which LLVM keeps in registers.
+    """
+    if buffer.space is not MemSpace.REGISTER or place.offsets is not None or place.start is None:
+        return False
+    size = product(buffer.shape)
+    assert isinstance(size, int)
+    return 0 <= place.start <= size - (1 if place.same else place.lanes)
 
 
 class MemoryEmitter(ExprEmitter):
@@ -76,7 +92,8 @@ class MemoryEmitter(ExprEmitter):
             if at is not None:
                 offset = index.add(self.b, offset, index.mul(self.b, at, stride))
         pointer, level = self._pointer(self.slot(buffer), offset, masked or vector is not None)
-        return Place(pointer, level, lanes, vector, same)
+        start = offset.offset if isinstance(offset, Linear) and not offset.terms else None
+        return Place(pointer, level, lanes, vector, same, start)
 
     @staticmethod
     def _vector_index(at: Value) -> tuple[Value | None, Value | None, bool]:
@@ -135,7 +152,7 @@ class MemoryEmitter(ExprEmitter):
         if one is not None and one.const is False:
             return splat(constant(False if buffer.dtype == bool_ else 0, buffer.dtype), lanes)
         place = self.place(buffer, load.indices, mask is not None)
-        if mask is not None and buffer.space is MemSpace.REGISTER:
+        if mask is not None and _is_register_vector(buffer, place):
             zero = splat(constant(0, buffer.dtype), lanes)
             return self.select(mask, self._plain_load(place, buffer.dtype, lanes), zero)
         if place.same and (mask is None or one is not None):
@@ -219,7 +236,7 @@ class MemoryEmitter(ExprEmitter):
         if one is not None and one.const is False:
             return
         place = self.place(buffer, store.indices, mask is not None)
-        if mask is not None and buffer.space is MemSpace.REGISTER:
+        if mask is not None and _is_register_vector(buffer, place):
             value, mask = self.select(mask, value, self._plain_load(place, buffer.dtype, lanes)), None
         self._store_at(place, buffer.dtype, value, mask)
 
