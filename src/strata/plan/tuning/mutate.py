@@ -14,7 +14,7 @@ from strata.core.errors import LegalityError
 from strata.loop.nodes import Const, For, ForKind, Func
 from strata.loop.rewrite import walk_stmts
 from strata.schedule import Step, Trace, apply_trace
-from strata.schedule.steps import ComputeAt, Fuse, Parallel, Reorder, Split, Unroll, Vectorize
+from strata.schedule.steps import ComputeAt, Fuse, Parallel, Prefetch, Reorder, Split, Unroll, Vectorize
 
 FACTORS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 512, 1024)
 LANES = (2, 4, 8, 16, 32, 64)
@@ -113,6 +113,17 @@ def _change_kind(func: Func, trace: Trace, rng: random.Random) -> Trace | None:
     return _with(trace, place, Unroll(step.loop))
 
 
+def _change_distance(func: Func, trace: Trace, rng: random.Random) -> Trace | None:
+    """A prefetch from half as far, or twice."""
+    place = _pick(trace, Prefetch, rng)
+    if place is None:
+        return None
+    step = trace[place]
+    assert isinstance(step, Prefetch)
+    distance = step.distance * 2 if rng.random() < 0.5 else max(1, step.distance // 2)
+    return None if distance == step.distance else _with(trace, place, replace(step, distance=distance))
+
+
 def _drop(func: Func, trace: Trace, rng: random.Random) -> Trace | None:
     """One step less."""
     return _with(trace, rng.randrange(len(trace))) if trace else None
@@ -149,6 +160,7 @@ _TABLE: tuple[tuple[Change, float], ...] = (
     (_change_place, 1.0),
     (_change_parallel, 1.0),
     (_change_kind, 1.0),
+    (_change_distance, 1.0),
     (_drop, 1.0),
 )
 _CHANGES = [change for change, _ in _TABLE]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from strata.loop.nodes import AxisKind, Func
+from strata.loop.nodes import AxisKind, ForKind, Func, Load, MemSpace
+from strata.loop.rewrite import walk
 from strata.schedule import Trace
 from strata.schedule.rules.base import Draft, innermost_loop, loops_over, stage_names
 from strata.schedule.step import loops_around
@@ -19,6 +20,7 @@ from strata.schedule.steps import (
     DecomposeReduction,
     Fuse,
     Parallel,
+    Prefetch,
     Reorder,
     Split,
     Tensorize,
@@ -31,6 +33,7 @@ ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 VECTORS = (1, 2, 3, 4, 6, 8)  # side by side
 UNROLLED = (1, 1, 2, 4, 8)
 BLOCKS = (2, 4, 8, 16)
+DISTANCES = (1, 2, 4, 8, 16)  # iterations ahead of which an operand is fetched
 CHUNKS = (64, 256, 1024, 4096)
 MAX_LANES = 64
 
@@ -108,6 +111,17 @@ def tile(draft: Draft, rng: random.Random, target: Target) -> None:
     if row is not None:
         draft.do(Unroll(row + "i"))
     draft.do(Parallel(shared))
+    if rng.random() < 0.4:
+        _fetch(draft, stage, rng)
+
+
+def _fetch(draft: Draft, stage: str, rng: random.Random) -> None:
+    """An operand ahead of time, in the innermost serial loop of a stage."""
+    loops = [x for x in loops_around(draft.func, stage) if x.kind is ForKind.SERIAL]
+    if loops:
+        loads = [e.buffer for e in walk(loops[-1].body) if isinstance(e, Load)]
+        names = sorted({x.name for x in loads if x.space is MemSpace.GLOBAL})
+        draft.attempt(Prefetch(loops[-1].var.name, rng.choice(names), rng.choice(DISTANCES)))
 
 
 def _blocked(draft: Draft, outer: list[str], rng: random.Random) -> list[str]:
