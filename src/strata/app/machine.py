@@ -60,7 +60,7 @@ def _loop(name: str, extent: Expr, kind: ForKind, body: Callable[[Expr], Stmt]) 
 def bandwidth_func(lanes: int) -> Func:
     """Sum every element of ``x [chunks, CHUNK_ELEMS]``: four vectors of partial sums per task.
 
-    It prefetches as products of one row do: otherwise memory can do more than this shows.
+    It prefetches as products of one row do, for which it is the ceiling.
     """
     chunks = SymDim("chunks", 1, 1 << 20)
     x, y = Buffer("x", (chunks, CHUNK_ELEMS), f32), Buffer("y", (chunks, 4 * lanes), f32)
