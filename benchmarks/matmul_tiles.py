@@ -22,10 +22,10 @@ from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.passes import run_passes
 from strata.passes.quantize import quantize_weights
-from strata.plan.layouts import choose_layouts
-from strata.plan.measure import TaskBench
-from strata.plan.options import PlanOptions
-from strata.plan.stacks import StackBuilder
+from strata.planner.layouts import choose_layouts
+from strata.planner.measure import TaskBench
+from strata.planner.options import PlanOptions
+from strata.planner.stacks import StackBuilder
 from strata.target import Target, detect_host
 
 ROWS = (1, 2, 4, 6, 8, 16, 64, 512)

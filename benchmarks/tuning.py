@@ -19,10 +19,10 @@ from strata.graph import builder
 from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.passes import run_passes
-from strata.plan.tuning.database import Database
-from strata.plan.tuning.tasks import Workload, model_tasks
-from strata.plan.tuning.tuner import TuneOptions, tune
-from strata.plan.tuning.workers import LocalWorkers
+from strata.planner.tuning.database import Database
+from strata.planner.tuning.tasks import Workload, model_tasks
+from strata.planner.tuning.tuner import TuneOptions, tune
+from strata.planner.tuning.workers import LocalWorkers
 from strata.target import detect_host
 
 LAYERS = {  # outputs, inputs

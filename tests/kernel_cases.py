@@ -20,7 +20,7 @@ from strata.graph.types import TensorType
 from strata.loop.layout import Layout
 from strata.loop.nodes import Func
 from strata.lower import LOWERINGS, Binding, Lowered, lower_group
-from strata.plan.workspace import WORKSPACE, hoist_workspace, with_workspace
+from strata.planner.workspace import WORKSPACE, hoist_workspace, with_workspace
 from strata.schedule import apply_trace, finalize, propose
 from strata.schedule.rules.quantized import quantized_layout
 from strata.target import Target

@@ -15,7 +15,7 @@ from strata import nn
 from strata.compiler.driver import trace
 from strata.core.errors import ParseError
 from strata.frontend.nn import spec
-from strata.plan.options import PlanOptions, parse_pin
+from strata.planner.options import PlanOptions, parse_pin
 from strata.script import Out, block, f32, grid, init, reduce
 
 # %% [markdown]

@@ -12,7 +12,7 @@ import torch
 import strata
 from strata import nn
 from strata.core.errors import UserError
-from strata.plan.candidates.kernels import forget
+from strata.planner.candidates.kernels import forget
 from strata.script import Out, block, f32, init, reduce
 
 # %% [markdown]

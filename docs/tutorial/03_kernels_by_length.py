@@ -13,7 +13,7 @@ import numpy as np
 import strata
 from strata import nn
 from strata.compiler.driver import trace
-from strata.plan.dispatch import dispatch_table
+from strata.planner.dispatch import dispatch_table
 
 # %% [markdown]
 # ## A layer for 1 to 256 rows

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from strata.frontend import nn
     from strata.loop.script.language import dim
     from strata.passes import patterns
-    from strata.plan.options import PlanOptions
+    from strata.planner.options import PlanOptions
     from strata.runtime.export import export, load_graph
     from strata.schedule.builder import Schedule
 
@@ -46,7 +46,7 @@ _WHERE = {
     "Kernel": "strata.compiler.kernel",
     "LanguageModel": "strata.engine.generate",
     "SamplingParams": "strata.engine.sampling",
-    "PlanOptions": "strata.plan.options",
+    "PlanOptions": "strata.planner.options",
     "Schedule": "strata.schedule.builder",
     "patterns": "strata.passes",
     "pipeline": "strata.compiler.pipelines",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from strata.app.commands import tune as command
-from strata.plan.tuning.database import Database
-from strata.plan.tuning.problem import Outcome
+from strata.planner.tuning.database import Database
+from strata.planner.tuning.problem import Outcome
 
 STRATA = Path(sys.executable).with_name("strata")
 

@@ -27,7 +27,7 @@ from strata.graph.text import parse_function, print_function
 from strata.ir.instruments import instruments
 from strata.loop.text import parse_func
 from strata.passes.loops import LoopStage, run_loop_passes
-from strata.plan.stacks import MAX_COMPARED
+from strata.planner.stacks import MAX_COMPARED
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MIB = 1 << 20

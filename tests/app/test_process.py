@@ -125,8 +125,8 @@ def test_an_artifact_imports_nothing_of_the_compiler(artifact):
 def test_a_start_from_the_cache_imports_nothing_of_the_compiler():
     imported_by("generate", "x", "--max-tokens", "1")
     names = imported_by("generate", "x", "--max-tokens", "1")
-    options = {"strata.plan", "strata.plan.options"}  # what was asked for is part of the cache's key
-    assert {n for n in names if n.startswith("strata.plan")} <= options
+    options = {"strata.planner", "strata.planner.options"}  # what was asked for is part of the cache's key
+    assert {n for n in names if n.startswith("strata.planner")} <= options
     assert not names & (HEAVY | COMPILER - options)
 
 

@@ -23,7 +23,7 @@ from strata.loop.interp import run
 from strata.loop.nodes import Func
 from strata.lower import Binding, lower_group
 from strata.lower.attention.paged import MAX_SPLITS, PART_ROWS, SPLIT_TOKENS
-from strata.plan.workspace import hoist_workspace, with_workspace
+from strata.planner.workspace import hoist_workspace, with_workspace
 from strata.runtime.image import LoadedImage, load_image
 from strata.runtime.tensors import as_tensor
 from strata.schedule import propose

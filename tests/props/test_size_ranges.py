@@ -13,7 +13,7 @@ from strata.core.dims import SymDim
 from strata.core.errors import ShapeError
 from strata.graph import builder as b
 from strata.graph.nodes import Function, Module
-from strata.plan.options import PlanOptions
+from strata.planner.options import PlanOptions
 
 K, M = 40, 72
 WEIGHT = np.random.default_rng(0).standard_normal((M, K), dtype=np.float32)

@@ -27,9 +27,9 @@ from strata.loop.text import print_func
 from strata.models import ModelDefinition, locate, read_config
 from strata.models.shapes import shape_config
 from strata.passes import named_pipeline
-from strata.plan.assemble import PlannedFunction, PlannedLaunch
-from strata.plan.options import PlanOptions
-from strata.plan.report import plan_json
+from strata.planner.assemble import PlannedFunction, PlannedLaunch
+from strata.planner.options import PlanOptions
+from strata.planner.report import plan_json
 from strata.runtime.artifact import is_artifact
 from strata.runtime.records import DimRange
 from strata.target import Target

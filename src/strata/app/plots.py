@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from strata.core.errors import UserError
 
 if TYPE_CHECKING:
-    from strata.plan.dispatch import Dispatch
+    from strata.planner.dispatch import Dispatch
     from strata.runtime.profile import Ceilings, Profile, Timing
 
 SUFFIXES = (".svg", ".png", ".pdf", ".html")

@@ -25,7 +25,7 @@ from strata.runtime.records import DimRange
 from .progress import Report, progress_bar
 
 if TYPE_CHECKING:
-    from strata.plan.options import PlanOptions
+    from strata.planner.options import PlanOptions
 
 Progress = Callable[[int, int, str, bool], None]
 
@@ -93,7 +93,7 @@ class Planning:
             return None
         from strata.compiler.artifact_cache import parse_sizes
         from strata.compiler.user_file import load_file
-        from strata.plan.options import PlanOptions, parse_pin
+        from strata.planner.options import PlanOptions, parse_pin
 
         for file in self.load:
             load_file(file)

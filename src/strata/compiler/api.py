@@ -21,7 +21,7 @@ from strata.frontend.nn import Exported
 from strata.graph.nodes import Module
 from strata.ir.passes import Pipeline
 from strata.models import Checkpoint, ModelConfig, ModelDefinition, build, locate, read_config
-from strata.plan.options import Pin, PlanOptions
+from strata.planner.options import Pin, PlanOptions
 from strata.runtime.artifact import is_artifact
 from strata.runtime.program import Program
 from strata.target import Target, detect_host
@@ -32,7 +32,7 @@ from .pipelines import has_own_code
 from .program_cache import load_program, program_key, store_program
 
 if TYPE_CHECKING:
-    from strata.plan.tuning.tuner import TuneReport
+    from strata.planner.tuning.tuner import TuneReport
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -263,10 +263,10 @@ def tune(
     Returns:
         What was found, per kernel and size: ``report.results``.
     """
-    from strata.plan.tuning import tuner
-    from strata.plan.tuning.database import Database
-    from strata.plan.tuning.tasks import model_tasks
-    from strata.plan.tuning.workers import LocalWorkers
+    from strata.planner.tuning import tuner
+    from strata.planner.tuning.database import Database
+    from strata.planner.tuning.tasks import model_tasks
+    from strata.planner.tuning.workers import LocalWorkers
 
     module, cache = (source.module, source.cache) if isinstance(source, Exported) else (source, None)
     traced = trace(module, target, cache)

@@ -16,7 +16,7 @@ from strata.core.errors import UserError
 from strata.core.knobs import cache_folder, code_key
 from strata.core.kv_layout import DEFAULT_PAGE_SIZE, KV_FORMATS
 from strata.core.weight_format import parse_format_choice
-from strata.plan.options import PlanOptions, database_state, default_path
+from strata.planner.options import PlanOptions, database_state, default_path
 from strata.runtime.records import DimRange
 from strata.target import Target, detect_host
 
@@ -126,7 +126,7 @@ def artifact_path(folder: Path, options: Options, target: Target | None = None) 
 
 def plan_state(options: PlanOptions) -> str:
     """What else a plan depends on: the tuning database, and the user's kernels in this process."""
-    kernels = sys.modules.get("strata.plan.candidates.kernels")
+    kernels = sys.modules.get("strata.planner.candidates.kernels")
     known = kernels.registry_text() if kernels is not None else ""
     return f"{database_state(options.database or default_path())} {known}"
 

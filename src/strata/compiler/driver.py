@@ -31,13 +31,13 @@ from strata.ir.passes import Pipeline
 from strata.loop.layout import Layout, stored_dtype, stored_shape
 from strata.loop.nodes import Func
 from strata.passes import run_passes
-from strata.plan.assemble import PlannedFunction, check_obeyed, plan_function
-from strata.plan.candidates import takes_rows
-from strata.plan.composites import has_composites
-from strata.plan.layouts import choose_layouts, settle_layouts
-from strata.plan.options import PlanOptions
-from strata.plan.report import plan_json
-from strata.plan.stacks import StackBuilder
+from strata.planner.assemble import PlannedFunction, check_obeyed, plan_function
+from strata.planner.candidates import takes_rows
+from strata.planner.composites import has_composites
+from strata.planner.layouts import choose_layouts, settle_layouts
+from strata.planner.options import PlanOptions
+from strata.planner.report import plan_json
+from strata.planner.stacks import StackBuilder
 from strata.runtime.artifact import save_artifact
 from strata.runtime.program import Program
 from strata.runtime.records import CacheRecord, ParamRecord, ProgramRecord

@@ -37,8 +37,8 @@ from strata.loop.rewrite import walk_stmts
 from strata.loop.script import script
 from strata.loop.text import print_func
 from strata.loop.values import numpy_dtype
-from strata.plan.candidates.kernels import PREFIX, UserKernel, When, adopt, best_schedule, register
-from strata.plan.workspace import hoist_workspace
+from strata.planner.candidates.kernels import PREFIX, UserKernel, When, adopt, best_schedule, register
+from strata.planner.workspace import hoist_workspace
 from strata.runtime.image import load_image
 from strata.runtime.tensors import as_array, as_tensor
 from strata.schedule import Trace

@@ -16,7 +16,7 @@ from strata.ir.instruments import Instrument, PassRecord, timing_table
 from strata.ir.passes import PASSES, PIPELINES, Pipeline, parse_pipeline, register_pass, register_pipeline
 from strata.passes import named_pipeline, transform
 from strata.passes.loops import parse_loops, print_loops, transform_loops
-from strata.plan import fuse_loops, layouts  # noqa: F401  (they register their passes)
+from strata.planner import fuse_loops, layouts  # noqa: F401  (they register their passes)
 
 __all__ = ["has_own_code", "optimize_text", "pipeline", "register_pass", "register_pipeline"]
 

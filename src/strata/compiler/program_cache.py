@@ -22,7 +22,7 @@ import numpy as np
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder, code_key
 from strata.graph.text import print_module
-from strata.plan.options import PlanOptions
+from strata.planner.options import PlanOptions
 from strata.runtime.externs import is_library
 from strata.runtime.records_json import program_from_json, program_to_json
 

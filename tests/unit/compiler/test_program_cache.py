@@ -19,7 +19,7 @@ from strata.core.dims import SymDim
 from strata.core.knobs import knobs
 from strata.graph import builder as b
 from strata.graph.nodes import Function, Module
-from strata.plan.options import PlanOptions
+from strata.planner.options import PlanOptions
 from strata.runtime.records import CacheRecord
 from strata.target import get_target
 

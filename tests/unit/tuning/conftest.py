@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tuning_cases import TARGET, StaticRunner, mlp
 
-from strata.plan.tuning.tasks import TuningTask, Workload, model_tasks
+from strata.planner.tuning.tasks import TuningTask, Workload, model_tasks
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from strata.core.errors import UserError
 from strata.core.knobs import knobs
-from strata.plan.tuning.database import Database, Record, default_path, parse_record
+from strata.planner.tuning.database import Database, Record, default_path, parse_record
 
 TRACE = "split(loop=i, factor=4); unroll(loop=ii)"
 RECORD = Record("task0", TRACE, (("n", 1),), 2e-3, samples=5, spread_s=1e-5, threads=2, task="matmul")

@@ -9,7 +9,7 @@ from strata.core.dims import SymDim
 from strata.core.dtypes import bf16, bool_, f32, i32
 from strata.core.errors import UserError
 from strata.loop.nodes import Buffer, Func, Seq
-from strata.plan.tuning.operands import CACHES, _index_field, guarded, inputs, is_intact, results
+from strata.planner.tuning.operands import CACHES, _index_field, guarded, inputs, is_intact, results
 from strata.target.machines import TARGETS
 
 N, SEQS, WIDTH, PAGES = (SymDim(k, 1, 1 << 20) for k in ("n", "num_seqs", "table_width", "num_pages"))

@@ -8,11 +8,11 @@ import pytest
 from tuning_cases import mlp
 
 from strata.core.errors import DeviceError, UserError
-from strata.plan.tuning.database import Database
-from strata.plan.tuning.problem import Limits, Trial
-from strata.plan.tuning.remote import MAX_ATTEMPTS, RayWorkers, TrialActor
-from strata.plan.tuning.tasks import Workload, kernel_text, model_tasks
-from strata.plan.tuning.tuner import TuneOptions, tune
+from strata.planner.tuning.database import Database
+from strata.planner.tuning.problem import Limits, Trial
+from strata.planner.tuning.remote import MAX_ATTEMPTS, RayWorkers, TrialActor
+from strata.planner.tuning.tasks import Workload, kernel_text, model_tasks
+from strata.planner.tuning.tuner import TuneOptions, tune
 from strata.target import detect_host
 from strata.target.machines import TARGETS
 
@@ -111,7 +111,7 @@ def test_a_node_without_the_instruction_sets_says_so(task):
     features = set(TARGETS["avx512-bf16"].features)
     actor = TrialActor(Limits())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("strata.plan.tuning.remote.host_features", lambda: tuple(sorted(features - {"fma"})))
+        patch.setattr("strata.planner.tuning.remote.host_features", lambda: tuple(sorted(features - {"fma"})))
         assert actor.run(Trial(problem, "")).error == "this node lacks fma"
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from tuning_cases import StaticRunner
 
-from strata.plan.tuning.database import Database
-from strata.plan.tuning.problem import Outcome
-from strata.plan.tuning.search import TaskSearch
-from strata.plan.tuning.tuner import SWEEP, TuneOptions, tune
+from strata.planner.tuning.database import Database
+from strata.planner.tuning.problem import Outcome
+from strata.planner.tuning.search import TaskSearch
+from strata.planner.tuning.tuner import SWEEP, TuneOptions, tune
 from strata.schedule import trace_text
 
 

@@ -10,12 +10,12 @@ from strata.core.errors import LegalityError, VerifyError
 from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.interp import run
 from strata.loop.text_parser import parse_func
-from strata.plan.tuning.cost_model import CostModel, is_available
-from strata.plan.tuning.features import NAMES, features
-from strata.plan.tuning.mutate import mutate
-from strata.plan.tuning.sketches import applicable, random_schedule, rows, tile
-from strata.plan.tuning.space import Space
-from strata.plan.tuning.tasks import Workload, model_tasks
+from strata.planner.tuning.cost_model import CostModel, is_available
+from strata.planner.tuning.features import NAMES, features
+from strata.planner.tuning.mutate import mutate
+from strata.planner.tuning.sketches import applicable, random_schedule, rows, tile
+from strata.planner.tuning.space import Space
+from strata.planner.tuning.tasks import Workload, model_tasks
 from strata.schedule import apply_trace, finalize, parse_trace, trace_text
 
 
@@ -173,5 +173,5 @@ def test_what_the_checker_refuses_is_no_point(space, monkeypatch):
         raise VerifyError(f"{func.name} at {stage}: index out of bounds")
 
     assert space.point(()) is not None
-    monkeypatch.setattr("strata.plan.tuning.space.check", refuse)
+    monkeypatch.setattr("strata.planner.tuning.space.check", refuse)
     assert space.point(()) is None

@@ -10,9 +10,9 @@ from strata.core.errors import UserError
 from strata.core.kv_layout import DEFAULT_PAGE_SIZE
 from strata.loop.text_parser import parse_func
 from strata.models import read_config
-from strata.plan.tuning.problem import BuildJob
-from strata.plan.tuning.tasks import Workload, default_workloads, model_tasks, sizes_text
-from strata.plan.tuning.worker import build
+from strata.planner.tuning.problem import BuildJob
+from strata.planner.tuning.tasks import Workload, default_workloads, model_tasks, sizes_text
+from strata.planner.tuning.worker import build
 from strata.target.machines import TARGETS
 
 

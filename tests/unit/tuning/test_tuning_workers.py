@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from strata.core.errors import DeviceError
-from strata.plan.tuning.problem import KERNEL, BuildJob, Built, Limits, MeasureJob, Outcome, Problem, Trial
-from strata.plan.tuning.worker import Bench, build, compare, perform, sample
-from strata.plan.tuning.workers import LocalWorkers, _why
+from strata.planner.tuning.problem import KERNEL, BuildJob, Built, Limits, MeasureJob, Outcome, Problem, Trial
+from strata.planner.tuning.worker import Bench, build, compare, perform, sample
+from strata.planner.tuning.workers import LocalWorkers, _why
 from strata.target import detect_host
 
 NAIVE = """dims n in 1..64

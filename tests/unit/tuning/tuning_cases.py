@@ -11,8 +11,8 @@ from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.loop.text_parser import parse_func
 from strata.passes import run_passes
-from strata.plan.loop_cost import issue_time_s
-from strata.plan.tuning.problem import Outcome, Trial
+from strata.planner.loop_cost import issue_time_s
+from strata.planner.tuning.problem import Outcome, Trial
 from strata.target.machine import parse_target
 from strata.target.machines import TARGETS
 

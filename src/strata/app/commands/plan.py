@@ -28,7 +28,7 @@ from strata.app.options import (
 )
 
 if TYPE_CHECKING:
-    from strata.plan.dispatch import Dispatch
+    from strata.planner.dispatch import Dispatch
 
 
 @reported()
@@ -60,7 +60,7 @@ def command(
     from strata.app.inspect import View, planned_launches
     from strata.app.session import Planning
     from strata.core.errors import UserError
-    from strata.plan.dispatch import dispatch_table
+    from strata.planner.dispatch import dispatch_table
 
     planning = Planning(prefer, pin or (), libraries, measure, load or (), ranges or (), database)
     view = View(model, shape, "plan", function, node, format, pipeline)

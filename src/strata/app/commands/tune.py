@@ -15,9 +15,9 @@ from strata.app.errors import INTERRUPTED, reported
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from strata.plan.tuning.tasks import TuningTask
-    from strata.plan.tuning.tuner import TaskResult, TuneReport
-    from strata.plan.tuning.workers import Runner
+    from strata.planner.tuning.tasks import TuningTask
+    from strata.planner.tuning.tuner import TaskResult, TuneReport
+    from strata.planner.tuning.workers import Runner
 
 
 @reported()
@@ -59,8 +59,8 @@ def command(
     What is found goes into a database that every later compilation uses. The search goes on where it stopped
     when the command is given again; Ctrl-C ends it, and nothing that was measured is lost.
     """
-    from strata.plan.tuning.database import Database
-    from strata.plan.tuning.tuner import TuneOptions, tune
+    from strata.planner.tuning.database import Database
+    from strata.planner.tuning.tuner import TuneOptions, tune
 
     if sys.modules.get("torch", sys) is None:
         del sys.modules["torch"]  # `main` keeps tvm-ffi from importing it; SciPy would trip over the None
@@ -116,7 +116,7 @@ def _tasks(
     from strata.compiler.api import Options
     from strata.compiler.driver import trace
     from strata.core.errors import UserError
-    from strata.plan.tuning.tasks import Workload, model_tasks
+    from strata.planner.tuning.tasks import Workload, model_tasks
 
     options = Options(format, pipeline=pipeline_text(pipeline))
     definition = define_model(model, shape, options)
@@ -132,8 +132,8 @@ def _tasks(
 
 
 def _runner(address: str) -> Runner:
-    from strata.plan.tuning.remote import RayWorkers
-    from strata.plan.tuning.workers import LocalWorkers
+    from strata.planner.tuning.remote import RayWorkers
+    from strata.planner.tuning.workers import LocalWorkers
 
     return RayWorkers(address) if address else LocalWorkers()
 

@@ -56,7 +56,7 @@ def command(
     from strata.assets import DEMO_MODEL
     from strata.compiler.artifact_cache import Options
     from strata.compiler.driver import trace
-    from strata.plan.options import PlanOptions
+    from strata.planner.options import PlanOptions
 
     planning = Planning(prefer, pin or (), libraries, measure, load or (), ranges or (), database)
     plan = planning.options() or PlanOptions()

@@ -22,7 +22,7 @@ from strata.compiler.driver import Planned, Traced
 from strata.core.dtypes import dtype
 from strata.core.errors import UserError
 from strata.ir.instruments import instruments
-from strata.plan.assemble import PlannedFunction
+from strata.planner.assemble import PlannedFunction
 
 from .graph import blocks_of, function_values, nodes_of
 from .kernels import StackTable

@@ -16,8 +16,8 @@ from typing import Any
 
 from strata.compiler.driver import Planned
 from strata.graph.nodes import Node
-from strata.plan.assemble import PlannedFunction, PlannedLaunch
-from strata.plan.stacks import group_body
+from strata.planner.assemble import PlannedFunction, PlannedLaunch
+from strata.planner.stacks import group_body
 from strata.runtime.records import ArgKind, ArgRef, Launch
 
 _VIEWS = ("reshape", "view")  # nodes that cost nothing

@@ -22,12 +22,12 @@ from strata.graph.text import print_function
 from strata.loop.nodes import Func
 from strata.loop.text import print_func
 from strata.passes.loops import LoopStage, run_loop_passes
-from strata.plan.assemble import PlannedLaunch
-from strata.plan.cost import SAMPLE_SIZE
-from strata.plan.dispatch import dispatch_table
-from strata.plan.fuse_loops import lowered_node, operand_layouts
-from strata.plan.stacks import group_body
-from strata.plan.types import Candidate, Stack
+from strata.planner.assemble import PlannedLaunch
+from strata.planner.cost import SAMPLE_SIZE
+from strata.planner.dispatch import dispatch_table
+from strata.planner.fuse_loops import lowered_node, operand_layouts
+from strata.planner.stacks import group_body
+from strata.planner.types import Candidate, Stack
 
 KERNEL_BYTES = 96 << 10  # of one kernel's LLVM text or assembly; what is longer is cut
 LLVM_BYTES = 1 << 20  # of all kernels' LLVM text together

@@ -20,10 +20,10 @@ from strata.loop.layout import Layout
 from strata.loop.text import canonical_text
 from strata.models import read_config
 from strata.passes import run_passes
-from strata.plan.composites import has_composites, node_options
-from strata.plan.fuse_loops import FuseLoops
-from strata.plan.layouts import Layouts, choose_layouts, noted_layouts
-from strata.plan.options import PlanOptions
+from strata.planner.composites import has_composites, node_options
+from strata.planner.fuse_loops import FuseLoops
+from strata.planner.layouts import Layouts, choose_layouts, noted_layouts
+from strata.planner.options import PlanOptions
 from strata.target import detect_host, get_target
 
 N = SymDim("n", 1, 64)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-import strata.plan.candidates.rules as rules_module
+import strata.planner.candidates.rules as rules_module
 from strata.core.dims import SymDim
 from strata.core.errors import UserError, VerifyError
 from strata.core.knobs import knobs
@@ -16,9 +16,9 @@ from strata.loop.nodes import Func
 from strata.loop.text import parse_func
 from strata.lower import lower_group
 from strata.passes import run_passes
-from strata.plan.layouts import choose_layouts
-from strata.plan.stacks import Kernels, StackBuilder, anchor_op, group_body
-from strata.plan.workspace import WORKSPACE, hoist_workspace
+from strata.planner.layouts import choose_layouts
+from strata.planner.stacks import Kernels, StackBuilder, anchor_op, group_body
+from strata.planner.workspace import WORKSPACE, hoist_workspace
 from strata.schedule import Proposal, propose
 from strata.target import Target, get_target
 

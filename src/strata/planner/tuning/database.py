@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.core.errors import StrataError, UserError
-from strata.plan.options import default_path
+from strata.planner.options import default_path
 from strata.schedule import parse_trace
 
 _log = logging.getLogger("strata.tuning")

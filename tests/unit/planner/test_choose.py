@@ -11,10 +11,10 @@ from strata.core.dims import SymDim
 from strata.graph import builder as b
 from strata.graph.nodes import Function
 from strata.loop.nodes import Func, Seq
-from strata.plan.choose import SWITCH_GAIN, choose
-from strata.plan.cost import loop_estimate, matmul_estimate, sample_sizes
-from strata.plan.stacks import StackBuilder
-from strata.plan.types import Candidate, Choice, Estimate
+from strata.planner.choose import SWITCH_GAIN, choose
+from strata.planner.cost import loop_estimate, matmul_estimate, sample_sizes
+from strata.planner.stacks import StackBuilder
+from strata.planner.types import Candidate, Choice, Estimate
 from strata.runtime.records import DimRange
 from strata.target import get_target
 

@@ -22,7 +22,7 @@ from strata.loop import interp
 from strata.loop.nodes import Alloc, Buffer, For, Func, Let
 from strata.loop.rewrite import walk_stmts
 from strata.loop.specialize import specialize
-from strata.plan.candidates.kernels import (
+from strata.planner.candidates.kernels import (
     Instance,
     UserKernel,
     forget,
@@ -30,9 +30,9 @@ from strata.plan.candidates.kernels import (
     registered,
     why_not,
 )
-from strata.plan.candidates.verify import sample_sizes, verify_kernel
-from strata.plan.options import PlanOptions, parse_pin
-from strata.plan.types import Origin
+from strata.planner.candidates.verify import sample_sizes, verify_kernel
+from strata.planner.options import PlanOptions, parse_pin
+from strata.planner.types import Origin
 from strata.runtime.records import DimRange
 from strata.script import Out, bf16, block, exp, f32, f64, grid, i32, init, local, reduce, rsqrt
 from strata.target import detect_host
@@ -572,7 +572,7 @@ def negated(x: f32[n, 24], w: f32[24, 40], y: Out[f32[n, 40]]):
 
 def test_a_wrong_kernel_is_left_out_unless_it_is_asked_for(caplog):
     user(negated)
-    with caplog.at_level(logging.WARNING, logger="strata.plan"):
+    with caplog.at_level(logging.WARNING, logger="strata.planner"):
         (launch,) = planned(PlanOptions()).functions[0].launches
     assert "candidate mine: computes something else" in caplog.text
     assert all(c.name != "user.mine" for c in launch.stack.candidates)

@@ -8,10 +8,10 @@ from functools import cache, partial
 from pathlib import Path
 
 from strata.core.errors import LegalityError, UserError
-from strata.plan.cost import loop_estimate
-from strata.plan.options import PlanOptions, database_state, default_path
-from strata.plan.tuning.database import Database
-from strata.plan.types import Origin
+from strata.planner.cost import loop_estimate
+from strata.planner.options import PlanOptions, database_state, default_path
+from strata.planner.tuning.database import Database
+from strata.planner.types import Origin
 from strata.schedule import apply_trace, finalize, parse_trace
 
 from .base import Offer, Task

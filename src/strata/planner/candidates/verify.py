@@ -36,7 +36,7 @@ from strata.loop import interp
 from strata.loop.nodes import Buffer, Func
 from strata.loop.text import print_func
 from strata.loop.values import numpy_dtype
-from strata.plan.workspace import hoist_workspace
+from strata.planner.workspace import hoist_workspace
 from strata.runtime.image import LoadedImage, load_image
 from strata.runtime.tensors import aligned_empty, as_tensor
 from strata.schedule import finalize

@@ -1,7 +1,7 @@
 """Numbers that describe a scheduled function: what a learned model predicts its time from.
 
 Counts are per launch at given sizes, from one walk over the loops with their trip counts; all are on a
-logarithmic scale, so that a model sees ratios. The static model of :mod:`strata.plan.loop_cost` is one of
+logarithmic scale, so that a model sees ratios. The static model of :mod:`strata.planner.loop_cost` is one of
 them.
 """
 
@@ -30,7 +30,7 @@ from strata.loop.nodes import (
     Var,
 )
 from strata.loop.rewrite import free_vars, stmt_children, stmt_exprs, walk
-from strata.plan.loop_cost import UNKNOWN_TRIPS, issue_time_s
+from strata.planner.loop_cost import UNKNOWN_TRIPS, issue_time_s
 from strata.target import Target
 
 LEVELS = 5  # loops from the inside, for which the bytes that they touch are a feature

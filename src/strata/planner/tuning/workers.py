@@ -49,7 +49,7 @@ class _Worker:
         with theirs:
             # A session of its own: Ctrl-C reaches the search, which ends its workers in order.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "strata.plan.tuning.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "strata.planner.tuning.worker", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

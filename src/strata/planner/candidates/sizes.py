@@ -7,9 +7,9 @@ from functools import partial
 
 from strata.core.dims import SymDim, bounds
 from strata.loop.specialize import specialize
-from strata.plan.cost import task_model
-from strata.plan.options import PlanOptions
-from strata.plan.types import Origin
+from strata.planner.cost import task_model
+from strata.planner.options import PlanOptions
+from strata.planner.types import Origin
 from strata.runtime.records import DimRange
 from strata.schedule import propose, trace_text
 

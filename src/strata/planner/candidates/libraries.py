@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from functools import partial
 
 from strata.lower.library import LIBRARY_NAMES, library_calls
-from strata.plan.cost import library_estimate
-from strata.plan.options import PlanOptions
-from strata.plan.types import Origin
+from strata.planner.cost import library_estimate
+from strata.planner.options import PlanOptions
+from strata.planner.types import Origin
 
 from .base import Offer, Task
 from .replaced import replaced_offers

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from strata.graph.nodes import Node
 from strata.loop.nodes import Func
 from strata.lower import Emit, lower_group
-from strata.plan.cost import loop_estimate, with_call
-from strata.plan.types import Estimate, Origin
+from strata.planner.cost import loop_estimate, with_call
+from strata.planner.types import Estimate, Origin
 from strata.runtime.records import DimRange
 from strata.schedule import propose
 

@@ -1,6 +1,6 @@
 """The worker process: builds kernels and measures them, one job after the other, until the pipe closes.
 
-``python -m strata.plan.tuning.worker FD`` talks over the socket FD in pickles: a :class:`BuildJob` or
+``python -m strata.planner.tuning.worker FD`` talks over the socket FD in pickles: a :class:`BuildJob` or
 :class:`MeasureJob` in, a ``Built`` or ``Outcome`` out. A kernel under trial may do anything: what it crashes
 is this process, and a job that takes too long ends it by an alarm, which also ends a worker whose parent has
 gone.

@@ -11,11 +11,11 @@ from strata.graph.nodes import Function, Module, Node
 from strata.graph.types import CacheType
 from strata.loop.nodes import Func
 from strata.loop.text import print_func
-from strata.plan.candidates import Task
-from strata.plan.layouts import choose_layouts
-from strata.plan.stacks import Kernels, StackBuilder
-from strata.plan.types import Origin
-from strata.plan.workspace import hoist_workspace
+from strata.planner.candidates import Task
+from strata.planner.layouts import choose_layouts
+from strata.planner.stacks import Kernels, StackBuilder
+from strata.planner.types import Origin
+from strata.planner.workspace import hoist_workspace
 from strata.schedule import propose, trace_text
 from strata.target import Target
 

@@ -17,14 +17,14 @@ from strata.graph import builder as b
 from strata.graph.nodes import Function, Module
 from strata.lower import lower_group
 from strata.passes import run_passes
-from strata.plan.calibrate import calibrated
-from strata.plan.candidates import Offer, Task, offers_for
-from strata.plan.candidates.tuned import open_database
-from strata.plan.layouts import choose_layouts, settle_layouts
-from strata.plan.options import PlanOptions, parse_pin
-from strata.plan.stacks import StackBuilder, choice_rows, compared_sizes
-from strata.plan.tuning.database import Database, Record
-from strata.plan.types import Origin
+from strata.planner.calibrate import calibrated
+from strata.planner.candidates import Offer, Task, offers_for
+from strata.planner.candidates.tuned import open_database
+from strata.planner.layouts import choose_layouts, settle_layouts
+from strata.planner.options import PlanOptions, parse_pin
+from strata.planner.stacks import StackBuilder, choice_rows, compared_sizes
+from strata.planner.tuning.database import Database, Record
+from strata.planner.types import Origin
 from strata.runtime.program import Program
 from strata.runtime.records import DimRange
 from strata.target import detect_host

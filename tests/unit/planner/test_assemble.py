@@ -13,9 +13,9 @@ from strata.graph.nodes import Function, Module
 from strata.graph.text import parse_function
 from strata.graph.types import CacheType, TensorType
 from strata.passes import run_passes
-from strata.plan.assemble import PlannedFunction, plan_function
-from strata.plan.report import plan_json
-from strata.plan.stacks import StackBuilder
+from strata.planner.assemble import PlannedFunction, plan_function
+from strata.planner.report import plan_json
+from strata.planner.stacks import StackBuilder
 from strata.runtime.records import ArgKind, ArgRef, DimRange, TensorSpec
 from strata.target import get_target
 

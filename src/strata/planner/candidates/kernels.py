@@ -33,9 +33,9 @@ from strata.loop.rewrite import map_stmt, refresh, replace_buffers, substitute, 
 from strata.loop.specialize import specialize
 from strata.loop.text import print_func
 from strata.lower import Emit
-from strata.plan.loop_cost import issue_time_s
-from strata.plan.options import PlanOptions
-from strata.plan.types import Estimate, Origin
+from strata.planner.loop_cost import issue_time_s
+from strata.planner.options import PlanOptions
+from strata.planner.types import Estimate, Origin
 from strata.runtime.records import DimRange
 from strata.schedule import finalize, propose
 from strata.target import Target
@@ -45,7 +45,7 @@ from .replaced import replaced_offers
 
 PREFIX = "user"  # candidates are called user.<name>
 SAMPLE_SIZE = 512  # of symbolic dims, where schedules are compared
-_log = logging.getLogger("strata.plan")
+_log = logging.getLogger("strata.planner")
 
 Ranges = Mapping[str, tuple[int, int]]
 When = Ranges | Callable[[Node], bool]

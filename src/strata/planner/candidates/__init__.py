@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strata.plan.options import PlanOptions
+from strata.planner.options import PlanOptions
 
 from .base import Offer, Source, Task
 from .kernels import kernel_offers, registered

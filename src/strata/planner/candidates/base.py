@@ -12,8 +12,8 @@ from strata.loop.layout import Layout
 from strata.loop.nodes import Func
 from strata.loop.text import print_func
 from strata.lower import Lowered
-from strata.plan.options import PlanOptions
-from strata.plan.types import Estimate, Origin
+from strata.planner.options import PlanOptions
+from strata.planner.types import Estimate, Origin
 from strata.runtime.records import DimRange
 from strata.target import Target
 

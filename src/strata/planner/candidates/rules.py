@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from strata.plan.cost import task_model
-from strata.plan.options import PlanOptions
-from strata.plan.types import Origin
+from strata.planner.cost import task_model
+from strata.planner.options import PlanOptions
+from strata.planner.types import Origin
 from strata.schedule import propose, trace_text
 
 from .base import Offer, Task
