@@ -1,0 +1,170 @@
+"""Build the stacked graph of a workload on a machine: candidates by the profile, transfers between places."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from strata.core.errors import UserError
+from strata.graph.workload import Value, Work, Workload
+from strata.planner.profiles.base import PROFILES, CostProfile
+from strata.target.hardware import Machine
+
+from .types import Cause, DeviceCandidate, Estimates, Points, StackedGraph, Term, Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the user forbids.
+
+    Attributes:
+        allowed: Devices that works may run on, by a pattern of their name or op (``{"softmax": ("cpu",)}``).
+        pinned: The device of works, by a pattern of their name or op: ``{"lm_head": "gpu"}``.
+        only: Devices that may be used at all; ``None`` = every one.
+    """
+
+    allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] | None = None
+
+    def permits(self, work: Work, device: str) -> bool:
+        """Whether ``work`` may run on ``device``."""
+        if self.only is not None and device not in self.only:
+            return False
+        rules = [(p, tuple(d)) for p, d in self.allowed.items()] + [(p, (d,)) for p, d in self.pinned.items()]
+        return all(device in devices for pattern, devices in rules if _fits(work, pattern))
+
+    def check(self, workload: Workload, machine: Machine) -> None:
+        """Refuse devices that there are none of and patterns that fit nothing.
+
+        Raises:
+            UserError: one of them.
+        """
+        rules = [(p, tuple(d)) for p, d in self.allowed.items()] + [(p, (d,)) for p, d in self.pinned.items()]
+        for device in (d for _, devices in rules for d in devices):
+            machine.device(device)
+        for device in self.only or ():
+            machine.device(device)
+        for pattern, _ in rules:
+            if not any(_fits(work, pattern) for work in workload.works):
+                ops = ", ".join(sorted({w.op for w in workload.works}))
+                raise UserError(f"plan: {pattern!r} fits no op of {workload.name}; it has the ops {ops}")
+
+
+def stacked_graph(
+    workload: Workload, machine: Machine, points: Points, rules: Rules | None = None
+) -> StackedGraph:
+    """All candidates of all works of ``workload`` on ``machine``, and what moving their values costs.
+
+    Equal works (one layer and the next) share their candidates, transfers their costs: the same objects.
+
+    Raises:
+        UserError: a work that no device can do, or that ``rules`` leave no device for; a length outside the
+            range that the workload allows.
+    """
+    rules = rules or Rules()
+    rules.check(workload, machine)
+    _check_points(workload, points)
+    builder = _Builder(workload, machine, points, PROFILES[machine.profile])
+    stacks = tuple(builder.stack(work, rules) for work in workload.works)
+    return StackedGraph(workload, machine, points, stacks, tuple(builder.transfers(stacks)))
+
+
+class _Builder:
+    """What is shared while one graph is built."""
+
+    def __init__(self, workload: Workload, machine: Machine, points: Points, profile: CostProfile) -> None:
+        self.workload, self.machine, self.points, self.profile = workload, machine, points, profile
+        self.known_stacks: dict[Hashable, tuple[DeviceCandidate, ...]] = {}
+        self.known_moves: dict[Hashable, Estimates | None] = {}
+
+    def stack(self, work: Work, rules: Rules) -> tuple[DeviceCandidate, ...]:
+        key = (
+            work.op,
+            work.reads,
+            work.flop,
+            work.contraction,
+            tuple(_value_key(self.workload.values[k]) for k in (*work.inputs, *work.outputs)),
+        )
+        if key not in self.known_stacks:
+            found = self.profile.candidates(self.machine, self.workload, work, self.points)
+            self.known_stacks[key] = tuple(
+                replace(c, estimates=self._with_static(c.estimates)) for c in found
+            )
+        offered = self.known_stacks[key]
+        permitted = tuple(c for c in offered if rules.permits(work, c.device))
+        if permitted == offered and offered:
+            return offered
+        if not permitted:
+            self._refuse(work, offered)
+        return permitted
+
+    def _refuse(self, work: Work, offered: tuple[DeviceCandidate, ...]) -> None:
+        devices = ", ".join(f"{d.name} ({d.kind})" for d in self.machine.devices)
+        if offered:
+            able = ", ".join(sorted({c.device for c in offered}))
+            raise UserError(
+                f"{work.name}: {work.op}: the rules leave no device; {able} could do it; allow one of them"
+            )
+        raise UserError(
+            f"{work.name}: no device of machine {self.machine.name} can do the op {work.op!r}; "
+            f"it has {devices}; add a device that can, or a cost function for it (strata.op_cost)"
+        )
+
+    def _with_static(self, estimates: Estimates) -> Estimates:
+        """Energy that the whole machine draws meanwhile."""
+        if not self.machine.static_w:
+            return estimates
+        energy_j = estimates.time_s * self.machine.static_w
+        term = Term(Cause.STATIC, "machine", np.zeros_like(energy_j), energy_j, estimates.time_s, "second")
+        return replace(estimates, energy_j=estimates.energy_j + energy_j, terms=(*estimates.terms, term))
+
+    def transfers(self, stacks: tuple[tuple[DeviceCandidate, ...], ...]) -> Iterable[Transfer]:
+        """One per value that has to move between some places; no other moves are costed."""
+        producers = self.workload.producers()
+        for number, consumers in self.workload.consumers().items():
+            value = self.workload.values[number]
+            producer = producers.get(number)
+            origins = {None} if producer is None else self._places(stacks[producer])
+            places = {p for k in consumers for p in self._places(stacks[k])}
+            costs: dict[tuple[str, str], Estimates] = {}
+            for origin in sorted(origins, key=str):
+                for to in sorted(places):
+                    estimates = self._move(value, origin, to)
+                    if estimates is not None:
+                        costs[origin or self.machine.home, to] = estimates
+            if costs:
+                yield Transfer(
+                    number, producer, consumers, costs, self.profile.shared, self.profile.by_device
+                )
+
+    def _places(self, stack: tuple[DeviceCandidate, ...]) -> set[str]:
+        return {c.device if self.profile.by_device else c.memory for c in stack}
+
+    def _move(self, value: Value, origin: str | None, to: str) -> Estimates | None:
+        key = (_value_key(value), origin, to)
+        if key not in self.known_moves:
+            found = self.profile.move(self.machine, value, origin, to, self.points)
+            self.known_moves[key] = None if found is None else self._with_static(found)
+        return self.known_moves[key]
+
+
+def _value_key(value: Value) -> Hashable:
+    return (value.shape, value.bits, value.kind)
+
+
+def _fits(work: Work, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(work.name, pattern) or work.op == pattern
+
+
+def _check_points(workload: Workload, points: Points) -> None:
+    for dim in workload.dims:
+        if dim.name not in points:
+            raise UserError(f"{workload.name}: got no value for {dim.name}; expected {dim.lo}..{dim.hi}")
+        values = points[dim.name]
+        if len(values) == 0 or values.min() < dim.lo or values.max() > dim.hi:
+            got = f"{values.min()}..{values.max()}" if len(values) else "none"
+            raise UserError(f"{workload.name}: {dim.name}: got {got}; expected {dim.lo}..{dim.hi}")

@@ -1,0 +1,5 @@
+"""How works are costed on a machine: one file per profile, and functions of the user."""
+
+from .base import PROFILES, CostProfile, op_cost
+
+__all__ = ["PROFILES", "CostProfile", "op_cost"]

@@ -1,0 +1,62 @@
+"""What a cost profile is, the table of them, and cost functions that a user adds.
+
+A profile turns one work into candidates on the machine's devices, and one value into what moving it costs.
+Everything is an array over points, see :mod:`strata.planner.devices.types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from strata.core.registry import Registry
+from strata.graph.workload import Value, Work, Workload
+from strata.planner.devices.types import DeviceCandidate, Estimates, Points
+from strata.target.hardware import Device, Machine
+
+
+class CostProfile(Protocol):
+    """One way of costing works.
+
+    Attributes:
+        shared: Whether a value that several works read at one place is brought there once.
+        by_device: Whether moves depend on devices rather than on their memories.
+    """
+
+    shared: bool
+    by_device: bool
+
+    def candidates(
+        self, machine: Machine, workload: Workload, work: Work, points: Points
+    ) -> tuple[DeviceCandidate, ...]:
+        """All ways to compute ``work``; empty if there is none."""
+        ...
+
+    def move(
+        self, machine: Machine, value: Value, source: str | None, to: str, points: Points
+    ) -> Estimates | None:
+        """Cost of bringing ``value`` from a place (``None``: home, at the start) to another; ``None``: free."""
+        ...
+
+
+PROFILES: Registry[CostProfile] = Registry("cost profile")
+
+# ``(device, machine, workload, work, points) -> Estimates``, or ``None`` if it cannot do the work.
+CostFunction = Callable[[Device, Machine, Workload, Work, Points], Estimates | None]
+_USERS: dict[tuple[str, str], CostFunction] = {}
+
+
+def op_cost(device: type[Device] | str, op: str) -> Callable[[CostFunction], CostFunction]:
+    """Cost ``op`` on devices of a kind (a class, or a device's name) by the decorated function."""
+    key = device if isinstance(device, str) else device.__name__.lower()
+
+    def register(function: CostFunction) -> CostFunction:
+        _USERS[key, op] = function
+        return function
+
+    return register
+
+
+def user_cost(device: Device, op: str) -> CostFunction | None:
+    """The user's function for ``op`` on a device, by its name first, then by its kind."""
+    return _USERS.get((device.name, op)) or _USERS.get((device.kind, op))
