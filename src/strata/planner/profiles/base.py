@@ -35,7 +35,7 @@ class CostProfile(Protocol):
     def move(
         self, machine: Machine, value: Value, source: str | None, to: str, points: Points
     ) -> Estimates | None:
-        """Cost of bringing ``value`` from a place (``None``: home, at the start) to another; ``None``: free."""
+        """Cost of bringing ``value`` from a place (``None``: home) to another; ``None``: free."""
         ...
 
 
