@@ -21,8 +21,8 @@ import time
 
 import numpy as np
 
+from strata.app.bench.amounts import Amounts
 from strata.app.bench.ours import Runner
-from strata.app.bench.workload import Workload
 from strata.codegen.build import build_image
 from strata.compiler.api import Options, compile_definition, define
 from strata.core.dims import SymDim
@@ -88,7 +88,7 @@ def main() -> None:
     options = Options(args.format, max_batch=1)
     definition = define(shape_config(args.shape), options, args.shape)
     program = compile_definition(definition, options).program(random_params(definition), threads)
-    runner = Runner(program, Workload(args.prompt, 1, 1, args.repeats))
+    runner = Runner(program, Amounts(args.prompt, 1, 1, args.repeats))
     runner.prefill(args.prompt)
     quiet = statistics.median(runner.prefill(args.prompt) for _ in range(args.repeats))
     other = multiprocessing.Process(target=disturb, args=(args.share, 0), daemon=True)

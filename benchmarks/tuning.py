@@ -20,7 +20,7 @@ from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.passes import run_passes
 from strata.planner.tuning.database import Database
-from strata.planner.tuning.tasks import Workload, model_tasks
+from strata.planner.tuning.tasks import ModelPass, model_tasks
 from strata.planner.tuning.tuner import TuneOptions, tune
 from strata.planner.tuning.workers import LocalWorkers
 from strata.target import detect_host
@@ -63,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, LocalWorkers() as workers:
         for name in args.layers.split(","):
             for rows in map(int, args.rows.split(",")):
-                tasks = model_tasks(layer(name), target, [Workload(name, rows)])
+                tasks = model_tasks(layer(name), target, [ModelPass(name, rows)])
                 report = tune(tasks, Database(Path(folder) / "tuning.jsonl"), workers, options)
                 (result,) = report.results
                 ratio = result.untuned_s / result.found_s

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from strata.app.bench import counts, measure, profiling
+from strata.app.bench.amounts import Amounts, Phase
 from strata.app.bench.counts import instruction, matmul_flop, stored_bytes, weight_bytes_read
 from strata.app.bench.ours import Runner, open_subject
 from strata.app.bench.run import Bench
 from strata.app.bench.shapes import peer_values, shape_values
-from strata.app.bench.workload import Phase, Workload
 from strata.compiler.api import Options, define
 from strata.models import shape_config
 from strata.runtime.nodes import CandidateInfo
@@ -99,7 +99,7 @@ def test_instruction_of_a_program(subjects):
 @pytest.fixture
 def runner():
     options = Options(max_batch=3, prefill_chunk=16, page_size=4)
-    work = Workload(50, 20, 3, batch=3)
+    work = Amounts(50, 20, 3, batch=3)
     return Runner(open_subject(None, "tiny", options, 1, work).program, work)
 
 
@@ -210,7 +210,7 @@ def test_patience(monkeypatch, patience_s, busy, runs):
     monkeypatch.setattr(measure, "REST_S", 0.0)
     monkeypatch.setattr(measure.OtherWork, "cores", lambda self: busy.pop(0))
     side, last = Sleeper(), busy[-1]
-    found = measure._repetition(side, Phase.PREFILL, Workload(), (), 0, patience_s)
+    found = measure._repetition(side, Phase.PREFILL, Amounts(), (), 0, patience_s)
     assert (found.seconds, found.other_cores, side.runs, busy) == (float(runs), last, runs, [])
 
 
@@ -241,10 +241,10 @@ def test_shape_values():
 
 
 def test_workload():
-    work = Workload(512, 128, 64)
+    work = Amounts(512, 128, 64)
     assert work.max_tokens == 512
     assert work.phases == (Phase.PREFILL, Phase.DECODE)
-    batched = Workload(10, 128, 64, batch=8)
+    batched = Amounts(10, 128, 64, batch=8)
     assert batched.max_tokens == 192
     assert [batched.tokens(p) for p in batched.phases] == [10, 64, 512]
     assert np.prod([len(batched.phases), batched.repeats]) == 15

@@ -356,7 +356,7 @@ def candidate(
         strata.candidate(op="matmul", name="torch")(torch.mm)
 
     A function is given one tensor per operand and returns the result (a ``tvm_ffi.Function`` is given that
-    too, and fills it). See ``plan.candidates.kernels`` for what fits.
+    too, and fills it). See ``planner.candidates.kernels`` for what fits.
 
     Args:
         op: The op (``docs/ops.md``).

@@ -126,7 +126,7 @@ class NodeInfo:
 
     @property
     def details(self) -> Mapping[str, Any]:
-        """What ``plan.json`` says of the node (its form is in ``plan.report``); empty without a plan.
+        """What ``plan.json`` says of the node (its form is in ``planner.report``); empty without a plan.
 
         Raises:
             UserError: the plan is damaged or of another program.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from tuning_cases import TARGET, StaticRunner, mlp
 
-from strata.planner.tuning.tasks import TuningTask, Workload, model_tasks
+from strata.planner.tuning.tasks import ModelPass, TuningTask, model_tasks
 
 
 @pytest.fixture
 def tasks() -> list[TuningTask]:
-    return model_tasks(mlp(), TARGET, [Workload("main", 1), Workload("main", 48)], num_threads=1)
+    return model_tasks(mlp(), TARGET, [ModelPass("main", 1), ModelPass("main", 48)], num_threads=1)
 
 
 @pytest.fixture

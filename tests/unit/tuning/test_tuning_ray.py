@@ -11,7 +11,7 @@ from strata.core.errors import DeviceError, UserError
 from strata.planner.tuning.database import Database
 from strata.planner.tuning.problem import Limits, Trial
 from strata.planner.tuning.remote import MAX_ATTEMPTS, RayWorkers, TrialActor
-from strata.planner.tuning.tasks import Workload, kernel_text, model_tasks
+from strata.planner.tuning.tasks import ModelPass, kernel_text, model_tasks
 from strata.planner.tuning.tuner import TuneOptions, tune
 from strata.target import detect_host
 from strata.target.machines import TARGETS
@@ -36,7 +36,7 @@ def address():
 
 @pytest.fixture(scope="module")
 def task():
-    return model_tasks(mlp(), detect_host(), [Workload("main", 48)], num_threads=1)[0]
+    return model_tasks(mlp(), detect_host(), [ModelPass("main", 48)], num_threads=1)[0]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_without_a_living_node_the_search_ends(workers, task, monkeypatch):
 
 
 def test_a_node_without_the_instruction_sets_says_so(task):
-    other = model_tasks(mlp(), TARGETS["avx512-bf16"], [Workload("main", 1)], num_threads=1)[0]
+    other = model_tasks(mlp(), TARGETS["avx512-bf16"], [ModelPass("main", 1)], num_threads=1)[0]
     problem = other.problem()
     features = set(TARGETS["avx512-bf16"].features)
     actor = TrialActor(Limits())

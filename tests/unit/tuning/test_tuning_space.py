@@ -15,7 +15,7 @@ from strata.planner.tuning.features import NAMES, features
 from strata.planner.tuning.mutate import mutate
 from strata.planner.tuning.sketches import applicable, random_schedule, rows, tile
 from strata.planner.tuning.space import Space
-from strata.planner.tuning.tasks import Workload, model_tasks
+from strata.planner.tuning.tasks import ModelPass, model_tasks
 from strata.schedule import apply_trace, finalize, parse_trace, trace_text
 
 
@@ -123,7 +123,7 @@ def test_features_see_what_matters(space, task):
 
 
 def test_features_of_every_task_of_a_module_are_finite():
-    for task in model_tasks(mlp(), TARGET, [Workload("main", 1)]):
+    for task in model_tasks(mlp(), TARGET, [ModelPass("main", 1)]):
         for _, _, func in task.untuned():
             assert np.isfinite(features(func, dict(task.sizes), TARGET)).all()
 

@@ -11,7 +11,7 @@ from strata.core.kv_layout import DEFAULT_PAGE_SIZE
 from strata.loop.text_parser import parse_func
 from strata.models import read_config
 from strata.planner.tuning.problem import BuildJob
-from strata.planner.tuning.tasks import Workload, default_workloads, model_tasks, sizes_text
+from strata.planner.tuning.tasks import ModelPass, default_passes, model_tasks, sizes_text
 from strata.planner.tuning.worker import build
 from strata.target.machines import TARGETS
 
@@ -28,7 +28,7 @@ def demo_tasks(demo):
 
 
 def test_a_language_model_is_tuned_for_decoding_one_and_prefilling_many(demo, demo_tasks):
-    assert default_workloads(demo) == (Workload("decode", 1), Workload("prefill", 128))
+    assert default_passes(demo) == (ModelPass("decode", 1), ModelPass("prefill", 128))
     assert {dict(t.sizes).get("n", 1) for t in demo_tasks} == {1, 128}
     assert sum(t.share for t in demo_tasks) == pytest.approx(1.0)
     assert [t.share for t in demo_tasks] == sorted((t.share for t in demo_tasks), reverse=True)
@@ -68,7 +68,7 @@ def test_the_reference_of_a_problem_builds(tasks):
 
 
 def test_models_without_decode_are_tuned_at_few_and_many_rows():
-    assert default_workloads(mlp()) == (Workload("main", 1), Workload("main", 128))
+    assert default_passes(mlp()) == (ModelPass("main", 1), ModelPass("main", 128))
 
 
 def test_other_sizes_stay_in_range(task):
@@ -88,14 +88,14 @@ def test_labels_name_op_types_and_sizes(task):
 
 def test_an_unknown_function_lists_the_others():
     with pytest.raises(UserError, match=r"tune: got function 'decode'; expected one of main"):
-        model_tasks(mlp(), TARGET, [Workload("decode", 1)])
+        model_tasks(mlp(), TARGET, [ModelPass("decode", 1)])
 
 
 def test_a_size_out_of_range_names_the_range():
     with pytest.raises(UserError, match=r"tune: main: got size 65; expected n in 1\.\.64"):
-        model_tasks(mlp(), TARGET, [Workload("main", 65)])
+        model_tasks(mlp(), TARGET, [ModelPass("main", 65)])
 
 
 def test_the_key_depends_on_the_instruction_sets(tasks):
-    other = model_tasks(mlp(), TARGETS["avx2"], [Workload("main", 1)])
+    other = model_tasks(mlp(), TARGETS["avx2"], [ModelPass("main", 1)])
     assert not {t.task.key for t in tasks} & {t.task.key for t in other}

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from strata.app.machine import PEAKS, measure_bandwidth, measure_peak
 
+from .amounts import Amounts, Phase
 from .others import OtherWork
 from .peers import PeerError
-from .workload import Phase, Workload
 
 REST_S = 0.3  # before each repetition: threads of the side before it spin for a while
 BUSY_CORES = 0.1  # of other programs: from here on a machine counts as disturbed
@@ -64,7 +64,7 @@ Report = Callable[[int, int, str], None]  # repetitions done, of how many, what 
 
 def measure(
     sides: Mapping[str, Side],
-    work: Workload,
+    work: Amounts,
     num_threads: int,
     pids: tuple[int, ...],
     report: Report,
@@ -125,7 +125,7 @@ def _note(ceilings: Ceilings, phase: Phase, found: _Repetition) -> None:
 
 
 def _repetition(
-    side: Side, phase: Phase, work: Workload, pids: tuple[int, ...], num_threads: int, patience_s: float
+    side: Side, phase: Phase, work: Amounts, pids: tuple[int, ...], num_threads: int, patience_s: float
 ) -> _Repetition:
     """Pause and run, again while other programs work and there is patience left."""
     end = time.monotonic() + patience_s
@@ -139,7 +139,7 @@ def _repetition(
             return found
 
 
-def _beside(side: Side, phase: Phase, work: Workload, pids: tuple[int, ...], num_threads: int) -> _Repetition:
+def _beside(side: Side, phase: Phase, work: Amounts, pids: tuple[int, ...], num_threads: int) -> _Repetition:
     """Run, with the ceilings that ``num_threads`` threads reach measured beside it (0 = without)."""
     others = OtherWork(pids)
     if not num_threads:
@@ -154,7 +154,7 @@ def _beside(side: Side, phase: Phase, work: Workload, pids: tuple[int, ...], num
     return _Repetition(seconds, {}, statistics.mean((before, after)), others.cores())
 
 
-def _run(side: Side, phase: Phase, work: Workload) -> float:
+def _run(side: Side, phase: Phase, work: Amounts) -> float:
     match phase:
         case Phase.PREFILL:
             return side.prefill(work.prompt)

@@ -20,8 +20,8 @@ from strata.models.registry import ReadOptions, parse_config
 from strata.models.shapes import random_params
 from strata.runtime.program import Program
 
+from .amounts import Amounts
 from .shapes import shape_values
-from .workload import Workload
 
 
 class Runner:
@@ -32,7 +32,7 @@ class Runner:
         work: What will be run.
     """
 
-    def __init__(self, program: Program, work: Workload) -> None:
+    def __init__(self, program: Program, work: Amounts) -> None:
         assert program.record.cache is not None
         self.chunk = program["prefill"].dim_range("n")[1]
         self._program = program
@@ -111,7 +111,7 @@ class Subject:
 
 
 def open_subject(
-    model: str | None, shape: str | None, options: Options, threads: int | None, work: Workload
+    model: str | None, shape: str | None, options: Options, threads: int | None, work: Amounts
 ) -> Subject:
     """Compile and load a model folder, a named shape with random weights, or the demo model.
 

@@ -8,13 +8,13 @@ from strata.app.machine import measure_ceilings
 from strata.engine.forward import forward_pass
 from strata.runtime.profile import Ceilings, Profile, profile
 
+from .amounts import Amounts
 from .ours import Subject
-from .workload import Workload
 
 REPEATS = {"prefill": 3, "decode": 10}  # times of a repetition of the workload
 
 
-def profiles(subject: Subject, work: Workload) -> tuple[tuple[Profile, ...], Ceilings]:
+def profiles(subject: Subject, work: Amounts) -> tuple[tuple[Profile, ...], Ceilings]:
     """Profile the last prefill pass of the prompt, and a decode step at the context.
 
     The sum of the nodes' times is that of a step, but for what a launch from Python adds to each.

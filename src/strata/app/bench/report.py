@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from strata.app.machine import PEAKS
 from strata.core.dtypes import dtype
 
+from .amounts import Amounts, Phase
 from .counts import instruction, matmul_flop, stored_bytes, weight_bytes_read
 from .measure import BUSY_CORES, OURS, Ceilings, Samples
 from .ours import Runner, Subject
 from .peers import Peer, PeerRunner
-from .workload import Phase, Workload
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,7 @@ class Outcome:
     """
 
     subject: Subject
-    work: Workload
+    work: Amounts
     runner: Runner
     samples: Mapping[str, Samples]
     ceilings: Ceilings
@@ -79,7 +79,7 @@ def figures(o: Outcome) -> dict[str, Any]:
     }
 
 
-def rates(samples: Samples, work: Workload) -> dict[str, float]:
+def rates(samples: Samples, work: Amounts) -> dict[str, float]:
     """Median speed and spread of every phase."""
     found: dict[str, float] = {}
     for phase in work.phases:
@@ -90,7 +90,7 @@ def rates(samples: Samples, work: Workload) -> dict[str, float]:
     return found
 
 
-def _seconds(samples: Samples, work: Workload) -> dict[str, list[float]]:
+def _seconds(samples: Samples, work: Amounts) -> dict[str, list[float]]:
     """Every repetition."""
     return {phase.value: samples.seconds[phase] for phase in work.phases}
 

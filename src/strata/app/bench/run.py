@@ -12,12 +12,12 @@ from strata.compiler.api import Options
 from strata.core.errors import UserError
 from strata.engine.generate import peak_rss_bytes
 
+from .amounts import Amounts
 from .measure import OURS, Report, Side, measure
 from .ours import Runner, Subject, open_subject
 from .peers import Peer, PeerRunner, Place, find_peers, start_peers
 from .report import Outcome, figures
 from .shapes import peer_values
-from .workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Bench:
     format: str | None = None
     threads: int | None = None
     max_context: int | None = None
-    work: Workload = field(default_factory=Workload)
+    work: Amounts = field(default_factory=Amounts)
     patience_s: float = 0.0
 
     def open(self) -> Subject:

@@ -64,10 +64,10 @@ def command(
     bandwidth that were measured in the same run. --peers adds llama.cpp, OpenVINO GenAI, ONNX Runtime GenAI
     and PyTorch, those that have the format, on random weights of the same shape.
     """
+    from strata.app.bench.amounts import Amounts
     from strata.app.bench.peers import Place, default_environment
     from strata.app.bench.report import print_tables
     from strata.app.bench.run import Bench, run
-    from strata.app.bench.workload import Workload
     from strata.core.errors import UserError
 
     place = Place(peers_env or default_environment(), peer_limit)
@@ -83,7 +83,7 @@ def command(
             return
     bench = Bench(
         *(model, shape, format, threads, max_context),
-        Workload(prompt, context, decode, repeats, batch),
+        Amounts(prompt, context, decode, repeats, batch),
         patience,
     )
     if profile:

@@ -116,14 +116,14 @@ def _tasks(
     from strata.compiler.api import Options
     from strata.compiler.driver import trace
     from strata.core.errors import UserError
-    from strata.planner.tuning.tasks import Workload, model_tasks
+    from strata.planner.tuning.tasks import ModelPass, model_tasks
 
     options = Options(format, pipeline=pipeline_text(pipeline))
     definition = define_model(model, shape, options)
     traced = trace(definition.module, None, definition.cache_record, definition.config)
     lowered = traced.lower(options.pipeline)
-    workloads = [Workload("decode" if n == 1 else "prefill", n) for n in dict.fromkeys(sizes or ())]
-    tasks = model_tasks(lowered.module, traced.target, workloads, threads)
+    passes = [ModelPass("decode" if n == 1 else "prefill", n) for n in dict.fromkeys(sizes or ())]
+    tasks = model_tasks(lowered.module, traced.target, passes, threads)
     found = [t for t in tasks if op in t.label]
     if not found:
         names = ", ".join(sorted({t.task.anchor.op for t in tasks}))

@@ -5,7 +5,7 @@ went wrong. Lines are only ever appended, each with one ``write`` under a lock, 
 to one file, and what was interrupted goes on where it stopped. A line that does not parse (torn by a full
 disk, edited by hand) is skipped with a warning that names it; nothing else is lost.
 
-A *task key* is ``plan.candidates.base.Task.key``: a digest of the naive function and the CPU's instruction
+A *task key* is ``planner.candidates.base.Task.key``: a digest of the naive function and the CPU's instruction
 sets.
 """
 

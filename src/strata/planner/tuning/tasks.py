@@ -28,7 +28,7 @@ NO_LAUNCH = ("input", "param", "const", "reshape")
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class ModelPass:
     """One model function at one size: ``tokens`` is the value of its symbolic dim."""
 
     function: str
@@ -43,8 +43,8 @@ class TuningTask:
         task: The group.
         name: In words, for people: ``"matmul [n,2048]x[2048,2560]"``.
         sizes: Value of every symbolic dim of its function.
-        launches: Times per run of its workload.
-        share: Fraction of the run time of all workloads, by the plan's estimates.
+        launches: Times per run of its pass.
+        share: Fraction of the run time of all passes, by the plan's estimates.
         num_threads: Threads to measure with.
     """
 
@@ -101,46 +101,46 @@ def kernel_text(func: Func) -> str:
     return print_func(Func(KERNEL, hoisted.params, hoisted.body, hoisted.num_outputs))
 
 
-def default_workloads(module: Module) -> tuple[Workload, ...]:
+def default_passes(module: Module) -> tuple[ModelPass, ...]:
     """Decoding one token and prefilling many; of other models each function at few and at many rows."""
     functions = {f.name: f for f in module.functions}
     if "decode" in functions and "prefill" in functions:
-        return (Workload("decode", 1), Workload("prefill", PREFILL_TOKENS))
+        return (ModelPass("decode", 1), ModelPass("prefill", PREFILL_TOKENS))
     found = []
     for name, function in functions.items():
         sizes = (1, PREFILL_TOKENS) if function.dims else (1,)
-        found += [Workload(name, size) for size in sizes]
+        found += [ModelPass(name, size) for size in sizes]
     return tuple(found)
 
 
 def model_tasks(
-    module: Module, target: Target, workloads: Sequence[Workload] = (), num_threads: int | None = None
+    module: Module, target: Target, passes: Sequence[ModelPass] = (), num_threads: int | None = None
 ) -> list[TuningTask]:
     """Tuning tasks of a module, those with the largest share first.
 
     Args:
         module: After the pass pipeline: every launch is a ``fused`` node.
         target: The machine.
-        workloads: What the model is used for; default: :func:`default_workloads`.
+        passes: What the model is used for; default: :func:`default_passes`.
         num_threads: Threads to measure with; default: all cores of the target.
 
     Raises:
-        UserError: a workload names no function, or a size out of its range.
+        UserError: a pass names no function, or a size out of its range.
     """
     builder = StackBuilder(choose_layouts(module, target), target, loops=module.loops)
-    chosen = tuple(workloads) or default_workloads(module)
+    chosen = tuple(passes) or default_passes(module)
     found: dict[tuple[str, Sizes], TuningTask] = {}
-    for workload in chosen:
-        function = _function(module, workload)
+    for model_pass in chosen:
+        function = _function(module, model_pass)
         units: dict[tuple[str, Sizes], TuningTask] = {}
         times: dict[tuple[str, Sizes], float] = {}
         for node in function.nodes:
             if node.op in NO_LAUNCH:
                 continue
             kernels = builder.kernels_of(node)
-            sizes = _sizes(kernels.task, workload.tokens)
+            sizes = _sizes(kernels.task, model_pass.tokens)
             key = (kernels.task.key, sizes)
-            times[key] = times.get(key, 0.0) + _estimate_s(kernels, workload.tokens)
+            times[key] = times.get(key, 0.0) + _estimate_s(kernels, model_pass.tokens)
             launches = units[key].launches + 1 if key in units else 1
             threads = num_threads or target.num_cores
             units[key] = TuningTask(kernels.task, _name(kernels.task), sizes, launches, 0.0, threads)
@@ -152,17 +152,17 @@ def model_tasks(
     return sorted(found.values(), key=lambda t: -t.share)
 
 
-def _function(module: Module, workload: Workload) -> Function:
+def _function(module: Module, model_pass: ModelPass) -> Function:
     functions = {f.name: f for f in module.functions}
-    if workload.function not in functions:
+    if model_pass.function not in functions:
         raise UserError(
-            f"tune: got function {workload.function!r}; expected one of {', '.join(sorted(functions))}"
+            f"tune: got function {model_pass.function!r}; expected one of {', '.join(sorted(functions))}"
         )
-    function = functions[workload.function]
+    function = functions[model_pass.function]
     for dim in function.dims:
-        if not dim.lo <= workload.tokens <= dim.hi:
+        if not dim.lo <= model_pass.tokens <= dim.hi:
             raise UserError(
-                f"tune: {workload.function}: got size {workload.tokens}; expected {dim.name} in "
+                f"tune: {model_pass.function}: got size {model_pass.tokens}; expected {dim.name} in "
                 f"{dim.lo}..{dim.hi}"
             )
     return function

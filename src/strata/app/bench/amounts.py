@@ -1,4 +1,4 @@
-"""What a benchmark runs."""
+"""How much a benchmark runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class Amounts:
     """Amounts, in tokens.
 
     Attributes:
