@@ -1,5 +1,8 @@
 """How works are costed on a machine: one file per profile, and functions of the user."""
 
 from .base import PROFILES, CostProfile, op_cost
+from .fitted import Fitted
 
 __all__ = ["PROFILES", "CostProfile", "op_cost"]
+
+PROFILES.add("fitted", Fitted())

@@ -1,0 +1,67 @@
+"""A processor whose kernels were measured: times per family of kernels, fitted to micro-benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strata.core.errors import UserError
+
+from .machine import CPU, Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knot(Part):
+    """A kernel family at one number of rows: ``time = launch_s + bytes * s_per_byte + flop * s_per_flop``.
+
+    Attributes:
+        rows: Rows of the activations.
+        launch_s: Whatever the size.
+        s_per_byte: Per byte of operands and results, each touched once.
+        s_per_flop: Per arithmetic operation.
+    """
+
+    rows: int
+    launch_s: float
+    s_per_byte: float
+    s_per_flop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family(Part):
+    """Kernels of one op on weights of one width.
+
+    Attributes:
+        op: Heaviest op of the kernel; ``"*"`` = every op that has no family.
+        weight_bits: 32, 16, 8 or 4 per element of its weight; 0 = without weights.
+        knots: By ascending rows; between two of them time is interpolated, on logarithmic scales.
+        samples: Measurements that it was fitted to.
+        error: Root mean square of (fitted / measured - 1) over these.
+
+    Raises:
+        UserError: no knots, or knots whose rows do not ascend.
+    """
+
+    op: str
+    weight_bits: int
+    knots: tuple[Knot, ...]
+    samples: int = 0
+    error: float = 0.0
+
+    def __post_init__(self) -> None:
+        Part.__post_init__(self)
+        rows = [k.rows for k in self.knots]
+        if not rows or rows != sorted(set(rows)):
+            raise UserError(f"family {self.op}: knots: got rows {rows}; expected ascending numbers of rows")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedCPU(CPU):
+    """A processor with measured families of kernels; see ``strata calibrate``.
+
+    Attributes:
+        families: Each (op, width of weights) once.
+        j_per_byte: Energy per byte of memory traffic.
+    """
+
+    families: tuple[Family, ...] = ()
+    j_per_byte: float = 0.0
