@@ -347,10 +347,10 @@ def test_mistakes(strata, options, message):
 
 
 def test_a_file_that_cannot_be_written(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"/none/page.html: cannot write the page: No such file"):
+    with pytest.raises(UserError, match=r"/none/page.html: cannot write the file: No such file"):
         write_page(tiny, tmp_path / "none" / "page.html")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"/folder: cannot write the page: Is a directory"):
+    with pytest.raises(UserError, match=r"/folder: cannot write the file: Is a directory"):
         write_page(tiny, tmp_path / "folder")
     assert [x.name for x in tmp_path.iterdir()] == ["folder"]
 

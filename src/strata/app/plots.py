@@ -99,8 +99,27 @@ def _roofline_point(timing: Timing) -> tuple[Timing, float, float] | None:
 
 
 def _figure_class(path: Path) -> Callable[..., Any]:
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: got suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    check_suffix(path)
+    return figure_class()
+
+
+def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES) -> None:
+    """Refuse files that figures cannot be written to.
+
+    Raises:
+        UserError: another suffix.
+    """
+    suffix = path.suffix or path.name
+    if suffix not in allowed:
+        raise UserError(f"{path}: got suffix {suffix!r}; expected one of {', '.join(allowed)}")
+
+
+def figure_class() -> Callable[..., Any]:
+    """Matplotlib's ``Figure``.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure  # without pyplot: no display, no global state
     except ModuleNotFoundError:
@@ -127,7 +146,12 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def _page(figure: Any, title: str) -> str:
     """The figure as SVG inside of a page."""
+    return f"<!doctype html><title>{html.escape(title)}</title>\n{svg_text(figure)}"
+
+
+def svg_text(figure: Any) -> str:
+    """The figure as an ``<svg>`` element."""
     drawing = io.StringIO()
-    figure.savefig(drawing, format="svg")
+    figure.savefig(drawing, format="svg", metadata={"Date": None})
     svg = drawing.getvalue()
-    return f"<!doctype html><title>{html.escape(title)}</title>\n{svg[svg.index('<svg') :]}"
+    return svg[svg.index("<svg") :]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from strata.core.errors import UserError
+from strata.app.files import write_text
 
 _SCRIPTS = ("base.js", "graph.js", "panel.js", "passes.js", "main.js")  # a later one uses those before it
 
@@ -63,13 +61,4 @@ def write_page(data: Mapping[str, Any], path: Path) -> int:
     Raises:
         UserError: the file cannot be written.
     """
-    content = render_page(data).encode("utf-8", "replace")
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise UserError(f"{path}: cannot write the page: {error.strerror}; choose another file") from error
-    return len(content)
+    return write_text(path, render_page(data))
