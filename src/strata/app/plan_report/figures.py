@@ -74,7 +74,9 @@ def _bars(axis: Any, spent: Iterable[Spent], key: str, quantity: str, colours: d
         entry = sums.setdefault(getattr(s, key), {})
         entry[s.cause] = entry.get(s.cause, 0.0) + getattr(s, quantity)
     names = sorted(sums, key=lambda name: -sum(sums[name].values()))[:_MAX_OPS]
-    factor, unit = scale(max((sum(sums[n].values()) for n in names), default=0.0), quantity[-1])
+    factor, unit = scale(
+        max((sum(sums[n].values()) for n in names), default=0.0), "J" if quantity == "energy_j" else "s"
+    )
     for y, name in enumerate(names):
         left = 0.0
         for cause, value in sums[name].items():

@@ -29,7 +29,7 @@ dd { margin: 0; font-size: 1.1rem; font-variant-numeric: tabular-nums; }
 figure { margin: 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, table.text th, table.text td { text-align: left; }
 th { color: var(--soft); font-weight: 500; font-size: .8rem; }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); }
 """
@@ -102,7 +102,7 @@ def _thresholds(report: PlanReport) -> str:
     if not report.marks:
         return ""
     rows = [(str(m.length), m.text) for m in report.marks]
-    return f"<h2>Where the best plan changes</h2>{_table((report.dim, 'what changes'), rows)}"
+    return f"<h2>Where the best plan changes</h2>{_table((report.dim, 'what changes'), rows, 'text')}"
 
 
 def _works(report: PlanReport) -> str:
@@ -114,9 +114,9 @@ def _works(report: PlanReport) -> str:
     return f"<h2>Every op</h2><details><summary>{len(rows)} ops</summary>{_table(head, rows)}</details>"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "numbers") -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
     body = "".join(line("td", row) for row in rows)
-    return f"<table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table>"
+    return f"<table class={kind}><thead>{line('th', head)}</thead><tbody>{body}</tbody></table>"
