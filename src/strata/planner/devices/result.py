@@ -22,7 +22,7 @@ class Charge:
     Attributes:
         transfer: What is moved.
         origin, to: Places: memories, or devices where the profile tells them apart.
-        consumers: Works on whose behalf: all that read it there, or one if the transfer is not shared.
+        consumers: Works on whose behalf: all that read it there at some point, or one if it is not shared.
         estimates: Cost of one move.
         mask: bool ``[P]``: the points at which it is made.
     """
@@ -35,25 +35,33 @@ class Charge:
     mask: np.ndarray
 
 
-def places(graph: StackedGraph, transfer: Transfer, work: int, choices: np.ndarray) -> np.ndarray:
-    """Name of the place where ``work`` reads or leaves its values at each point, object ``[P]``."""
-    names = [c.device if transfer.by_device else c.memory for c in graph.stacks[work]]
-    return np.array(names, object)[choices[work]]
+def places(graph: StackedGraph, transfer: Transfer, work: int, choices: np.ndarray) -> dict[str, np.ndarray]:
+    """By the name of each place, at which points ``work`` reads or leaves its values there: bool ``[P]``."""
+    found: dict[str, np.ndarray] = {}
+    for k, candidate in enumerate(graph.stacks[work]):
+        name = candidate.device if transfer.by_device else candidate.memory
+        here = choices[work] == k
+        found[name] = found[name] | here if name in found else here
+    return found
 
 
 def charges(graph: StackedGraph, choices: np.ndarray) -> Iterator[Charge]:
-    """The moves that the choices ``[W, P]`` make."""
+    """The moves that the choices ``[W, P]`` make at some point."""
     for transfer in graph.transfers:
         if transfer.producer is None:
-            origin = np.full(graph.num_points, graph.machine.home, object)
+            origins = {graph.machine.home: np.ones(graph.num_points, bool)}
         else:
-            origin = places(graph, transfer, transfer.producer, choices)
+            origins = places(graph, transfer, transfer.producer, choices)
         at = {k: places(graph, transfer, k, choices) for k in transfer.consumers}
         for (source, to), estimates in transfer.costs.items():
-            masks = {k: (origin == source) & (where == to) for k, where in at.items()}
-            if transfer.shared:
+            origin = origins.get(source)
+            if origin is None or not origin.any():
+                continue
+            masks = {k: origin & where[to] for k, where in at.items() if to in where}
+            masks = {k: mask for k, mask in masks.items() if mask.any()}
+            if masks and transfer.shared:
                 mask = np.logical_or.reduce(list(masks.values()))
-                yield Charge(transfer, source, to, transfer.consumers, estimates, mask)
+                yield Charge(transfer, source, to, tuple(masks), estimates, mask)
             else:
                 for k, mask in masks.items():
                     yield Charge(transfer, source, to, (k,), estimates, mask)
@@ -62,13 +70,21 @@ def charges(graph: StackedGraph, choices: np.ndarray) -> Iterator[Charge]:
 def totals(graph: StackedGraph, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Time of a sequential run and energy of the choices ``[W, P]``: f64 ``[P]`` each."""
     time_s, energy_j = np.zeros(graph.num_points), np.zeros(graph.num_points)
+
+    def add(estimates: Estimates, mask: np.ndarray) -> None:
+        nonlocal time_s, energy_j
+        if mask.all():
+            time_s += estimates.time_s
+            energy_j += estimates.energy_j
+        elif mask.any():
+            time_s += np.where(mask, estimates.time_s, 0.0)
+            energy_j += np.where(mask, estimates.energy_j, 0.0)
+
     for stack, chosen in zip(graph.stacks, choices, strict=True):
         for k, candidate in enumerate(stack):
-            time_s += np.where(chosen == k, candidate.estimates.time_s, 0.0)
-            energy_j += np.where(chosen == k, candidate.estimates.energy_j, 0.0)
+            add(candidate.estimates, chosen == k)
     for charge in charges(graph, choices):
-        time_s += np.where(charge.mask, charge.estimates.time_s, 0.0)
-        energy_j += np.where(charge.mask, charge.estimates.energy_j, 0.0)
+        add(charge.estimates, charge.mask)
     return time_s, energy_j
 
 

@@ -39,5 +39,6 @@ def _refuse_endless(graph: StackedGraph, cost: np.ndarray) -> None:
         where = ", ".join(f"{name}={values[point]}" for name, values in graph.points.items())
         raise UserError(
             f"plan of {graph.workload.name} on {graph.machine.name}: {where or 'the only point'}: every "
-            "choice takes or draws inf; expected one that is finite; allow another device or give it a finite cost"
+            "choice takes or draws inf; expected one that is finite; allow another device, or give it a finite "
+            "cost"
         )

@@ -150,8 +150,8 @@ class _Eliminator:
         left = len(self.group_of)
         raise UnsupportedError(
             f"selection: the {left} variables left are too strongly coupled: the next elimination has width "
-            f"{len(self.neighbours[v])} and a table of {self.costs[group][0]:.3g} entries per point; expected "
-            f"at most {MAX_CELLS}; pin ops or allow fewer devices"
+            f"{len(self.neighbours[v])} and a table of {self.costs[group][0]:.3g} entries per point; "
+            f"expected at most {MAX_CELLS}; pin ops or allow fewer devices"
         )
 
     def _number(self, table: Table) -> int:
