@@ -53,17 +53,24 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """``batch`` products of a ``rows x depth`` with a ``depth x cols`` matrix."""
+    """``batch`` products of a ``rows x depth`` with a ``depth x cols`` matrix.
+
+    Attributes:
+        batch, rows, cols, depth: The full products.
+        skipped: Multiply-adds of the full products that nobody needs: what a causal mask hides, so that a
+            token's query meets the keys up to itself only. Kernels such as flash attention leave them out.
+    """
 
     batch: Dim
     rows: Dim
     cols: Dim
     depth: Dim
+    skipped: Dim = 0
 
     @property
     def macs(self) -> Dim:
-        """Multiply-adds."""
-        return self.batch * self.rows * self.cols * self.depth
+        """Multiply-adds that are needed."""
+        return self.batch * self.rows * self.cols * self.depth - self.skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +107,18 @@ class Workload:
         values: All values.
         works: All works, producers before consumers.
         dims: The symbolic dims that sizes depend on, with the ranges that the model allows.
+        outputs: Values that are there at the end of a run: its results, and what it adds to the KV cache.
 
     Raises:
         VerifyError: an index out of range, a value made twice or used before it is made, lengths of
-            ``inputs`` and ``reads`` that differ.
+            ``inputs`` and ``reads`` that differ, an output that nothing makes.
     """
 
     name: str
     values: tuple[Value, ...]
     works: tuple[Work, ...]
     dims: tuple[SymDim, ...]
+    outputs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         made = {k for k, v in enumerate(self.values) if v.kind is not ValueKind.RESULT}
@@ -121,6 +130,8 @@ class Workload:
             if again := [k for k in work.outputs if k in made or not 0 <= k < len(self.values)]:
                 raise VerifyError(f"{work.name}: makes value {again[0]}, which is made already or none")
             made.update(work.outputs)
+        if lost := [k for k in self.outputs if k not in made]:
+            raise VerifyError(f"{self.name}: value {lost[0]} is an output that nothing makes")
 
     def producers(self) -> dict[int, int]:
         """Number of the work that makes each value of kind RESULT."""

@@ -84,6 +84,38 @@ SHAPES.add(
     },
 )
 SHAPES.add(
+    "llama-2-7b",
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+    },
+)
+SHAPES.add(
+    "llama-3-70b",
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "eos_token_id": 128001,
+        "bos_token_id": 128000,
+    },
+)
+SHAPES.add(
     "qwen2.5-0.5b",
     {
         "architectures": ["Qwen2ForCausalLM"],
