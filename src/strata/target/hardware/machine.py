@@ -18,11 +18,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from strata.core.errors import UserError
 
 Sources = tuple[tuple[str, str], ...]  # (field, where its number comes from); field "" = all the others
+
+
+_GPU_COUNTS = ("gpcs", "tpcs_per_gpc", "sms_per_tpc", "lanes_per_sm", "tensor_cores_per_sm")
+_POSITIVE = ("bits", "cores", "multiplex", "analog_sums", "broadcast", *_GPU_COUNTS)
+_POSITIVE_ENDS = ("_hz", "_bytes", "_bytes_per_s", "samples_per_s", "_per_cycle")
+
+
+def _must_be_positive(name: str) -> bool:
+    return name in _POSITIVE or name.endswith(_POSITIVE_ENDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +43,29 @@ class Part:
         sources: Where each number comes from: ``(("clock_hz", "datasheet, p. 3"), ("", "assumed"))``.
 
     Raises:
-        UserError: a number that is negative or NaN.
+        UserError: a number that is negative or NaN, a clock, size, rate or count that is 0, infinity where
+            there is no such thing, or a source of a field that there is none of.
     """
 
     name: str = ""
     sources: Sources = ()
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not value >= 0:
-                raise UserError(f"{type(self).__name__} {self.name}: {f.name}: got {value}; expected >= 0")
+        where = f"{type(self).__name__} {self.name}".strip()
+        names = [f.name for f in fields(self)]
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if not value >= 0 or (value == 0 and _must_be_positive(name)):
+                expected = "> 0" if _must_be_positive(name) else ">= 0"
+                raise UserError(f"{where}: {name}: got {value}; expected {expected}")
+            if math.isinf(value) and not name.endswith(("_bytes", "_per_s")):
+                raise UserError(f"{where}: {name}: got {value}; expected a finite number")
+        for name, _ in self.sources:
+            if name and name not in names:
+                raise UserError(f"{where}: sources: no field {name!r}; expected one of {', '.join(names)}")
+        object.__setattr__(self, "sources", tuple(sorted(self.sources)))
 
     def source_of(self, field_name: str) -> str:
         """Where the number in a field comes from; ``"assumed"`` if nobody said."""
@@ -115,7 +136,11 @@ class Device(Part):
         clock_hz: Cycles per second.
         cores: Units that work at the same time.
         static_w: Power whatever happens.
+        busy_w: Power on top of it while it computes: lasers, heaters, clocks.
         launch_s: Time to begin an op.
+        buffer_bytes: Registers and local memory of one core, which hold the blocks of a product while it is
+            computed; ``inf`` = every operand is read from ``memory`` once.
+        buffer_j_per_byte: Energy of bringing one byte through them, in or out.
         ops: Ops that it can do; empty = all that its cost functions know.
     """
 
@@ -123,7 +148,10 @@ class Device(Part):
     cores: int = 1
     memory: str = ""
     static_w: float = 0.0
+    busy_w: float = 0.0
     launch_s: float = 0.0
+    buffer_bytes: float = math.inf
+    buffer_j_per_byte: float = 0.0
     ops: tuple[str, ...] = ()
 
     @property
@@ -185,8 +213,14 @@ class PHU(Device):
     """A photonic unit that multiplies a stationary tile of weights with a stream of vectors of light.
 
     Attributes:
-        multiplex: Products done at once in one core and cycle (wavelengths, modes).
-        rows, cols: Tile of weights that a core holds; ``0`` = a dot-product unit, which holds none.
+        multiplex: Rows of the input done at once in one core and cycle (wavelengths, modes); of a dot-product
+            unit: outputs.
+        rows, cols: Tile of weights that a core holds: inputs by outputs; ``0`` = a dot-product unit, which
+            holds none.
+        dynamic: The tile is modulated anew, by DACs, in every cycle; otherwise it is programmed and stays.
+        broadcast: Cores that one modulated input reaches.
+        analog_sums: Tiles along the contracted dim whose partial sums add up as light or charge before they
+            are converted; sums of these are added as numbers.
         j_per_mac: Energy of light, detection and modulation bias per multiply-add.
         dac, adc: Converters at the inputs and outputs.
         program_s, program_j_per_weight: Time to load one tile of weights; energy per weight.
@@ -197,6 +231,9 @@ class PHU(Device):
     multiplex: int = 1
     rows: int = 0
     cols: int = 0
+    dynamic: bool = False
+    broadcast: int = 1
+    analog_sums: int = 1
     j_per_mac: float = 0.04e-12
     dac: Converter | None = None
     adc: Converter | None = None
@@ -204,6 +241,21 @@ class PHU(Device):
     program_j_per_weight: float = 0.0
     noise_additive: float = 0.0
     noise_multiplicative: float = 0.0
+
+    def __post_init__(self) -> None:
+        # A dataclass with slots is a new class, which ``super()`` would not find.
+        Part.__post_init__(self)
+        if (self.rows == 0) != (self.cols == 0):
+            raise UserError(
+                f"PHU {self.name}: got a tile of {self.rows} x {self.cols}; expected both > 0, "
+                f"or both 0 for a dot-product unit"
+            )
+        if self.dynamic and not self.rows:
+            raise UserError(f"PHU {self.name}: dynamic: got no tile; expected rows and cols > 0")
+        for name in ("dac", "adc"):
+            converter = getattr(self, name)
+            if converter is not None and converter.name != name:
+                object.__setattr__(self, name, replace(converter, name=name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +301,7 @@ class Machine:
         set_(self, "name", name)
         set_(self, "profile", profile)
         set_(self, "memories", memories)
-        set_(self, "links", tuple(links))
+        set_(self, "links", _named_links(links))
         set_(self, "home", home)
         set_(self, "about", about)
         set_(self, "devices", _named(devices, home))
@@ -258,7 +310,7 @@ class Machine:
     def _check(self) -> None:
         if not self.devices:
             raise UserError(f"machine {self.name}: got no device; expected at least one")
-        names = [p.name for p in (*self.devices, *self.memories)]
+        names = [p.name for p in (*self.devices, *self.memories, *self.links)]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise UserError(
                 f"machine {self.name}: the name {twice[0]!r} is used twice; give each part its own"
@@ -266,12 +318,33 @@ class Machine:
         known = [m.name for m in self.memories]
         used = [(f"device {d.name}", d.memory) for d in self.devices]
         used += [(f"memory {m.name}", m.parent) for m in self.memories if m.parent is not None]
-        used += [(f"link {k.name or k.ends}", end) for k in self.links for end in k.ends]
+        used += [(f"link {k.name}", end) for k in self.links for end in k.ends]
         for what, memory in [*used, ("home", self.home)]:
             if memory not in known:
                 raise UserError(
                     f"machine {self.name}: {what}: no memory {memory!r}; expected one of {', '.join(known)}"
                 )
+        for memory in self.memories:
+            self._check_parents(memory)
+        for link in self.links:
+            if link.ends[0] == link.ends[1]:
+                raise UserError(f"machine {self.name}: link {link.name}: both ends are {link.ends[0]!r}")
+
+    def _check_parents(self, memory: Memory) -> None:
+        """What does not fit into a memory has to fit behind it, and there is an end to going back."""
+        behind = memory
+        for _ in self.memories:
+            if behind.parent is None:
+                return
+            parent = self.memory(behind.parent)
+            if parent.capacity_bytes < behind.capacity_bytes:
+                raise UserError(
+                    f"machine {self.name}: memory {behind.name}: capacity_bytes: "
+                    f"got {behind.capacity_bytes:g} B; expected at most the {parent.capacity_bytes:g} B of "
+                    f"{parent.name}, the memory behind it"
+                )
+            behind = parent
+        raise UserError(f"machine {self.name}: memory {memory.name} is behind itself; give one no parent")
 
     def device(self, name: str) -> Device:
         """The device called ``name``.
@@ -315,10 +388,13 @@ _UNLIMITED = Memory(
 )
 
 
+def _named_links(links: Iterable[Link]) -> tuple[Link, ...]:
+    """Links with a name each: that of their ends if no other."""
+    return tuple(link if link.name else replace(link, name="-".join(link.ends)) for link in links)
+
+
 def _named(devices: Iterable[Device], home: str) -> tuple[Device, ...]:
     """Devices with a name each, attached to ``home`` if to nothing else. No device is lost."""
-    from dataclasses import replace
-
     devices = tuple(devices)
     taken = {d.name for d in devices if d.name}
     out: list[Device] = []
