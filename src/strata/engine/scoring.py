@@ -71,7 +71,24 @@ def negative_log_likelihood(chunks: Iterable[np.ndarray], targets: np.ndarray, f
         rows, wanted = logits[begin:], targets[row + begin : row + len(logits)]
         row += len(logits)
         if len(rows):
-            peak = rows.max(axis=1, keepdims=True)
-            log_sum = np.log(np.exp(rows - peak).sum(axis=1, dtype=np.float64)) + peak[:, 0]
-            total += float((log_sum - rows[np.arange(len(rows)), wanted]).sum())
+            total += float(token_nats(rows, wanted).sum())
     return total
+
+
+def token_nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """``-log softmax(logits[t])[targets[t]]`` of each row, f64 ``[rows]``; logits f32 ``[rows, vocab]``."""
+    peak = logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(logits - peak).sum(axis=1, dtype=np.float64)) + peak[:, 0]
+    return log_sum - logits[np.arange(len(logits)), targets]
+
+
+def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """``(begin, first, end)``: run tokens ``begin .. end - 1``; predictions count from the one of row
+    ``first``. Together they predict every token of a text but the first, once.
+    """
+    done = 0  # rows whose predictions are counted: 0 .. length - 2 in the end
+    for begin in range(0, length - 1, stride):
+        end = min(begin + window, length - 1)
+        if end > done:
+            yield begin, done, end
+            done = end

@@ -7,7 +7,7 @@ lowering and kernel is tested against it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,24 @@ from .ops.fused import bind_layer
 from .types import CacheType, TensorType, Type
 
 Value = np.ndarray[Any, Any] | CacheValue
+Evaluate = Callable[[Node, Sequence[Value], Mapping[str, int]], Value]  # node, operands, values of its dims
 
-__all__ = ["CacheValue", "Value", "bind", "concrete_attrs", "evaluate_node", "run", "run_module"]
+__all__ = ["CacheValue", "Evaluate", "Value", "bind", "concrete_attrs", "evaluate_node", "run", "run_module"]
 
 
-def run(function: Function, inputs: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[Value]:
+def run(
+    function: Function,
+    inputs: Sequence[Any],
+    params: Mapping[str, Any] | None = None,
+    evaluate: Evaluate | None = None,
+) -> list[Value]:
     """Evaluate ``function``.
 
     Args:
         function: What to run.
         inputs: One array (or array-like, or CacheValue) per input, of the input's dtype and shape.
         params: Arrays by param name; names that the function does not use are ignored.
+        evaluate: What gives the value of a node; default: :func:`evaluate_node`.
 
     Returns:
         One array or CacheValue per output.
@@ -57,15 +64,17 @@ def run(function: Function, inputs: Sequence[Any], params: Mapping[str, Any] | N
         if params is None or name not in params:
             raise UserError(f"@{function.name}: param {name!r} has no value; pass it in params")
         values[id(node)] = bind(node, params[name], env)
-    return _evaluate(function, values, env)
+    return _evaluate(function, values, env, evaluate or evaluate_node)
 
 
-def _evaluate(function: Function, values: dict[int, Value], env: Mapping[str, int]) -> list[Value]:
+def _evaluate(
+    function: Function, values: dict[int, Value], env: Mapping[str, int], evaluate: Evaluate
+) -> list[Value]:
     """Outputs of ``function`` where ``values`` holds its inputs and params by node id."""
     last_use = _last_uses(function)
     for step, node in enumerate(function.nodes):
         if id(node) not in values:
-            values[id(node)] = evaluate_node(node, [values[id(i)] for i in node.inputs], env)
+            values[id(node)] = evaluate(node, [values[id(i)] for i in node.inputs], env)
         for dead in last_use.get(step, ()):
             del values[dead]
     return [values[id(n)] for n in function.outputs]
@@ -107,7 +116,8 @@ def evaluate_node(node: Node, operands: Sequence[Value], env: Mapping[str, int])
     where = f" ({node.name})" if node.name else ""
     if node.op == "fused":  # the body's dims are those of the caller
         body = bind_layer(node.attrs["body"], node.attrs["layer"])
-        return _evaluate(body, {id(n): v for n, v in zip(body.inputs, operands, strict=True)}, env)[0]
+        values = {id(n): v for n, v in zip(body.inputs, operands, strict=True)}
+        return _evaluate(body, values, env, evaluate_node)[0]
     try:
         value = node.opdef.reference(operands, concrete_attrs(node, env))
     except ShapeError as error:

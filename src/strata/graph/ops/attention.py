@@ -198,20 +198,20 @@ def _attention_reference(operands: Sequence[Any], attrs: Attrs) -> np.ndarray:
     queries = widen(q).astype(np.float32)
     if inline:
         queries = cache.rotate(queries, cache.positions)
-    queries = _factors(queries, cache.type)
+    queries = product_factors(queries, cache.type)
     group = q.shape[1] // cache.type.num_kv_heads
     out = np.empty(q.shape, np.float32)
     for token, (sequence, position) in enumerate(zip(cache.seq_ids, cache.positions, strict=True)):
         keys, values = cache.history(attrs["layer"], sequence, position + 1)
         if inline:
-            keys = _factors(cache.rotate(keys, np.arange(position + 1)), cache.type)
+            keys = product_factors(cache.rotate(keys, np.arange(position + 1)), cache.type)
         keys, values = np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1)  # [S, H, D]
         scores = np.float32(attrs["scale"]) * np.einsum("hd,shd->hs", queries[token], keys)
         out[token] = np.einsum("hs,shd->hd", softmax(scores), values)
     return round_to(out, q.dtype)
 
 
-def _factors(x: np.ndarray, cache: CacheType) -> np.ndarray:
+def product_factors(x: np.ndarray, cache: CacheType) -> np.ndarray:
     """f32 ``x`` as it is multiplied."""
     return widen(round_to(x, np_dtype(cache.product_dtype)))
 
