@@ -13,7 +13,8 @@ no attributes of ops: a ``config.json`` or a graph of kernels with shapes is eno
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from strata.core.dims import Dim, Shape, SymDim, product
@@ -119,9 +120,12 @@ class Workload:
     works: tuple[Work, ...]
     dims: tuple[SymDim, ...]
     outputs: tuple[int, ...] = ()
+    _first_readers: Mapping[int, Work] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         made = {k for k, v in enumerate(self.values) if v.kind is not ValueKind.RESULT}
+        first = {k: work for work in reversed(self.works) for k in work.inputs}
+        object.__setattr__(self, "_first_readers", first)
         for work in self.works:
             if len(work.inputs) != len(work.reads) or len(set(work.inputs)) != len(work.inputs):
                 raise VerifyError(f"{work.name}: got inputs {work.inputs} with reads {work.reads}")
@@ -136,6 +140,10 @@ class Workload:
     def producers(self) -> dict[int, int]:
         """Number of the work that makes each value of kind RESULT."""
         return {value: k for k, work in enumerate(self.works) for value in work.outputs}
+
+    def is_first_reader(self, work: Work, value: int) -> bool:
+        """Whether no work before ``work`` reads ``value``."""
+        return self._first_readers.get(value) is work
 
     def consumers(self) -> dict[int, tuple[int, ...]]:
         """Numbers of the works that read each value, ascending; values that nothing reads are left out."""

@@ -88,6 +88,7 @@ class _Builder:
             work.flop,
             work.contraction,
             tuple(_value_key(self.workload.values[k]) for k in (*work.inputs, *work.outputs)),
+            tuple(self.workload.is_first_reader(work, k) for k in work.inputs),
         )
         if key not in self.known_stacks:
             found = self.profile.candidates(self.machine, self.workload, work, self.points)

@@ -2,7 +2,9 @@
 
 from .base import PROFILES, CostProfile, op_cost
 from .fitted import Fitted
+from .lightcode import LightCode
 
 __all__ = ["PROFILES", "CostProfile", "op_cost"]
 
 PROFILES.add("fitted", Fitted())
+PROFILES.add("lightcode", LightCode())

@@ -229,7 +229,7 @@ def test_numerics_of_a_unit():
     phu = PHU(
         name="p",
         clock_hz=1e9,
-        rows=64,
+        rows=64, cols=64,
         dac=Converter(bits=6, j_per_sample=1e-12),
         adc=Converter(bits=9, j_per_sample=1e-12),
         noise_additive=0.01,
