@@ -31,11 +31,13 @@ from typing import Any, TypeVar
 
 from strata.core.errors import ParseError, UnsupportedError, UserError
 
+from .fitted import Family, FittedCPU, Knot
 from .machine import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory, Part
 from .units import kind_of, parse, text_of
 
 DATA = Path(__file__).parent / "data"
-KINDS: Mapping[str, type[Device]] = {"cpu": CPU, "gpu": GPU, "phu": PHU}
+KINDS: Mapping[str, type[Device]] = {"cpu": CPU, "gpu": GPU, "phu": PHU, "fittedcpu": FittedCPU}
+_LISTS: Mapping[str, type[Part]] = {"tuple[Family, ...]": Family, "tuple[Knot, ...]": Knot}  # of tables
 _PARTS: Mapping[str, type[Part]] = {"memories": Memory, "links": Link}
 _OF_MACHINE = ("name", "profile", "home", "about")
 _P = TypeVar("_P", bound=Part)
@@ -177,7 +179,12 @@ class _Reader:
                 return number
             case "str" | "str | None":
                 return _text(where, value)
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        if not isinstance(value, list):
+            raise UserError(expected)
+        if str(f.type) in _LISTS:
+            cls = _LISTS[str(f.type)]
+            return tuple(self.part(cls, f"{path}.{f.name}[{k}]", "", table) for k, table in enumerate(value))
+        if not all(isinstance(v, str) for v in value):
             raise UserError(expected)
         if f.name == "ends" and len(value) != 2:
             raise UserError(expected)
@@ -195,6 +202,8 @@ def _expected(f: Field[Any]) -> str:
         "tuple[str, str]": 'two memories, ["a", "b"]',
         "tuple[str, ...]": 'a list of texts, ["a", ...]',
         "Converter | None": "a table with the fields of a converter",
+        "tuple[Family, ...]": "a list of tables, each a family of kernels",
+        "tuple[Knot, ...]": "a list of tables, each with rows, launch_s, s_per_byte and s_per_flop",
     }.get(str(f.type), "a text")
 
 
@@ -275,17 +284,20 @@ def machine_text(machine: Machine) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(part: Part, path: str, kind: str | None = None) -> list[str]:
-    """The table of one part; its converters follow as tables of their own."""
-    lines = ["", f"[{path}]"] + ([f"kind = {_toml(kind)}"] if kind else [])
-    converters: list[str] = []
+def _lines(part: Part, path: str, kind: str | None = None, header: str = "[{}]") -> list[str]:
+    """The table of one part; its converters and lists of parts follow as tables of their own."""
+    lines = ["", header.format(path)] + ([f"kind = {_toml(kind)}"] if kind else [])
+    tables: list[str] = []
     cited = dict(part.sources)
     for f in fields(part):
         value = getattr(part, f.name)
         if f.name in ("name", "sources") or (value == f.default and _goes_without_saying(part, f)):
             cited.pop(f.name, None)
         elif isinstance(value, Converter):
-            converters += _lines(value, f"{path}.{f.name}")
+            tables += _lines(value, f"{path}.{f.name}")
+        elif str(f.type) in _LISTS:
+            for member in value:
+                tables += _lines(member, f"{path}.{f.name}", header="[[{}]]")
         elif value is not None:  # TOML has no way to say nothing; a source may still say why
             kind_of_number = kind_of(f.name) if isinstance(value, float) else None
             lines.append(f"{f.name} = {_toml(text_of(kind_of_number, value) if kind_of_number else value)}")
@@ -295,7 +307,7 @@ def _lines(part: Part, path: str, kind: str | None = None) -> list[str]:
         lines.append(
             f"sources = {{ {', '.join(f'{name} = {_toml(text)}' for name, text in cited.items())} }}"
         )
-    return lines + converters
+    return lines + tables
 
 
 def _goes_without_saying(part: Part, f: Field[Any]) -> bool:
