@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,7 +33,7 @@ class ModelDefinition:
     """A model, ready to be compiled.
 
     Attributes:
-        module: Functions ``prefill``, ``decode`` and ``score``.
+        module: Functions ``prefill``, ``decode`` and ``score``, or those that were asked for.
         sources: Recipe of each weight and vector as a float tensor, in the order of ``module.params``.
         formats: Format of the weights that are stored as codes, by the name of the recipe; each is several
             params of the module.
@@ -65,6 +65,7 @@ def build(
     kv_dtype: str | None = None,
     rope_mode: RopeMode = RopeMode.NORMAL,
     model_name: str = "",
+    functions: Iterable[str] = FUNCTIONS,
 ) -> ModelDefinition:
     """The graph of a model and all that goes with it.
 
@@ -79,6 +80,7 @@ def build(
         kv_dtype: Dtype of stored keys and values, a key of ``core.kv_layout.KV_FORMATS``.
         rope_mode: Where keys are rotated, for models with rotary positions.
         model_name: Name to show.
+        functions: Those of ``FUNCTIONS`` that are needed.
 
     Raises:
         UserError: an unknown format, or limits out of range.
@@ -99,7 +101,7 @@ def build(
         stored = dtype(KV_FORMATS[kv_dtype])
     cache_type = _cache_type(config, stored, page_size, rope_mode)
     ids = spec.Tensor([spec.dim("n", 1, max_tokens)], "i32")
-    exported = model.export({f: {"ids": ids, "cache": spec.KVCache(cache_type)} for f in FUNCTIONS})
+    exported = model.export({f: {"ids": ids, "cache": spec.KVCache(cache_type)} for f in functions})
     recipes = {
         name: architecture.source(config, name, exported.params[name]) for name in exported.module.params
     }

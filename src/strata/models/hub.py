@@ -10,11 +10,12 @@ from strata.core.errors import UserError
 _PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
 
 
-def locate(model: str | Path) -> Path:
+def locate(model: str | Path, *, weights: bool = True) -> Path:
     """The folder of ``model``: itself if it is one, else a download from the hub (cached between runs).
 
     Args:
         model: A path, or a hub id such as ``"Qwen/Qwen2.5-0.5B"``.
+        weights: Whether a download has to include the weights.
 
     Raises:
         UserError: neither a folder nor a model that the hub gives us.
@@ -29,10 +30,10 @@ def locate(model: str | Path) -> Path:
         raise UserError(
             f"{model}: no such folder; expected a model folder, or a hub id such as Qwen/Qwen2.5-0.5B"
         )
-    return _download(name)
+    return _download(name) if weights else _download(name, ("*.json",))
 
 
-def _download(name: str) -> Path:
+def _download(name: str, patterns: tuple[str, ...] = _PATTERNS) -> Path:
     # Imported here: it is slow to import and needed for hub ids only.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -45,7 +46,7 @@ def _download(name: str) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         if isinstance(error, GatedRepoError):
             raise UserError(f"{name}: the hub asks for a login: run `hf auth login` first") from error

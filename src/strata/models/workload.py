@@ -67,7 +67,12 @@ def model_workload(
     check_batch(name, batch)
     stored = dtype(activations) if isinstance(activations, str) else activations
     definition = build(
-        config, format or config.format or f16, max_tokens=batch * context, max_batch=batch, kv_dtype=kv_dtype
+        config,
+        format or config.format or f16,
+        max_tokens=batch * context,
+        max_batch=batch,
+        kv_dtype=kv_dtype,
+        functions=(phase.value,),
     )
     function = definition.module[phase.value]
     if granularity is Granularity.KERNELS:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
-import tvm_ffi
 
 from strata.core.dtypes import ALL_DTYPES, dtype
 from strata.core.errors import ShapeError
+
+if TYPE_CHECKING:
+    import tvm_ffi
 
 ALIGNMENT_BYTES = 64
 
@@ -132,6 +135,8 @@ def as_tensor(array: np.ndarray) -> tvm_ffi.Tensor:
     Raises:
         ShapeError: the array is not C-contiguous, or has a dtype without a DLPack code.
     """
+    import tvm_ffi  # here: it imports PyTorch where that is installed
+
     if not array.flags.c_contiguous:
         raise ShapeError(
             f"tensor: got a strided array {type_text(array)}; expected C-contiguous; use np.ascontiguousarray"

@@ -18,7 +18,7 @@ is charged once per memory that needs the value, however many works read it ther
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
@@ -101,11 +101,36 @@ class Estimates:
             time_s = time_s + (np.maximum.reduce(together) if overlapped else sum(together, zero))
         return Estimates(time_s, sum((t.energy_j for t in terms), zero), terms, source)
 
+    def at(self, numbers: np.ndarray, *, terms: bool = True) -> Estimates:
+        """At some of the points, by their numbers i64 ``[Q]``; without ``terms`` if they are not needed."""
+        kept = self.terms if terms else ()
+        return Estimates(
+            _picked(self.time_s, numbers),
+            _picked(self.energy_j, numbers),
+            tuple(
+                replace(
+                    t,
+                    time_s=_picked(t.time_s, numbers),
+                    energy_j=_picked(t.energy_j, numbers),
+                    amount=_picked(t.amount, numbers),
+                )
+                for t in kept
+            ),
+            self.source,
+        )
+
     def plus(self, other: Estimates) -> Estimates:
         """Both, one after the other."""
         return Estimates(
             self.time_s + other.time_s, self.energy_j + other.energy_j, self.terms + other.terms, self.source
         )
+
+
+def _picked(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """``values[numbers]``; a constant stays one number in memory."""
+    if values.strides == (0,):
+        return np.broadcast_to(values[:1], numbers.shape)
+    return values[numbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +195,34 @@ class StackedGraph:
     def num_points(self) -> int:
         """P."""
         return len(next(iter(self.points.values()))) if self.points else 1
+
+    def at(self, numbers: np.ndarray, *, terms: bool = True) -> StackedGraph:
+        """The same graph at some of its points. What was one object stays one object.
+
+        Args:
+            numbers: i64 ``[Q]``: numbers of points, in any order, possibly repeated.
+            terms: Whether estimates keep their terms; totals do not need them.
+        """
+        known: dict[int, Estimates] = {}
+        stacks: dict[int, tuple[DeviceCandidate, ...]] = {}
+
+        def picked(estimates: Estimates) -> Estimates:
+            if id(estimates) not in known:
+                known[id(estimates)] = estimates.at(numbers, terms=terms)
+            return known[id(estimates)]
+
+        for stack in self.stacks:
+            if id(stack) not in stacks:
+                stacks[id(stack)] = tuple([replace(c, estimates=picked(c.estimates)) for c in stack])
+        transfers = [
+            replace(t, costs={pair: picked(e) for pair, e in t.costs.items()}) for t in self.transfers
+        ]
+        return replace(
+            self,
+            points={name: values[numbers] for name, values in self.points.items()},
+            stacks=tuple([stacks[id(stack)] for stack in self.stacks]),
+            transfers=tuple(transfers),
+        )
 
 
 def evaluate(dim: Dim, points: Points) -> np.ndarray:

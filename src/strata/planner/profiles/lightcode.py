@@ -48,12 +48,11 @@ from strata.target.hardware import CPU, GPU, PHU, Device, Machine
 
 from .base import user_cost
 
-DRAM_J = 8e-12  # per number read; HBM, on the way, costs nothing
-SRAM_J = 0.3e-12 * 8  # per number, read or written
-LOCAL_J = 1e-12  # per number, read or written, in a CPU or GPU
-HOP_S = 1 / 6e9  # one clock of the memories
-CONVERSION_S = 10e-9  # into or out of a PHU
 SRAM = "sram"
+# Joules per number read and written (a number is a byte), in a machine without memories of its own.
+_MEMORY_J = {"dram": (8e-12, 8e-12), "hbm": (0.0, 0.0), SRAM: (2.4e-12, 2.4e-12), "local": (1e-12, 1e-12)}
+_HOP_S = 1 / 6e9  # one clock of the memories
+_CONVERSION_S = 10e-9  # into or out of a PHU
 
 _CPU_PRODUCT = (6.845684637179875e-11, 8.258292187675319e-07)  # seconds per MAC and per product
 _CPU_LARGE_PRODUCT = (3.554631597170242e-10, -7.057115703999989e-3)  # of inputs with a dim above 50000
@@ -73,15 +72,35 @@ def place_of(device: Device) -> str:
     return f"{device.name}.local"
 
 
-def hop_s(machine: Machine, place: str) -> float:
-    """Time between SRAM and a place."""
+def hop_s(machine: Machine, place: str, *, into: bool) -> float:
+    """Time of one hop: from SRAM ``into`` a place, or out of it; ``"hbm"`` is one too."""
     if place == SRAM:
         return 0.0
-    return HOP_S + (CONVERSION_S if _is_phu(machine, place) else 0.0)
+    end = place if place == "hbm" else "local"
+    latency_s = next((k.latency_s for k in machine.links if {*k.ends} == {SRAM, end}), _HOP_S)
+    device = None if place == "hbm" else machine.device(place.removesuffix(".local"))
+    if not isinstance(device, PHU):
+        return latency_s
+    converter = device.dac if into else device.adc
+    return latency_s + (_CONVERSION_S if converter is None else converter.delay_s)
 
 
-def _is_phu(machine: Machine, place: str) -> bool:
-    return isinstance(machine.device(place.removesuffix(".local")), PHU)
+def _hop_j(machine: Machine, place: str, *, into: bool) -> float:
+    """Energy per number of one hop."""
+    sram_read_j, sram_write_j = _memory_j(machine, SRAM)
+    if place == "hbm":
+        return _memory_j(machine, "hbm")[0] + sram_write_j
+    if isinstance(machine.device(place.removesuffix(".local")), PHU):
+        return 0.0
+    return sum(_memory_j(machine, "local")) + (sram_read_j if into else sram_write_j)
+
+
+def _memory_j(machine: Machine, name: str) -> tuple[float, float]:
+    """Energy per number read and written; a number is a byte."""
+    if all(m.name != SRAM for m in machine.memories):
+        return _MEMORY_J[name]
+    memory = machine.memory(name)
+    return memory.read_j_per_byte, memory.write_j_per_byte
 
 
 class LightCode:
@@ -98,7 +117,7 @@ class LightCode:
         A user's cost function for an op comes before all of these, on the devices that it is for. The first
         work that reads a weight or input pays for bringing it from DRAM.
         """
-        loads = _loads(workload, work, points)
+        loads = _loads(machine, workload, work, points)
         found: list[DeviceCandidate] = []
         for device in machine.devices:
             place = SRAM if work.op == "split" else place_of(device)
@@ -112,27 +131,20 @@ class LightCode:
         self, machine: Machine, value: Value, source: str | None, to: str, points: Points
     ) -> Estimates | None:
         """Through SRAM: one term on the way in, one on the way out."""
+        hops = [("hbm", False)] if source is None else [(source, False)] if source != SRAM else []
+        hops += [(to, True)] if to != SRAM else []
         numbers = evaluate(value.elems, points)
-        terms: list[Term] = []
-        if source is None:
-            terms.append(_hop("hbm->sram", numbers, HOP_S, SRAM_J))
-        elif source != SRAM:
-            terms.append(_hop(f"{source}->sram", numbers, hop_s(machine, source), _hop_j(machine, source)))
-        if to != SRAM:
-            terms.append(_hop(f"sram->{to}", numbers, hop_s(machine, to), _hop_j(machine, to)))
+        terms = [_hop(machine, place, numbers, into=into) for place, into in hops]
         return Estimates.of(terms, overlapped=False, source="published") if terms else None
 
 
-def _hop(place: str, numbers: np.ndarray, time_s: float, j_per_number: float) -> Term:
-    return Term(Cause.LINK, place, np.full_like(numbers, time_s), numbers * j_per_number, numbers, "number")
+def _hop(machine: Machine, place: str, numbers: np.ndarray, *, into: bool) -> Term:
+    time_s = np.full_like(numbers, hop_s(machine, place, into=into))
+    ends = f"sram->{place}" if into else f"{place}->sram"
+    return Term(Cause.LINK, ends, time_s, numbers * _hop_j(machine, place, into=into), numbers, "number")
 
 
-def _hop_j(machine: Machine, place: str) -> float:
-    """Energy of one number between SRAM and a place, in either direction."""
-    return 0.0 if _is_phu(machine, place) else SRAM_J + 2 * LOCAL_J
-
-
-def _loads(workload: Workload, work: Work, points: Points) -> Estimates | None:
+def _loads(machine: Machine, workload: Workload, work: Work, points: Points) -> Estimates | None:
     """Reading from DRAM what no work before this one has read."""
     numbers = [
         evaluate(workload.values[k].elems, points)
@@ -142,7 +154,8 @@ def _loads(workload: Workload, work: Work, points: Points) -> Estimates | None:
     if not numbers:
         return None
     total = np.add.reduce(numbers)
-    term = Term(Cause.MEMORY, "dram", np.zeros_like(total), total * DRAM_J, total, "number")
+    j_per_number = _memory_j(machine, "dram")[0] + _memory_j(machine, "hbm")[1]
+    term = Term(Cause.MEMORY, "dram", np.zeros_like(total), total * j_per_number, total, "number")
     return Estimates.of([term], overlapped=False, source="published")
 
 

@@ -29,7 +29,7 @@ from strata.graph.workload import ValueKind, Workload
 from strata.planner.devices.types import DeviceCandidate, StackedGraph, evaluate
 from strata.target.hardware import GPU, PHU, Machine
 
-from .lightcode import HOP_S, SRAM, hop_s, place_of
+from .lightcode import SRAM, hop_s, place_of
 
 
 def lightcode_makespan(graph: StackedGraph, choices: np.ndarray) -> np.ndarray:
@@ -153,7 +153,8 @@ def _load_s(graph: StackedGraph, work: int, chosen: DeviceCandidate) -> float:
     if all(values[k].kind is ValueKind.RESULT for k in graph.workload.works[work].inputs):
         return 0.0
     on_phu = isinstance(graph.machine.device(chosen.device), PHU)
-    return HOP_S + (0.0 if on_phu else hop_s(graph.machine, chosen.memory))
+    load_s = hop_s(graph.machine, "hbm", into=False)
+    return load_s + (0.0 if on_phu else hop_s(graph.machine, chosen.memory, into=True))
 
 
 def _steps(
@@ -217,8 +218,10 @@ def _run(
             times = cores[step.place]
             core, begin = _free_core(times, max(ends[parent] for parent in step.parents))
             begins.setdefault(step.work, begin)
-            edge = 0.0 if done == _BEGIN else hop_s(machine, steps[done].place) + hop_s(machine, step.place)
-            times[core] = ends[name] = begin + step.time_s + edge
+            end = begin + step.time_s
+            if done != _BEGIN:
+                end += hop_s(machine, steps[done].place, into=False) + hop_s(machine, step.place, into=True)
+            times[core] = ends[name] = end
             heapq.heappush(queue, (ends[name], len(ends), name))
 
 

@@ -7,10 +7,11 @@ from device_graphs import all_totals, layered_graph, random_graph
 from strata.core.errors import UserError
 from strata.planner.devices.encode import encode
 from strata.planner.devices.objective import parse_objective
-from strata.planner.devices.solve import solve
+from strata.planner.devices.solve import pareto, solve
 from strata.planner.select.eliminate import minimise, structure_of
 from strata.planner.select.sequence import sequence
 
+EDP = parse_objective("edp")
 SUMS = [parse_objective(text) for text in ("time", "energy", "0.5*time+2*energy")]
 
 
@@ -82,3 +83,55 @@ def test_a_plan_changes_with_the_length():
     assert len({tuple(column) for column in plan.choices.T.tolist()}) > 3
     assert plan.choices.dtype == np.int16
     assert plan.gap(7) == 0
+
+
+@pytest.mark.parametrize("seed", range(0, 500, 50))
+def test_no_plan_has_a_lower_product(seed):
+    for k in range(seed, seed + 50):
+        graph = random_graph(k, num_works=2 + k % 5, integer=k % 4 != 0)
+        _, times_s, energies_j = all_totals(graph)
+        best = least(times_s, energies_j, EDP)
+        if np.isfinite(best).all():
+            np.testing.assert_allclose(solve(graph, EDP).values, best, rtol=1e-12, atol=0)
+
+
+def lower_left(times_s, energies_j):
+    """Vertices of the lower left hull of plans ``[N]`` (Andrew's monotone chain), ascending in time."""
+    points = sorted({(t, e) for t, e in zip(times_s, energies_j, strict=True) if np.isfinite(t + e)})
+    hull = []
+    for t, e in points:
+        if hull and e >= hull[-1][1]:
+            continue
+        while len(hull) > 1:
+            (t1, e1), (t2, e2) = hull[-2:]
+            if (t2 - t1) * (e - e1) - (e2 - e1) * (t - t1) > 1e-9:
+                break
+            hull.pop()
+        hull.append((t, e))
+    return hull
+
+
+@pytest.mark.parametrize("seed", range(0, 300, 50))
+def test_all_vertices_of_the_front(seed):
+    several = 0
+    for k in range(seed, seed + 50):
+        graph = random_graph(k, num_works=5, integer=k % 4 != 0)
+        _, times_s, energies_j = all_totals(graph)
+        expected = lower_left(times_s[:, 1], energies_j[:, 1])
+        if expected:
+            front = pareto(graph, 1)
+            found = [(plan.time_s, plan.energy_j) for plan in front]
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+            several += len(found) > 2
+            for plan in front:  # its objective prefers it to all others
+                value = least(times_s[:, 1:2], energies_j[:, 1:2], plan.objective)
+                assert plan.lower_bound == pytest.approx(value[0], rel=1e-12)
+    assert several > 3
+
+
+def test_points_keep_what_is_shared():
+    graph = layered_graph(4, num_points=30)
+    part = graph.at(np.array([7, 7, 2]))
+    assert part.points["L"].tolist() == [8, 8, 3]
+    assert len({id(s) for s in part.stacks}) == len({id(s) for s in graph.stacks})
+    assert np.array_equal(solve(part, SUMS[0]).values, solve(graph, SUMS[0]).values[[7, 7, 2]])
