@@ -7,15 +7,17 @@
     simulator.run({"model.layers.0.mlp.down_proj": numerics})
 
 The graph is interpreted in f32; the chosen products are computed by :mod:`strata.planner.numerics`, all else
-exactly. Full scales of the ADCs are set once per product on text after that which is predicted (before it, if
-there is none after it), as one would set the gain of a real unit.
+exactly. The text is predicted in windows of 256 tokens without overlap, so the exact perplexity is a little
+above that of ``strata perplexity``, which sees more context. Full scales of the ADCs are set once per product
+on text after that which is predicted (on its beginning, if there is none after it), as one would set the gain
+of a real unit.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ import numpy as np
 
 from strata.assets import DEMO_MODEL
 from strata.core.errors import UserError
-from strata.engine.scoring import token_nats, windows
+from strata.engine.scoring import token_divergences, token_nats
 from strata.engine.tokenizer import Tokenizer
 from strata.graph.cache_value import CacheValue
 from strata.graph.nodes import Function
@@ -58,9 +60,11 @@ class Simulation:
         num_tokens: Predicted.
         photonic: Names of the products on photonic units.
         num_products: Products of the model, attention's included.
-        loss_nats: Mean negative log likelihood per token minus that of the exact model.
-        loss_error_nats: Standard error of ``loss_nats`` over the tokens: two values that are closer than this
-            are not told apart by so few tokens.
+        loss_nats, loss_error_nats: Mean negative log likelihood per token minus that of the exact model, and
+            its standard error over the tokens: what is closer is not told apart by so few tokens.
+        divergence_nats, divergence_error_nats: Mean Kullback-Leibler divergence per token of the predictions
+            from the exact ones, and its standard error. The loss on text that the exact model predicts as
+            well as itself; never negative, and far less a matter of chance.
     """
 
     perplexity: float
@@ -70,6 +74,8 @@ class Simulation:
     num_products: int
     loss_nats: float
     loss_error_nats: float
+    divergence_nats: float
+    divergence_error_nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +151,13 @@ class Simulator:
             progress: Called after every window.
 
         Raises:
-            UserError: the model has no such product.
+            UserError: the model has no such product, or ``seed`` is negative.
         """
         self.check(assignment)
-        exact = self._exact_nats()
+        if seed < 0:
+            raise UserError(f"simulate: seed: got {seed}; expected 0 or more")
+        if not self._exact:
+            self._exact.extend(self._predicted(lambda window: lambda name, a, b: a @ b, None))
         full_scales = self._calibrated(assignment)
 
         def product_of(window: int) -> Product:
@@ -161,20 +170,25 @@ class Simulator:
 
             return product
 
-        nats = exact if not assignment else self._nats(product_of, progress)
-        difference = nats - exact
+        # One row per token: exact nats, nats, divergence. Without photonic products, exact is what they are.
+        parts = self._predicted(product_of, progress) if assignment else self._exact
+        columns = [_compared(*three) for three in zip(self._exact, parts, self._windows(1), strict=True)]
+        exact, nats, divergences = np.concatenate(columns, axis=1)
+        loss, divergence = _mean(nats - exact), _mean(divergences)
         return Simulation(
             perplexity=math.exp(nats.mean()),
             exact_perplexity=math.exp(exact.mean()),
             num_tokens=len(nats),
             photonic=tuple(name for name in self.products if name in assignment),
             num_products=len(self.products),
-            loss_nats=float(difference.mean()),
-            loss_error_nats=float(difference.std() / math.sqrt(len(nats))),
+            loss_nats=loss[0],
+            loss_error_nats=loss[1],
+            divergence_nats=divergence[0],
+            divergence_error_nats=divergence[1],
         )
 
     def check(self, assignment: Assignment) -> None:
-        """Refuse names that are no products.
+        """Refuse names that are no products of the model.
 
         Raises:
             UserError: one of them.
@@ -187,27 +201,20 @@ class Simulator:
                 f"it has {len(products)}: {some}, ..."
             )
 
-    def _exact_nats(self) -> np.ndarray:
-        """Negative log likelihood of each token with exact products, computed once."""
-        if not self._exact:
-            self._exact.append(self._nats(lambda window: lambda name, a, b: a @ b, None))
-        return self._exact[0]
+    def _windows(self, shift: int) -> list[np.ndarray]:
+        """What goes into the model (``shift`` 0), and the tokens that come after (1)."""
+        size, end = self.cache.max_context, len(self.ids) - 1
+        return [self.ids[k + shift : min(k + size, end) + shift] for k in range(0, end, size)]
 
-    def _nats(self, product_of: Callable[[int], Product], progress: Progress | None) -> np.ndarray:
-        """Negative log likelihood of each token but the first, f64.
-
-        Args:
-            product_of: The products of a window, by its number.
-            progress: Called after every window.
-        """
-        found: list[np.ndarray] = []
-        parts = list(windows(len(self.ids), self.cache.max_context, self.cache.max_context))
-        for number, (begin, first, end) in enumerate(parts):
-            logits = self._logits(self.ids[begin:end], product_of(number))
-            found.append(token_nats(logits[first - begin :], self.ids[first + 1 : end + 1]))
+    def _predicted(
+        self, product_of: Callable[[int], Product], progress: Progress | None
+    ) -> Iterator[np.ndarray]:
+        """Logits of one window after the other, with the products ``product_of(number of the window)``."""
+        parts = self._windows(0)
+        for number, ids in enumerate(parts):
+            yield self._logits(ids, product_of(number))
             if progress is not None:
                 progress(number + 1, len(parts))
-        return np.concatenate(found)
 
     def _logits(self, ids: np.ndarray, product: Product) -> np.ndarray:
         """f32 ``[n, vocab]`` after every token of a sequence of its own."""
@@ -279,6 +286,17 @@ def photonic_works(plan: MachinePlan, point: int = 0) -> dict[str, PHU]:
                 )
             found[work.name] = device
     return found
+
+
+def _compared(exact: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """f64 ``[3, tokens]``: nats with the exact logits, with the others, divergence."""
+    divergences = token_divergences(exact, logits)
+    return np.stack([token_nats(exact, targets), token_nats(logits, targets), divergences])
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
 def _without_converters(numerics: PhotonicNumerics) -> PhotonicNumerics:

@@ -32,7 +32,7 @@ from .chat import Message
 from .forward import ForwardPass, forward_pass
 from .kv_cache import PagedKVCache, pages_that_fit
 from .sampling import Sampler, SamplingParams, sampling_params
-from .scoring import negative_log_likelihood, score, windows
+from .scoring import negative_log_likelihood, score
 from .stop import StopBuffer
 from .tokenizer import Tokenizer
 
@@ -417,7 +417,7 @@ class LanguageModel:
             )
         with self._lock:
             total = 0.0
-            for begin, first, end in windows(len(ids), window, stride):
+            for begin, first, end in _windows(len(ids), window, stride):
                 part = score(self.program, self.cache, ids[begin:end], self._new_id(), self.prefill_chunk)
                 total += negative_log_likelihood(part, ids[begin + 1 : end + 1], first - begin)
                 if progress is not None:
@@ -489,6 +489,18 @@ class LanguageModel:
                 f"prompt has {length} tokens, context is {self.max_context}; "
                 "shorten the prompt or compile the model with a larger --max-context"
             )
+
+
+def _windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """``(begin, first, end)``: run tokens ``begin .. end - 1``; predictions count from the one of row
+    ``first``.
+    """
+    done = 0  # rows whose predictions are counted: 0 .. length - 2 in the end
+    for begin in range(0, length - 1, stride):
+        end = min(begin + window, length - 1)
+        if end > done:
+            yield begin, done, end
+            done = end
 
 
 def _config_int(record: ProgramRecord, key: str, wanted: int | None, default: int | None) -> int:

@@ -77,18 +77,22 @@ def negative_log_likelihood(chunks: Iterable[np.ndarray], targets: np.ndarray, f
 
 def token_nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """``-log softmax(logits[t])[targets[t]]`` of each row, f64 ``[rows]``; logits f32 ``[rows, vocab]``."""
-    peak = logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(logits - peak).sum(axis=1, dtype=np.float64)) + peak[:, 0]
-    return log_sum - logits[np.arange(len(logits)), targets]
+    return _log_sums(logits) - logits[np.arange(len(logits)), targets]
 
 
-def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """``(begin, first, end)``: run tokens ``begin .. end - 1``; predictions count from the one of row
-    ``first``. Together they predict every token of a text but the first, once.
+def token_divergences(exact: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of each row's prediction from the exact one, in nats, f64 ``[rows]``, >= 0.
+
+    What the exact model would lose on text of its own by predicting it with ``logits``; both are f32
+    ``[rows, vocab]``.
     """
-    done = 0  # rows whose predictions are counted: 0 .. length - 2 in the end
-    for begin in range(0, length - 1, stride):
-        end = min(begin + window, length - 1)
-        if end > done:
-            yield begin, done, end
-            done = end
+    exact_sums = _log_sums(exact)
+    probabilities = np.exp(exact - exact_sums[:, None])
+    crossed = (probabilities * (exact - logits)).sum(axis=1) / probabilities.sum(axis=1)
+    return np.maximum(crossed - exact_sums + _log_sums(logits), 0.0)
+
+
+def _log_sums(logits: np.ndarray) -> np.ndarray:
+    """``log(sum(exp(logits)))`` of each row, f64."""
+    peak = logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(logits - peak).sum(axis=1, dtype=np.float64)) + peak[:, 0]

@@ -11,9 +11,8 @@ from small_tokenizers import byte_level, llama
 
 from strata.core.errors import UserError
 from strata.engine.batch import FinishReason
-from strata.engine.generate import LanguageModel, peak_rss_bytes
+from strata.engine.generate import LanguageModel, _windows, peak_rss_bytes
 from strata.engine.sampling import SamplingParams
-from strata.engine.scoring import windows
 from strata.engine.tokenizer import Tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
@@ -280,7 +279,7 @@ def test_perplexity_of_text_beyond_the_context():
 def test_windows_predict_every_token_once(length, window, data):
     stride = data.draw(st.integers(1, window))
     seen = []
-    for begin, first, end in windows(length, window, stride):
+    for begin, first, end in _windows(length, window, stride):
         assert begin <= first < end <= begin + window
         seen += range(first, end)
     assert seen == list(range(length - 1))

@@ -15,8 +15,8 @@ zero.
 Normal noise of products, independent from one to the next, makes their sum normal with the sum of the
 variances: it is drawn once per sum, with the same distribution and a fraction of the work.
 
-Sources: the order of converters, sums and noise is that of time-multiplexed and crossbar accelerators, Hamerly
-et al., Phys. Rev. X 9, 021032 (2019); noise relative to the full scale and ranges per vector: Garg et al.,
+Sources: the order of converters, sums and noise is that of time-multiplexed and crossbar accelerators,
+Hamerly et al., Phys. Rev. X 9, 021032 (2019); noise relative to full scale, ranges per vector: Garg et al.,
 "Dynamic precision analog computing for neural networks", IEEE JSTQE 29(2), 2023; an ADC per tile: Rekhi et
 al., "Analog/mixed-signal hardware error modeling for deep learning inference", DAC 2019.
 """
