@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from strata.app.bench.counts import PRODUCTS
 from strata.app.machine import measure_ceilings
 from strata.compiler.api import Options, compile_definition, define
-from strata.core.dtypes import dtype
-from strata.engine.forward import ForwardPass, forward_pass
+from strata.core.errors import VerifyError
+from strata.engine.forward import forward_pass
+from strata.graph.workload import Workload
+from strata.models import ModelConfig
 from strata.models.registry import ReadOptions, parse_config
 from strata.models.shapes import random_params
-from strata.planner.profiles.fitted import WIDTHS, Sample, fit
-from strata.runtime.nodes import NodeInfo
+from strata.models.workload import model_workload
+from strata.planner.devices.build import stacked_graph
+from strata.planner.profiles.fitted import Sample, amounts, fit, weight_width
 from strata.runtime.profile import Ceilings, Profile, profile
 from strata.runtime.program import Program
-from strata.runtime.records import ArgKind
 from strata.target import Target, detect_host
 from strata.target.hardware import Machine, Memory
 from strata.target.hardware.fitted import Family, FittedCPU, Knot
@@ -78,7 +79,8 @@ def calibrate(
     for number, (format_, name, values) in enumerate(models):
         step = _stepper(report, number * passes, len(models) * passes, f"{format_} {name}")
         step(0, "compile")
-        samples += model_samples(_program(values, format_, threads), step)
+        config = parse_config(values, name, ReadOptions())
+        samples += model_samples(measurable(config, format_, threads), step)
     count = threads or os.cpu_count() or 1
     ceilings = measure_ceilings(count)
     families = (*fit(samples, _source(target)), _anything(ceilings))
@@ -126,52 +128,72 @@ def _configs(format_: str, target: Target) -> Iterable[tuple[str, dict[str, Any]
     )
 
 
-def _program(values: dict[str, Any], format_: str, threads: int | None) -> Program:
-    definition = define(parse_config(values, "calibration", ReadOptions()), Options(format_), "calibration")
-    return compile_definition(definition, Options(format_)).program(random_params(definition), threads)
+@dataclass(frozen=True, slots=True)
+class Measurable:
+    """A model that runs with random weights, and what the planner knows of it."""
+
+    config: ModelConfig
+    format: str
+    program: Program
+
+    def workload(self, function: str) -> Workload:
+        """Its kernels as works, in the order in which they are launched."""
+        return model_workload(
+            self.config, function, 1, self.format, granularity="kernels", name="calibration"
+        )
 
 
-def model_samples(program: Program, step: Callable[[int, str], None]) -> list[Sample]:
+def measurable(config: ModelConfig, format_: str, threads: int | None) -> Measurable:
+    """Compile a model and give it random weights."""
+    options = Options(format_)
+    definition = define(config, options, "calibration")
+    program = compile_definition(definition, options).program(random_params(definition), threads)
+    return Measurable(config, format_, program)
+
+
+def model_samples(model: Measurable, step: Callable[[int, str], None]) -> list[Sample]:
     """Samples of all kernels of a model at ``LENGTHS`` and ``CONTEXTS``."""
-    calls = [("prefill", n) for n in LENGTHS] + [("decode", n + 1) for n in CONTEXTS]
+    calls = [("prefill", n) for n in LENGTHS] + [("decode", n) for n in CONTEXTS]
     samples: list[Sample] = []
-    for number, (function, tokens) in enumerate(calls):
-        step(number, f"{function} {tokens}")
-        forward = random_pass(program, function, tokens)
-        measured = profile(forward.step, forward, repeats=REPEATS, work_dims=forward.work_dims)
-        samples += kernel_samples(program, measured, forward)
+    for number, (function, length) in enumerate(calls):
+        step(number, f"{function} {length}")
+        workload, measured = measured_pass(model, function, length, REPEATS)
+        samples += kernel_samples(workload, measured, length)
     return samples
 
 
-def random_pass(program: Program, function: str, tokens: int) -> ForwardPass:
-    """The last pass over a sequence of random tokens."""
-    vocab = program.record.config["vocab_size"]
+def measured_pass(model: Measurable, function: str, length: int, repeats: int) -> tuple[Workload, Profile]:
+    """Time every kernel of the last pass over a sequence of random tokens.
+
+    Args:
+        model: The model.
+        function: ``prefill`` of ``length`` tokens, or ``decode`` of one with ``length`` in the cache.
+        length: Tokens.
+        repeats: Repetitions, of which the median counts.
+    """
+    vocab = model.program.record.config["vocab_size"]
     assert isinstance(vocab, int)
+    tokens = length + (function == "decode")
     ids = np.random.default_rng(0).integers(0, vocab, tokens, dtype=np.int32)
-    return forward_pass(program, function, ids, computes_past=False)
+    forward = forward_pass(model.program, function, ids, computes_past=False)
+    measured = profile(forward.step, forward, repeats=repeats, work_dims=forward.work_dims)
+    workload = model.workload(function)
+    if len(workload.works) != len(measured.nodes):
+        raise VerifyError(
+            f"calibration: {function} has {len(workload.works)} works and {len(measured.nodes)} launches"
+        )
+    return workload, measured
 
 
-def kernel_samples(program: Program, measured: Profile, forward: ForwardPass) -> list[Sample]:
+def kernel_samples(workload: Workload, measured: Profile, length: int) -> list[Sample]:
     """One sample per distinct kernel and amount of work: the median over equal launches."""
     groups: dict[tuple[str, int, int, float, float], list[float]] = {}
-    dims = forward.work_dims
-    for node, timing in zip(program.nodes(measured.function), measured.nodes, strict=True):
-        work = node.work(dims)
-        if work is None:
-            continue
-        touched = float(work["read_bytes"] + work["write_bytes"])
-        rows = node.size(dims) if node.op in PRODUCTS else dims["n"]
-        key = (node.op, weight_width(node), rows, touched, float(work["flop"]))
+    points = {"L": np.array([length])}
+    for work, timing in zip(workload.works, measured.nodes, strict=True):
+        rows, touched, flop = (float(x[0]) for x in amounts(workload, work, points))
+        key = (work.op, weight_width(workload, work), int(rows), touched, flop)
         groups.setdefault(key, []).append(timing.time_s)
     return [Sample(*key, time_s=float(np.median(times))) for key, times in groups.items()]
-
-
-def weight_width(node: NodeInfo) -> int:
-    """Width of the weight that a kernel multiplies by, one of ``WIDTHS``; 0 = it is no product."""
-    if node.op not in PRODUCTS:
-        return 0
-    bits = [dtype(x.dtype).bits for x in node.inputs if x.place.kind is ArgKind.PARAM and len(x.shape) > 1]
-    return min(WIDTHS, key=lambda width: abs(width - min(bits))) if bits else 0
 
 
 def _anything(ceilings: Ceilings) -> Family:
@@ -219,3 +241,61 @@ def _machine(target: Target, families: tuple[Family, ...], ceilings: Ceilings) -
         sources=_sources(target, "j_per_mac", "j_per_op", "j_per_byte"),
     )
     return Machine([cpu], name="this", profile="fitted", memories=[dram], about=_source(target))
+
+
+# --- how true it is ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """One pass of a model, predicted and measured.
+
+    Attributes:
+        function, length: Which pass.
+        measured_s: Median of the native entry, which makes all launches.
+        predicted_s: Sum over the kernels.
+        kernels: ``(name, op, measured_s, predicted_s)`` of each.
+    """
+
+    function: str
+    length: int
+    measured_s: float
+    predicted_s: float
+    kernels: tuple[tuple[str, str, float, float], ...]
+
+    @property
+    def error(self) -> float:
+        """``predicted / measured - 1``."""
+        return self.predicted_s / self.measured_s - 1
+
+    def share_within(self, tolerance: float) -> float:
+        """Share of the measured time that kernels take whose prediction is off by at most ``tolerance``."""
+        total = sum(measured for _, _, measured, _ in self.kernels)
+        met = sum(m for _, _, m, p in self.kernels if abs(p / m - 1) <= tolerance)
+        return met / total
+
+
+def predict_and_measure(
+    machine: Machine, model: Measurable, calls: Sequence[tuple[str, int]], report: Report | None = None
+) -> tuple[Predicted, ...]:
+    """Predict passes of a model on a calibrated machine, and time them.
+
+    Args:
+        machine: With the profile ``fitted``.
+        model: What to run.
+        calls: ``("prefill", tokens)`` and ``("decode", context)``.
+        report: Called before each.
+    """
+    found = []
+    for number, (function, length) in enumerate(calls):
+        if report is not None:
+            report(number, len(calls), f"{function} {length}")
+        workload, measured = measured_pass(model, function, length, REPEATS)
+        graph = stacked_graph(workload, machine, {"L": np.array([length])})
+        times = [float(stack[0].estimates.time_s[0]) for stack in graph.stacks]
+        kernels = tuple(
+            (work.name, work.op, timing.time_s, time_s)
+            for work, timing, time_s in zip(workload.works, measured.nodes, times, strict=True)
+        )
+        found.append(Predicted(function, length, measured.whole_s, sum(times), kernels))
+    return tuple(found)

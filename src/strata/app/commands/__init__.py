@@ -11,6 +11,7 @@ import typer
 
 COMMANDS: tuple[str, ...] = (
     "bench",
+    "calibrate",
     "debug",
     "devices",
     "nodes",

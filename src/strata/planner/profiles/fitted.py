@@ -178,12 +178,7 @@ def kernel_estimates(
     device: FittedCPU, family: Family, workload: Workload, work: Work, points: Points
 ) -> Estimates:
     """Time of a kernel by its family; energy by the device's constants."""
-    touched = [(workload.values[k].bits, reads) for k, reads in zip(work.inputs, work.reads, strict=True)] + [
-        (workload.values[k].bits, workload.values[k].elems) for k in work.outputs
-    ]
-    moved = sum((evaluate(elems, points) * (bits / 8) for bits, elems in touched), np.zeros(1))
-    flop, rows = evaluate(work.flop, points), evaluate(work_rows(workload, work), points)
-    moved, rows = np.broadcast_to(moved, flop.shape), np.broadcast_to(rows, flop.shape)
+    rows, moved, flop = amounts(workload, work, points)
     time_s = predict(family, rows, moved, flop)
     macs = 0.0 if work.contraction is None else evaluate(work.contraction.macs, points)
     energy_j = macs * device.j_per_mac + (flop - 2 * macs) * device.j_per_op
@@ -195,9 +190,21 @@ def kernel_estimates(
     return Estimates.of(terms, overlapped=False, source="measured" if family.op != "*" else "model")
 
 
-def work_rows(workload: Workload, work: Work) -> Dim:
-    """Rows of a work's activations: of its product, else the first extent of its result."""
-    if work.contraction is not None and work.op != "paged_attention":
+def amounts(workload: Workload, work: Work, points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, bytes (operands and results, each touched once) and flop of a kernel, f64 ``[P]`` each."""
+    values = workload.values
+    flop, rows = evaluate(work.flop, points), evaluate(_rows(workload, work), points)
+    moved = np.zeros_like(flop)
+    for k, elems in zip(work.inputs, work.reads, strict=True):
+        moved = moved + evaluate(elems, points) * (values[k].bits / 8)
+    for k in work.outputs:
+        moved = moved + evaluate(values[k].elems, points) * (values[k].bits / 8)
+    return rows, moved, flop
+
+
+def _rows(workload: Workload, work: Work) -> Dim:
+    """Rows of a work's activations: of its product, else of what it reads first."""
+    if work.op == "matmul" and work.contraction is not None:
         return work.contraction.rows
-    shape = workload.values[work.outputs[0]].shape
-    return shape[0] if shape else 1
+    shapes = [workload.values[k].shape for k in (*work.outputs, *work.inputs)]
+    return next((shape[0] for shape in shapes if len(shape) > 1), 1)

@@ -30,6 +30,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from strata.core.errors import ParseError, UnsupportedError, UserError
+from strata.core.knobs import cache_folder
 
 from .fitted import Family, FittedCPU, Knot
 from .machine import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory, Part
@@ -39,8 +40,14 @@ DATA = Path(__file__).parent / "data"
 KINDS: Mapping[str, type[Device]] = {"cpu": CPU, "gpu": GPU, "phu": PHU, "fittedcpu": FittedCPU}
 _LISTS: Mapping[str, type[Part]] = {"tuple[Family, ...]": Family, "tuple[Knot, ...]": Knot}  # of tables
 _PARTS: Mapping[str, type[Part]] = {"memories": Memory, "links": Link}
+THIS = "this"
 _OF_MACHINE = ("name", "profile", "home", "about")
 _P = TypeVar("_P", bound=Part)
+
+
+def this_machine_path() -> Path:
+    """Where ``strata calibrate`` keeps what it measured of this computer, the machine ``this``."""
+    return cache_folder() / "machines" / f"{THIS}.toml"
 
 
 def machine_names() -> tuple[str, ...]:
@@ -55,6 +62,10 @@ def read_machine(name_or_path: str | Path) -> Machine:
         UserError: no such machine or file, or a file that describes none.
     """
     path = Path(name_or_path)
+    if str(name_or_path) == THIS:
+        path = this_machine_path()
+        if not path.exists():
+            raise UserError("machine: 'this' is not measured yet; run: strata calibrate")
     if path.suffix not in (".toml", ".py"):
         names = machine_names()
         if str(name_or_path) not in names:
