@@ -1,13 +1,24 @@
 """Random stacked graphs, and the best plan of one by trying all of them."""
 
 import itertools
+from typing import ClassVar
 
 import numpy as np
 
+from strata.core.dims import SymDim
 from strata.graph.workload import Value, ValueKind, Work, Workload
 from strata.planner.devices.result import totals
-from strata.planner.devices.types import DeviceCandidate, Estimates, StackedGraph, Transfer
-from strata.target.hardware import CPU, Machine, Memory
+from strata.planner.devices.types import (
+    Cause,
+    DeviceCandidate,
+    Estimates,
+    StackedGraph,
+    Term,
+    Transfer,
+    evaluate,
+)
+from strata.planner.profiles import PROFILES
+from strata.target.hardware import CPU, GPU, PHU, Machine, Memory
 
 DEVICES = ("a", "b", "c", "d")
 
@@ -169,3 +180,140 @@ def layered_graph(num_layers, num_points=1, shared=True, seed=0):
         costs = {p: e for p, e in moves.items() if producer is not None or p[0] == hardware.home}
         transfers.append(Transfer(value, producer, consumers, costs, shared))
     return StackedGraph(workload, hardware, {"L": lengths.astype(np.int64)}, tuple(stacks), tuple(transfers))
+
+
+class Roofline:
+    """A plain cost profile: flop or bytes, whichever takes longer; values move between memories, shared."""
+
+    shared = True
+    by_device = False
+    FLOP_PER_S: ClassVar = {"cpu": 2e11, "gpu": 3e14, "phu": 2e15}
+    BYTES_PER_S: ClassVar = {"cpu": 5e10, "gpu": 2e12, "phu": 1e12}
+    J_PER_FLOP: ClassVar = {"cpu": 5e-12, "gpu": 5e-13, "phu": 5e-14}
+    LAUNCH_S: ClassVar = {"cpu": 1e-7, "gpu": 5e-6, "phu": 2e-5}
+
+    def candidates(self, machine, workload, work, points):
+        found = []
+        for d in machine.devices:
+            if d.kind == "phu" and work.contraction is None:
+                continue
+            flop = evaluate(work.flop, points)
+            read = sum(
+                (
+                    evaluate(n, points) * workload.values[k].bits / 8
+                    for k, n in zip(work.inputs, work.reads, strict=True)
+                ),
+                np.zeros_like(flop),
+            )
+            made = sum(
+                (
+                    evaluate(workload.values[k].elems, points) * workload.values[k].bits / 8
+                    for k in work.outputs
+                ),
+                np.zeros_like(flop),
+            )
+            compute = Term(
+                Cause.COMPUTE,
+                d.name,
+                np.ceil(flop / 4096) * 4096 / self.FLOP_PER_S[d.kind],
+                flop * self.J_PER_FLOP[d.kind],
+                flop,
+                "flop",
+            )
+            memory = Term(
+                Cause.MEMORY,
+                d.memory,
+                (read + made) / self.BYTES_PER_S[d.kind],
+                (read + made) * 2e-11,
+                read + made,
+                "byte",
+            )
+            launch = Term(
+                Cause.LAUNCH,
+                d.name,
+                np.full_like(flop, self.LAUNCH_S[d.kind]),
+                np.full_like(flop, 1e-6),
+                np.ones_like(flop),
+                "launch",
+            )
+            found.append(
+                DeviceCandidate(
+                    f"{d.name}.{work.op}",
+                    d.name,
+                    d.memory,
+                    Estimates.of((compute, memory, launch), overlapped=True),
+                )
+            )
+        return tuple(found)
+
+    def move(self, machine, value, source, to, points):
+        # Weights are where they are used: they are brought there once, before the first run.
+        if value.kind in (ValueKind.WEIGHT, ValueKind.STATE) or (source or machine.home) == to:
+            return None
+        size = evaluate(value.elems, points) * value.bits / 8
+        term = Term(Cause.LINK, f"{source}->{to}", 5e-6 + size / 6e10, size * 1e-11, size, "byte")
+        return Estimates.of((term,), overlapped=False)
+
+
+PROFILES.add("test-roofline", Roofline())
+
+
+def roofline_machine():
+    """A CPU, a GPU and a PHU, with a memory each."""
+    devices = [
+        CPU(clock_hz=3e9, memory="m0"),
+        GPU(clock_hz=2e9, memory="m1"),
+        PHU(clock_hz=1e10, memory="m2", multiplex=20),
+    ]
+    return Machine(devices, "roofline", "test-roofline", machine(3, 3).memories)
+
+
+class Steps:
+    """Costs that jump with the length, by formulas drawn for each op and device; some are the same on all."""
+
+    shared = True
+    by_device = False
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def draw(self, *key):
+        return np.random.default_rng([self.seed, *map(ord, "/".join(map(str, key)))])
+
+    def estimates(self, length, rng, scale=1.0):
+        tile, slope, constant = rng.integers(1, 9), 0.9 + 0.2 * rng.random(), 6 * rng.random()
+        time_s = scale * (np.ceil(length / tile) * tile * slope + constant)
+        return Estimates(time_s, time_s * (0.5 + rng.random()))
+
+    def candidates(self, machine, workload, work, points):
+        same = self.draw(work.op).random() < 0.3
+        return tuple(
+            DeviceCandidate(
+                f"{d.name}.{work.op}",
+                d.name,
+                d.memory,
+                self.estimates(points["L"], self.draw(work.op, "" if same else d.name)),
+            )
+            for d in machine.devices
+        )
+
+    def move(self, machine, value, source, to, points):
+        source = source or machine.home
+        return None if source == to else self.estimates(points["L"], self.draw(source, to), 0.03)
+
+
+def chain_workload(ops, num_layers):
+    """Layers of ``ops`` one after the other; each op reads what two before it made, and a shared input."""
+    values = [Value("x", (4,), 8.0, ValueKind.INPUT), Value("mask", (4,), 8.0, ValueKind.INPUT)]
+    works = []
+    for layer in range(num_layers):
+        for op in ops:
+            last = len(values) - 1
+            inputs = tuple(sorted({last, max(0, last - 1), 1}))
+            values.append(Value(f"v{len(works)}", (4,), 8.0, ValueKind.RESULT))
+            works.append(
+                Work(
+                    f"layers.{layer}.{op}", op, inputs, (4,) * len(inputs), (len(values) - 1,), 1, None, layer
+                )
+            )
+    return Workload("steps", tuple(values), tuple(works), (SymDim("L", 1, 4096),))

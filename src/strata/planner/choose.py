@@ -36,13 +36,23 @@ def choose(
         unranged = [k for k in best or everywhere if not candidates[k].when] or everywhere
         return (*first, Choice(_safest(candidates, unranged)))
     winners = _winners(candidates, everywhere, best, rows)
+    return (*first, *by_size(rows.name, rows.lo, winners))
+
+
+def by_size(dim: str, lo: int, winners: Sequence[tuple[int, int]]) -> tuple[Choice, ...]:
+    """Choices by ranges of a dim from ``lo`` on, in ascending order; the last one is unconditional.
+
+    Args:
+        dim: Name of the dim.
+        lo: Its least value.
+        winners: ``(size, winner)``, ascending: who wins from the size before up to this one.
+    """
     choices: list[Choice] = []
-    lo = rows.lo
     for (size, winner), (_, follower) in itertools.pairwise(winners):
         if winner != follower:
-            choices.append(Choice(winner, (DimRange(rows.name, lo, size),)))
+            choices.append(Choice(winner, (DimRange(dim, lo, size),)))
             lo = size + 1
-    return (*first, *choices, Choice(winners[-1][1]))
+    return (*choices, Choice(winners[-1][1]))
 
 
 def _only_by(rows: Dim, candidate: Candidate) -> bool:

@@ -91,7 +91,7 @@ class Weighted:
         if self.order is None:
             self.order = sequence(structure_of(problem)[0])
         selection = minimise(problem, self.order)
-        _refuse_endless(self.graph, at, selection.cost)
+        refuse_endless(self.graph, at, selection.cost)
         return selection.choices[: len(self.graph.stacks)]
 
 
@@ -99,7 +99,8 @@ def _portions(numbers: np.ndarray) -> list[np.ndarray]:
     return np.array_split(numbers, range(POINTS_AT_ONCE, len(numbers), POINTS_AT_ONCE))
 
 
-def _refuse_endless(graph: StackedGraph, at: np.ndarray, cost: np.ndarray) -> None:
+def refuse_endless(graph: StackedGraph, at: np.ndarray, cost: np.ndarray) -> None:
+    """Raise a UserError that names the first of the points ``at`` whose least cost is ``inf``."""
     if (endless := np.isinf(cost)).any():
         point = int(at[endless.argmax()])
         raise UserError(
