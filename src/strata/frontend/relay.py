@@ -46,6 +46,8 @@ def read_relay(path: str | Path, traced_len: int | None = None, *, bits: float =
     before them), or the matrix product in the name if the function fuses one with others. ``nop`` (a reshape)
     reads nothing, ``take`` and ``slice`` read as much as they return.
 
+    Results are the values that no work reads.
+
     Args:
         path: The file, plain or gzipped.
         traced_len: Length that the graph was traced at; ``None``: that of ``input_ids``, or of the cached
@@ -146,9 +148,12 @@ class _Graph:
                 values.append(Value(label, shapes[k], self.bits[k] or bits, kind))
             if op is not None:
                 works.append(_work(node, op, name, outputs, shapes))
+        read = {k for work in works for k in work.inputs}
+        made = [k for work in works for k in work.outputs]
         dims = tuple({s: None for shape in shapes for s in shape_symbols(shape)})
         name = re.sub(r"\.json(\.gz)?$|\.gz$", "", Path(self.where).name)
-        return Workload(name, tuple(values), infer_layers(values, works), dims)
+        outputs = tuple(k for k in made if k not in read)
+        return Workload(name, tuple(values), infer_layers(values, works), dims, outputs)
 
 
 def _node(where: str, node: Any, before: Sequence[_Node]) -> _Node:

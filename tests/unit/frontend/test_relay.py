@@ -69,6 +69,7 @@ def test_a_small_graph_to_the_last_field(tmp_path, small):
     assert dense.flop == 24 * L
     assert (multiply.inputs, multiply.reads, multiply.flop) == ((6,), (3 * L,), 3 * L)
     assert (to.op, to.flop) == ("broadcast_to", 0)
+    assert load.outputs == (3, 8)  # nobody reads the first half
     assert [(d.name, d.lo, d.hi) for d in load.dims] == [("L", 1, 131072)]
 
 

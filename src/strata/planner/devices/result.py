@@ -96,7 +96,7 @@ class Slot:
         work: Number of the work, or ``None`` for a move.
         value: Number of the value that is moved, or ``None`` for a work.
         place: Device, or ``"a->b"`` for a move.
-        core: Which of the device's cores, from 0.
+        core: Which of the device's cores, from 0; 0 too for a candidate that takes the whole device.
         begin_s, end_s: When.
     """
 

@@ -142,12 +142,15 @@ class DeviceCandidate:
         device: Name of the machine's device.
         memory: Name of the memory where it finds its operands and leaves its results.
         estimates: Cost.
+        per_core: Whether the estimates are those of one of the device's cores, so that others can work beside
+            it. Otherwise they are those of the whole device, which then does nothing else meanwhile.
     """
 
     name: str
     device: str
     memory: str
     estimates: Estimates
+    per_core: bool = False
 
 
 @dataclass(frozen=True, slots=True)
