@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -98,7 +99,7 @@ class Estimates:
         together = [t.time_s for t in terms if t.cause not in apart]
         time_s = sum((t.time_s for t in terms if t.cause in apart), zero)
         if together:
-            time_s = time_s + (np.maximum.reduce(together) if overlapped else sum(together, zero))
+            time_s = time_s + (reduce(np.maximum, together) if overlapped else sum(together, zero))
         return Estimates(time_s, sum((t.energy_j for t in terms), zero), terms, source)
 
     def at(self, numbers: np.ndarray, *, terms: bool = True) -> Estimates:

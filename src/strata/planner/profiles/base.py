@@ -58,5 +58,6 @@ def op_cost(device: type[Device] | str, op: str) -> Callable[[CostFunction], Cos
 
 
 def user_cost(device: Device, op: str) -> CostFunction | None:
-    """The user's function for ``op`` on a device, by its name first, then by its kind."""
-    return _USERS.get((device.name, op)) or _USERS.get((device.kind, op))
+    """The user's function for ``op`` on a device: by its name, its class, or a class that it extends."""
+    keys = (device.name, *(cls.__name__.lower() for cls in type(device).__mro__))
+    return next((_USERS[key, op] for key in keys if (key, op) in _USERS), None)

@@ -3,6 +3,7 @@
 ::
 
     name = "my-machine"              # the file's name if left out
+    like = "h100"                    # start from a machine of Strata; the rest adds or replaces
     profile = "physical"             # how ops are costed
     home = "hbm"                     # where weights and inputs are
     [memories.hbm]                   # a table per memory, link and device; keys are the fields of the part
@@ -36,6 +37,7 @@ from .fitted import Family, FittedCPU, Knot
 from .machine import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory, Part
 from .units import kind_of, parse, text_of
 
+ASSUMED = "assumed"  # what a number without a source is said to be
 DATA = Path(__file__).parent / "data"
 KINDS: Mapping[str, type[Device]] = {"cpu": CPU, "gpu": GPU, "phu": PHU, "fittedcpu": FittedCPU}
 _LISTS: Mapping[str, type[Part]] = {"tuple[Family, ...]": Family, "tuple[Knot, ...]": Knot}  # of tables
@@ -104,7 +106,9 @@ def parse_machine(
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ParseError(f"{where}: {error}") from error
-    _check_keys(where, data, (*_OF_MACHINE, *_PARTS, "devices"))
+    _check_keys(where, data, ("like", *_OF_MACHINE, *_PARTS, "devices"))
+    if "like" in data:
+        data = _like(_text(f"{where}: like", data["like"]), data, where)
     words = {key: _text(f"{where}: {key}", data[key]) for key in _OF_MACHINE if key in data}
     reader = _Reader(where, needs_sources)
     memories, links = (reader.parts(data, group, cls) for group, cls in _PARTS.items())
@@ -113,6 +117,42 @@ def parse_machine(
         return Machine(devices, memories=memories, links=links, **{"name": name, **words})  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _like(name: str, data: dict[str, Any], where: str) -> dict[str, Any]:
+    """What another machine's file says, with what ``data`` adds and replaces."""
+    if name not in machine_names():
+        raise UserError(f"{where}: like: got {name!r}; expected one of {', '.join(machine_names())}")
+    base = tomllib.loads((DATA / f"{name}.toml").read_text(encoding="utf-8"))
+    if "like" in base:
+        base = _like(base["like"], base, f"{name}.toml")
+    merged = {
+        key: value for key, value in {**base, **data}.items() if key not in ("like", *_PARTS, "devices")
+    }
+    merged |= {"about": data.get("about", ""), "name": data.get("name", "")}
+    for group in (*_PARTS, "devices"):
+        own = _table(f"{where}: {group}", data.get(group, {}))
+        merged[group] = dict(base.get(group, {}))
+        for part, table in own.items():
+            at = f"{where}: {group}.{part}"
+            merged[group][part] = _replaced(merged[group].get(part, {}), _table(at, table), at)
+    return {key: value for key, value in merged.items() if value != ""}
+
+
+def _replaced(base: Mapping[str, Any], own: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A table with keys replaced, whose sources then are others: "assumed" if none is given."""
+    if not base:
+        return dict(own)
+    sources = dict(base.get("sources", {}))
+    given = _table(f"{where}: sources", own.get("sources", {}))
+    merged = dict(base)
+    for key, value in own.items():
+        if isinstance(value, dict) and key != "sources":
+            merged[key] = _replaced(base.get(key, {}), value, f"{where}.{key}")
+        elif key not in ("source", "sources"):
+            merged[key] = value
+            sources[key] = given.get(key, own.get("source", ASSUMED))
+    return {**merged, "sources": {**sources, **given}}
 
 
 class _Reader:
@@ -159,13 +199,13 @@ class _Reader:
         self, cls: type[Part], where: str, values: Mapping[str, object], cited: dict[str, str]
     ) -> None:
         """Refuse numbers without a source, or mark defaults: the table's source is not theirs."""
-        for f in fields(cls):
-            if _is_number(f) and f.name not in cited:
-                is_default = f.name not in values and not _is_neutral(f.default)
-                if self.needs_sources and (is_default or (f.name in values and "" not in cited)):
-                    raise UserError(f"{where}: {f.name}: got no source; expected one")
-                if is_default and "" in cited:
-                    cited[f.name] = _default_source(cls)
+        for f in filter(_is_number, fields(cls)):
+            is_default = f.name not in values and f.name not in cited and not _is_neutral(f.default)
+            unknown = f.name in values and cited.get(f.name, cited.get("", ASSUMED)) == ASSUMED
+            if self.needs_sources and (is_default or unknown):
+                raise UserError(f"{where}: {f.name}: got no source; expected one")
+            if is_default and "" in cited:
+                cited[f.name] = _default_source(cls)
 
     def value(self, f: Field[Any], path: str, value: object) -> object:
         """A value of the file as its field takes it."""
