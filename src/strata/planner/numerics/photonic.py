@@ -48,9 +48,9 @@ class PhotonicNumerics:
 
     Attributes:
         dac_bits, weight_bits, adc_bits: Of the converters of inputs, weights and outputs; ``None`` = exact.
-        tile_rows: Products that light or charge adds up before a conversion; 0 = all of them. Columns of a
-            tile do not meet, so their number does not matter here.
-        accumulates_in_analog: Sums of all tiles are added before the one conversion.
+        tile_rows: Products that a tile adds up; 0 = all of them. Columns of a tile do not meet, so their
+            number does not matter here.
+        analog_sums: Tiles whose sums are added as light or charge before a conversion; 0 = all of them.
         noise_additive: Standard deviation of a read-out, relative to the ADC's full scale.
         noise_multiplicative: Standard deviation of a product, relative to its value.
         input_range, weight_range: What shares a range.
@@ -64,7 +64,7 @@ class PhotonicNumerics:
     weight_bits: int | None = 8
     adc_bits: int | None = 8
     tile_rows: int = 0
-    accumulates_in_analog: bool = False
+    analog_sums: int = 1
     noise_additive: float = 0.0
     noise_multiplicative: float = 0.0
     input_range: RangeOf = RangeOf.VECTOR
@@ -80,13 +80,16 @@ class PhotonicNumerics:
             value = getattr(self, f.name)
             if isinstance(value, float) and not 0 <= value < np.inf:
                 raise UserError(f"photonic numerics: {f.name}: got {value}; expected a number >= 0")
-        if self.tile_rows < 0:
-            raise UserError(f"photonic numerics: tile_rows: got {self.tile_rows}; expected 0 (all) or more")
+        for name in ("tile_rows", "analog_sums"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"photonic numerics: {name}: got {getattr(self, name)}; expected 0 (all) or more"
+                )
         if not 0 < self.percentile <= 100:
             raise UserError(f"photonic numerics: percentile: got {self.percentile}; expected 0 < p <= 100")
 
     @staticmethod
-    def of(phu: PHU, *, accumulates_in_analog: bool = False) -> PhotonicNumerics:
+    def of(phu: PHU) -> PhotonicNumerics:
         """Those of a unit: its converters (none: exact), tiles and noise; weights through the same DACs."""
         dac_bits = None if phu.dac is None else phu.dac.bits
         return PhotonicNumerics(
@@ -94,7 +97,7 @@ class PhotonicNumerics:
             weight_bits=dac_bits,
             adc_bits=None if phu.adc is None else phu.adc.bits,
             tile_rows=phu.rows,
-            accumulates_in_analog=accumulates_in_analog,
+            analog_sums=phu.analog_sums,
             noise_additive=phu.noise_additive,
             noise_multiplicative=phu.noise_multiplicative,
         )
@@ -196,7 +199,7 @@ def _noise(
 
 def _tiles(depth: int, numerics: PhotonicNumerics) -> Iterator[slice]:
     """Parts of K that are summed before a conversion."""
-    size = depth if numerics.accumulates_in_analog else numerics.tile_rows or depth
+    size = numerics.tile_rows * numerics.analog_sums or depth
     for begin in range(0, depth, size):
         yield slice(begin, begin + size)
 

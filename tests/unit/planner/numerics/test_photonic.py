@@ -46,7 +46,7 @@ def error_bound(x, w, numerics, full_scale):
     )
     x_range, w_range = np.abs(x).max(-1, keepdims=True), np.abs(w).max(-2, keepdims=True)
     depth = x.shape[-1]
-    tile = depth if numerics.accumulates_in_analog else numerics.tile_rows or depth
+    tile = numerics.tile_rows or depth
     num_tiles = -(-depth // tile)
     sums = a * (np.abs(w) / w_range).sum(-2, keepdims=True) + b * (np.abs(x) / x_range).sum(-1, keepdims=True)
     sums = sums + depth * a * b + num_tiles * c * full_scale + 8 * F32_ROUNDOFF * depth * (1 + num_tiles)
@@ -103,12 +103,12 @@ def test_errors_of_all_converters_add_up_as_variances(bits, tile_rows):
     assert np.square(error).mean() == pytest.approx(variance.mean(), rel=0.08)
 
 
-@pytest.mark.parametrize(("tile_rows", "analog", "reads"), [(0, False, 1), (24, False, 4), (24, True, 1)])
-def test_additive_noise_comes_with_every_read_out(tile_rows, analog, reads):
+@pytest.mark.parametrize(
+    ("tile_rows", "analog_sums", "reads"), [(0, 1, 1), (24, 1, 4), (24, 2, 2), (24, 3, 2), (24, 0, 1)]
+)
+def test_additive_noise_comes_with_every_read_out(tile_rows, analog_sums, reads):
     x, w = operands()
-    numerics = PhotonicNumerics(
-        **EXACT, tile_rows=tile_rows, accumulates_in_analog=analog, noise_additive=0.02
-    )
+    numerics = PhotonicNumerics(**EXACT, tile_rows=tile_rows, analog_sums=analog_sums, noise_additive=0.02)
     error = photonic_matmul(x, w, numerics, rng(), full_scale=5.0) - exact(x, w)
     assert np.square(error).mean() == pytest.approx(reads * (0.02 * 5) ** 2, rel=0.05)  # 1.1 % standard error
     assert abs(error.mean()) < 5 * 0.1 * np.sqrt(reads / error.size)
@@ -213,9 +213,8 @@ def test_sums_beyond_the_full_scale_are_clipped():
 
 def test_the_range_of_sums_is_that_of_what_is_converted():
     x, w = operands(16, 24, 16)
-    for tile_rows, analog in ((0, False), (8, False), (8, True)):
-        numerics = PhotonicNumerics(tile_rows=tile_rows, accumulates_in_analog=analog)
-        size = 24 if analog or not tile_rows else tile_rows
+    for tile_rows, analog_sums, size in ((0, 1, 24), (8, 1, 8), (8, 2, 16), (8, 0, 24)):
+        numerics = PhotonicNumerics(tile_rows=tile_rows, analog_sums=analog_sums)
         parts = [np.abs(exact(x[:, k : k + size], w[k : k + size])).max() for k in range(0, 24, size)]
         assert analog_range(x, w, numerics) == pytest.approx(max(parts), rel=1e-5)
 
@@ -229,7 +228,9 @@ def test_numerics_of_a_unit():
     phu = PHU(
         name="p",
         clock_hz=1e9,
-        rows=64, cols=64,
+        rows=64,
+        cols=32,
+        analog_sums=2,
         dac=Converter(bits=6, j_per_sample=1e-12),
         adc=Converter(bits=9, j_per_sample=1e-12),
         noise_additive=0.01,
@@ -240,11 +241,12 @@ def test_numerics_of_a_unit():
         weight_bits=6,
         adc_bits=9,
         tile_rows=64,
+        analog_sums=2,
         noise_additive=0.01,
         noise_multiplicative=0.02,
     )
-    bare = PhotonicNumerics.of(PHU(clock_hz=1e9), accumulates_in_analog=True)
-    assert bare == PhotonicNumerics(**EXACT, accumulates_in_analog=True)
+    bare = PhotonicNumerics.of(PHU(clock_hz=1e9))
+    assert bare == PhotonicNumerics(**EXACT)
     assert not bare.is_noisy
 
 
@@ -256,6 +258,7 @@ def test_numerics_of_a_unit():
         ({"noise_additive": -0.1}, r"noise_additive: got -0\.1; expected a number >= 0"),
         ({"noise_multiplicative": float("nan")}, r"noise_multiplicative: got nan; expected a number >= 0"),
         ({"tile_rows": -1}, r"tile_rows: got -1; expected 0 \(all\) or more"),
+        ({"analog_sums": -1}, r"analog_sums: got -1; expected 0 \(all\) or more"),
         ({"percentile": 0.0}, r"percentile: got 0\.0; expected 0 < p <= 100"),
     ],
 )

@@ -1,15 +1,11 @@
 """Functions with their products computed by a callback."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import tolerance
 
-from strata.core.dtypes import f32
 from strata.graph import builder as b
 from strata.graph.nodes import Function
-from strata.graph.ops.attention import sample_cache
 from strata.graph.samples import op_samples, sample_function, sample_operands
 from strata.planner.numerics import product_names, run_with_products
 
@@ -35,17 +31,9 @@ def test_exact_products_give_what_the_op_means(op, sample):
     assert set(seen) == set(product_names(function))
 
 
-def small_function():
-    """A head tied to the embedding, and attention, as models have them."""
-    type_, cache = sample_cache(f32, [3], [2])
-    n = b.sym("n", 1, 8) if hasattr(b, "sym") else None
-    del n
-    return type_, cache
-
-
 def test_results_of_products_are_used_and_the_rest_is_exact():
     x, w = b.input("x", b.tensor_type((2, 3), "f32")), b.param("w", b.tensor_type((3, 4), "f32"))
-    y = replace(b.matmul(x, w), name="first")
+    y = b.matmul(x, w, name="first")
     function = Function("f", (x,), (b.add(y, 1.0),))
     params = {"w": np.ones((3, 4), np.float32)}
     (found,) = run_with_products(
@@ -54,9 +42,9 @@ def test_results_of_products_are_used_and_the_rest_is_exact():
     assert (found == 31).all()
 
 
-def test_names_are_those_of_works():
+def test_a_product_that_shares_its_name_has_that_of_its_op_too():
     ids, table = b.input("ids", b.tensor_type((2,), "i32")), b.param("t", b.tensor_type((5, 3), "f32"))
-    rows = replace(b.take(table, ids, axis=0), name="embed")
-    first = replace(b.matmul(rows, b.permute_dims(table)), name="embed")
-    second = replace(b.matmul(first, table), name="other")
+    rows = b.take(table, ids, name="embed")
+    first = b.matmul(rows, b.permute_dims(table), name="embed")
+    second = b.matmul(first, table, name="other")
     assert product_names(Function("f", (ids,), (second,))) == ("embed.matmul", "other")
