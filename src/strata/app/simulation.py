@@ -45,7 +45,16 @@ def sweep_table(rows: Sequence[SweepRow], title: str) -> Table:
     from strata.compiler.accuracy import front
 
     table, best = Table(title=title), front(rows)
-    for column in ("bits", "noise", "energy", "time", "photonic", "perplexity", "loss (nat)", "divergence (nat)"):
+    for column in (
+        "bits",
+        "noise",
+        "energy",
+        "time",
+        "photonic",
+        "perplexity",
+        "loss (nat)",
+        "divergence (nat)",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("front")
     for row in rows:
@@ -67,8 +76,7 @@ def losses_figures(sensitivity: Sensitivity) -> dict[str, Any]:
     """Losses of groups of products as JSON says them."""
     return {
         "groups": [
-            {"group": g.group, "device": g.device, "products": len(g.products)}
-            | _amounts(g.simulation)
+            {"group": g.group, "device": g.device, "products": len(g.products)} | _amounts(g.simulation)
             for g in sensitivity.groups
         ],
         "together": [

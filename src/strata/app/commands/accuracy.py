@@ -25,7 +25,9 @@ N = TypeVar("N", int, float)
 @reported()
 def command(
     model: ModelArgument = None,
-    machine: Annotated[str, typer.Option(help="Machine, by name (strata machines) or file")] = "lightcode-honest",
+    machine: Annotated[
+        str, typer.Option(help="Machine, by name (strata machines) or file")
+    ] = "lightcode-honest",
     bits: Annotated[str, typer.Option(help="Bits of the converters, with commas")] = "4,6,8,10",
     noise: Annotated[
         str, typer.Option(help="Noise of a read-out, relative to its full scale, with commas")

@@ -203,8 +203,6 @@ def amounts(workload: Workload, work: Work, points: Points) -> tuple[np.ndarray,
 
 
 def _rows(workload: Workload, work: Work) -> Dim:
-    """Rows of a work's activations: of its product, else of what it reads first."""
-    if work.op == "matmul" and work.contraction is not None:
-        return work.contraction.rows
-    shapes = [workload.values[k].shape for k in (*work.outputs, *work.inputs)]
-    return next((shape[0] for shape in shapes if len(shape) > 1), 1)
+    """Rows of a work's activations: the first extent of the first thing that it reads and that is no weight."""
+    values = [workload.values[k] for k in work.inputs]
+    return next((v.shape[0] for v in values if v.kind is not ValueKind.WEIGHT and v.shape), 1)
