@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load, tune
     from strata.compiler.external import external
     from strata.compiler.kernel import Kernel, candidate, kernel
+    from strata.compiler.machine_plan import plan, thresholds
     from strata.compiler.pipelines import pipeline, register_pass, register_pipeline
     from strata.compiler.quantize import quantize
     from strata.engine.generate import LanguageModel
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
     from strata.loop.script.language import dim
     from strata.passes import patterns
     from strata.planner.options import PlanOptions
+    from strata.planner.profiles import op_cost
     from strata.runtime.export import export, load_graph
     from strata.schedule.builder import Schedule
+    from strata.target.hardware import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "nn": "strata.frontend",
+    **dict.fromkeys(
+        ("CPU", "GPU", "PHU", "Converter", "Device", "Link", "Machine", "Memory"), "strata.target.hardware"
+    ),
     "candidate": "strata.compiler.kernel",
     "compile": "strata.compiler.api",
     "compile_model": "strata.compiler.api",
@@ -48,17 +54,28 @@ _WHERE = {
     "SamplingParams": "strata.engine.sampling",
     "PlanOptions": "strata.planner.options",
     "Schedule": "strata.schedule.builder",
+    "op_cost": "strata.planner.profiles",
     "patterns": "strata.passes",
+    "plan": "strata.compiler.machine_plan",
     "pipeline": "strata.compiler.pipelines",
     "quantize": "strata.compiler.quantize",
+    "thresholds": "strata.compiler.machine_plan",
     "register_pass": "strata.compiler.pipelines",
     "register_pipeline": "strata.compiler.pipelines",
     "tune": "strata.compiler.api",
 }
 
 __all__ = [
+    "CPU",
+    "GPU",
+    "PHU",
+    "Converter",
+    "Device",
     "Kernel",
     "LanguageModel",
+    "Link",
+    "Machine",
+    "Memory",
     "PlanOptions",
     "SamplingParams",
     "Schedule",
@@ -72,11 +89,14 @@ __all__ = [
     "load",
     "load_graph",
     "nn",
+    "op_cost",
     "patterns",
     "pipeline",
+    "plan",
     "quantize",
     "register_pass",
     "register_pipeline",
+    "thresholds",
     "tune",
 ]
 

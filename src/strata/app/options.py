@@ -63,7 +63,10 @@ PreferOption = Annotated[
     str, typer.Option(help="Candidates that win wherever they apply, e.g. openblas or user.my_dense")
 ]
 PinOption = Annotated[
-    list[str] | None, typer.Option(help="NODE=CANDIDATE: use this candidate for nodes of this name or op")
+    list[str] | None,
+    typer.Option(
+        help="NODE=CANDIDATE: use this candidate for nodes of this name or op; with --machine: PATTERN=DEVICE"
+    ),
 ]
 LibrariesOption = Annotated[
     str, typer.Option(help="Libraries that may offer kernels, e.g. openblas,onednn (see strata devices)")
@@ -83,4 +86,37 @@ RangeOption = Annotated[
     list[str] | None,
     typer.Option("--range", help="DIM=LO..HI or DIM=SIZE,SIZE,...: compile for these sizes"),
 ]
+MachineOption = Annotated[
+    str | None,
+    typer.Option(help="Plan for this machine: a name (see strata machines), or a .toml or .py file"),
+]
+ObjectiveOption = Annotated[
+    str, typer.Option(help="time, energy, edp, makespan, or a sum like 0.5*time+2*energy")
+]
+SeqLenOption = Annotated[
+    str | None, typer.Option(help="Tokens per sequence: a number, LO..HI, or numbers with commas")
+]
+PhaseOption = Annotated[str, typer.Option(help="prefill, decode or request (both, one after the other)")]
+SequencesOption = Annotated[int | None, typer.Option("--batch", help="Sequences of one run; default: 1")]
+GraphOption = Annotated[
+    Path | None, typer.Option(help="Graph-executor JSON (plain or gzipped) instead of a model")
+]
+TracedOption = Annotated[
+    int | None, typer.Option("--traced-len", help="Length that --graph was traced at; default: inferred")
+]
+AllowOption = Annotated[
+    list[str] | None, typer.Option(help="PATTERN=DEVICE,DEVICE: where ops of this name or kind may run")
+]
+DevicesOption = Annotated[str | None, typer.Option(help="Devices that may be used, with commas")]
+ActivationsOption = Annotated[
+    str | None, typer.Option(help="Dtype that results are stored in if theirs is wider, e.g. f16")
+]
+GranularityOption = Annotated[
+    str | None, typer.Option(help="What is placed: ops, or kernels (launches of the compiler); default: ops")
+]
+LongestOption = Annotated[
+    int | None,
+    typer.Option("--max-context", help="Longest sequence; may be more than the model was made for"),
+]
+
 DatabaseOption = Annotated[Path | None, typer.Option(help="Tuning records; default: in the cache folder")]

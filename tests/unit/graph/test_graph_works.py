@@ -32,7 +32,7 @@ def test_own_dims_stay() -> None:
     ]
     assert found.works[0].contraction == Contraction(1, n, 32, 16)
     assert [found.values[k].name for k in found.outputs] == ["relu"]
-    assert [v.kind.value for v in found.values] [:2] == ["weight", "input"]
+    assert [v.kind.value for v in found.values][:2] == ["weight", "input"]
 
 
 def test_batched_product() -> None:

@@ -14,6 +14,7 @@ COMMANDS: tuple[str, ...] = (
     "calibrate",
     "debug",
     "devices",
+    "machines",
     "nodes",
     "opt",
     "passes",
@@ -21,6 +22,7 @@ COMMANDS: tuple[str, ...] = (
     "plan",
     "profile",
     "quantize",
+    "thresholds",
     "tune",
     "viz",
 )

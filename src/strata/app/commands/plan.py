@@ -1,38 +1,67 @@
-"""``strata plan``: which kernel runs for which sizes, and why."""
+"""``strata plan``: which kernel runs for which sizes, or which device of a machine does which op, and why."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from strata.app.errors import reported
 from strata.app.options import (
+    ActivationsOption,
+    AllowOption,
     DatabaseOption,
+    DevicesOption,
     FormatOption,
+    GranularityOption,
+    GraphOption,
     JsonOption,
+    KvOption,
     LibrariesOption,
     LoadOption,
+    LongestOption,
+    MachineOption,
     MeasureOption,
     ModelArgument,
+    ObjectiveOption,
+    PhaseOption,
     PinOption,
     PipelineOption,
     PreferOption,
     RangeOption,
+    SeqLenOption,
+    SequencesOption,
     ShapeOption,
+    TracedOption,
 )
+from strata.core.errors import UserError
+
+from .machine_plan import options_of, run
 
 if TYPE_CHECKING:
     from strata.planner.dispatch import Dispatch
 
 
+# Options of one of the two tables: the other refuses them.
+_OF_KERNELS = (
+    "function", "node", "dispatch", "plot", "pipeline", "prefer", "libraries", "measure", "ranges",
+    "database",
+)  # fmt: skip
+_OF_MACHINES = (
+    "objective", "seq_len", "phase", "prompt", "new_tokens", "batch", "graph", "traced_len", "allow",
+    "devices", "kv_dtype", "activations", "granularity", "max_context", "explain", "report",
+)  # fmt: skip
+
+
 @reported()
 def command(
+    context: typer.Context,
     model: ModelArgument = None,
     shape: ShapeOption = None,
     function: Annotated[str, typer.Option(help="prefill, decode or score")] = "prefill",
@@ -52,24 +81,73 @@ def command(
     load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
+    machine: MachineOption = None,
+    objective: ObjectiveOption = "energy",
+    seq_len: SeqLenOption = None,
+    phase: PhaseOption = "prefill",
+    prompt: Annotated[int | None, typer.Option(help="Tokens of a request's prompt")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="Tokens that follow the prompt")] = None,
+    batch: SequencesOption = None,
+    graph: GraphOption = None,
+    traced_len: TracedOption = None,
+    allow: AllowOption = None,
+    devices: DevicesOption = None,
+    kv_dtype: KvOption = None,
+    activations: ActivationsOption = None,
+    granularity: GranularityOption = None,
+    max_context: LongestOption = None,
+    explain: Annotated[
+        str | None, typer.Option(help="All candidates of ops of this name or kind, and why one won")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page about the plan (.html)")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which kernel runs for which sizes, with the cost of all candidates. Needs no weights."""
+    """Show which kernel runs for which sizes, with the cost of all candidates. Needs no weights.
+
+    With --machine: which device computes which op of a model, at what time and energy, with the proof that
+    no plan is better. MODEL may then be the name of a shape as well.
+    """
+    if machine is None:
+        _refuse(context, _OF_MACHINES, "--machine is missing: without it, plan shows the kernels of a model")
+        _kernels(context.params)
+        return
+    _refuse(context, _OF_KERNELS, "with --machine, devices are planned, not kernels")
+    if shape is not None and model is not None:
+        raise UserError(f"got the model {model} and --shape {shape}; expected one of them")
+    run(options_of(context.params), explain, report, as_json)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that were typed but would not be obeyed."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise UserError(f"plan: got {option}; {why}")
+
+
+def _kernels(given: Mapping[str, Any]) -> None:
+    """The table of kernels by size."""
     from rich.console import Console
 
     from strata.app.inspect import View, planned_launches
     from strata.app.session import Planning
-    from strata.core.errors import UserError
     from strata.planner.dispatch import dispatch_table
 
-    planning = Planning(prefer, pin or (), libraries, measure, load or (), ranges or (), database)
-    view = View(model, shape, "plan", function, node, format, pipeline)
+    lists = (tuple(given[name] or ()) for name in ("pin", "load", "ranges"))
+    pins, files, ranges = lists
+    planning = Planning(
+        given["prefer"], pins, given["libraries"], given["measure"], files, ranges, given["database"]
+    )
+    names = ("function", "node", "format", "pipeline")
+    view = View(given["model"], given["shape"], "plan", *(given[name] for name in names))
     options, dims = planning.options(), planning.dim_ranges()
     status = Console(stderr=True).status("planning")
     with status if sys.stderr.isatty() else nullcontext():
         table = dispatch_table(
             planned_launches(view, options, dims, lambda name: status.update(f"measuring {name}"))
         )
+    dispatch, plot, as_json, function = (given[k] for k in ("dispatch", "plot", "as_json", "function"))
     if dispatch:
         table = [d for d in table if len(d.ranges) > 1]
     if plot is not None:

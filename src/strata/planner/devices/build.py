@@ -35,7 +35,7 @@ class Rules:
         if self.only is not None and device not in self.only:
             return False
         rules = [(p, tuple(d)) for p, d in self.allowed.items()] + [(p, (d,)) for p, d in self.pinned.items()]
-        return all(device in devices for pattern, devices in rules if _fits(work, pattern))
+        return all(device in devices for pattern, devices in rules if fits(work, pattern))
 
     def check(self, workload: Workload, machine: Machine) -> None:
         """Refuse devices that there are none of and patterns that fit nothing.
@@ -49,7 +49,7 @@ class Rules:
         for device in self.only or ():
             machine.device(device)
         for pattern, _ in rules:
-            if not any(_fits(work, pattern) for work in workload.works):
+            if not any(fits(work, pattern) for work in workload.works):
                 ops = ", ".join(sorted({w.op for w in workload.works}))
                 raise UserError(f"plan: {pattern!r} fits no op of {workload.name}; it has the ops {ops}")
 
@@ -157,7 +157,8 @@ def _value_key(value: Value) -> Hashable:
     return (value.shape, value.bits, value.kind)
 
 
-def _fits(work: Work, pattern: str) -> bool:
+def fits(work: Work, pattern: str) -> bool:
+    """Whether a pattern means ``work``: one of its name, or its op."""
     return fnmatch.fnmatchcase(work.name, pattern) or work.op == pattern
 
 

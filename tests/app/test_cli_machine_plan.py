@@ -1,0 +1,199 @@
+"""``strata plan --machine``, ``thresholds`` and ``machines``: figures, tables, one line for mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import strata
+from strata.app.cli import app
+from strata.models.shapes import SHAPES
+
+PLAN = ("plan", "tiny", "--machine", "lightcode")
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def figures(*arguments: object):
+    return json.loads(run(*arguments, "--json"))
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a mistake gives."""
+    line = run(*arguments, code=2)
+    assert line.startswith("strata: ")
+    assert line.count("\n") == 1
+    return line
+
+
+def test_figures_are_those_of_the_python_function() -> None:
+    found = figures(*PLAN, "--seq-len", 64, "--objective", "time+energy", "--batch", 2, "--format", "int4")
+    plan = strata.plan("tiny", "lightcode", "time+energy", seq_len=64, batch=2, format="int4")
+    assert (found["time_s"], found["energy_j"]) == (plan.time_s, plan.energy_j)
+    assert found["value"] == found["lower_bound"] == plan.lower_bound
+    assert (found["objective"], found["gap"], found["L"]) == ("time+energy", 0, 64)
+    assert {n: (d["ops"], d["matmuls"]) for n, d in found["devices"].items()} == {
+        n: (d.ops, d.matmuls) for n, d in plan.devices.items()
+    }
+    assert sum(c["energy_j"] for c in found["causes"].values()) == pytest.approx(plan.energy_j)
+
+
+def test_several_lengths_are_a_list() -> None:
+    found = figures(*PLAN, "--seq-len", "3..7", "--phase", "decode")
+    assert [f["L"] for f in found] == [3, 4, 5, 6, 7]
+    assert len(figures(*PLAN, "--seq-len", "9,5")) == 2
+
+
+def test_a_request() -> None:
+    found = figures(*PLAN, "--prompt", 5, "--new-tokens", 3)
+    plan = strata.plan("tiny", "lightcode", seq_len=5, new_tokens=3)
+    assert (
+        found["energy_j"]
+        == plan.energy_j
+        == pytest.approx(found["prefill"]["energy_j"] + found["decode"]["energy_j"])
+    )
+    assert figures(*PLAN, "--phase", "request", "--seq-len", 5, "--new-tokens", 3) == found
+    text = run(*PLAN, "--prompt", 5, "--new-tokens", 3)
+    assert "prompt 5, new tokens 3, batch 1" in text
+    assert "decode" in text
+
+
+def test_tables() -> None:
+    text = run(*PLAN, "--seq-len", 64)
+    assert "tiny prefill on lightcode · L = 64" in text
+    assert "phu" in text
+    assert "no plan is better" in text
+    text = run(*PLAN, "--seq-len", "1..100", "--objective", "time+10*energy")
+    changes = strata.thresholds("tiny", "lightcode", "time+10*energy", seq_len="1..100")
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    shown = [int(row.split("│")[1]) for row in rows]
+    assert shown == sorted({1, *(t.length for t in changes), 100})
+
+
+def test_explanations() -> None:
+    text = run(*PLAN, "--seq-len", 64, "--explain", "*.mlp.down_proj")
+    assert "model.layers.0.mlp.down_proj (matmul) and 1 more like it" in text
+    assert text.count("(chosen)") == 1
+    assert "MAC" in text
+    assert "more, all other choices as they are" in text
+    (found,) = figures(*PLAN, "--seq-len", 64, "--explain", "*.mlp.down_proj")
+    assert [c["is_chosen"] for c in found["candidates"]].count(True) == 1
+    assert all(c["terms"] for c in found["candidates"])
+    assert "the only candidate" in run(*PLAN, "--seq-len", 64, "--explain", "rope")
+
+
+def test_rules() -> None:
+    found = figures(*PLAN, "--seq-len", 64, "--devices", "gpu")
+    assert (found["devices"]["phu"]["ops"], found["devices"]["cpu"]["ops"]) == (0, 0)
+    found = figures(*PLAN, "--seq-len", 64, "--pin", "lm_head=cpu", "--allow", "matmul=cpu,gpu")
+    assert found["devices"]["phu"]["ops"] == 0
+    assert found["devices"]["cpu"]["matmuls"] >= 1
+
+
+def test_a_report(tmp_path: Path) -> None:
+    run(*PLAN, "--seq-len", "8,64", "--report", tmp_path / "plan.html")
+    assert "tiny prefill" in (tmp_path / "plan.html").read_text()
+
+
+def test_devices_and_costs_of_the_users_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import strata\n"
+        "from strata.planner.devices.types import Cause, Estimates, Term, evaluate\n"
+        "class Abacus(strata.Device):\n"
+        "    pass\n"
+        "@strata.op_cost(Abacus, 'softmax')\n"
+        "def softmax(device, machine, workload, work, points):\n"
+        "    beads = evaluate(work.flop, points)\n"
+        "    term = Term(Cause.COMPUTE, device.name, beads * 1e-12, beads * 1e-18, beads, 'bead')\n"
+        "    return Estimates.of([term], overlapped=False)\n"
+        "devices = [strata.CPU(clock_hz=3e9), strata.GPU(clock_hz=2e9), Abacus(clock_hz=1.0)]\n"
+        "machine = strata.Machine(devices)\n"
+    )
+    found = figures("plan", "tiny", "--machine", file, "--seq-len", 64)
+    assert found["devices"]["abacus"]["ops"] == 2
+
+
+def test_thresholds() -> None:
+    arguments = ("thresholds", "tiny", "--machine", "lightcode", "--objective", "time+10*energy")
+    found = figures(*arguments, "--seq-len", "1..500")
+    wanted = strata.thresholds("tiny", "lightcode", "time+10*energy", seq_len="1..500")
+    assert found["lengths"] == [t.length for t in wanted]
+    first = found["thresholds"][0]
+    assert (first["length"], len(first["changes"])) == (wanted[0].length, len(wanted[0].changes))
+    assert set(first["changes"][0]) == {"op", "name", "works", "before", "after"}
+    assert str(wanted[0].length) in run(*arguments)
+    never = run(*arguments, "--seq-len", "400..401", "--devices", "gpu")
+    assert "one plan is the best at all lengths" in never
+
+
+def test_machines() -> None:
+    text = run("machines")
+    assert "lightcode-honest" in text
+    assert "h200" in text
+    text = run("machines", "h100")
+    assert "3.35 TB/s" in text
+    assert "datasheet" in text
+    found = figures("machines", "h100")
+    assert found["devices"] == {"gpu": "gpu"}
+    assert all(n["source"] for n in found["numbers"])
+    assert "h100" in {m["name"] for m in figures("machines")}
+    assert "machine: got 'h1000'" in refused("machines", "h1000")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seq-len", "513"), "got a length of 513, outside the model; expected 1..512"),
+        ((), "its sizes depend on L; say how long a sequence is"),
+        (("--seq-len", "x"), "seq_len: got 'x'; expected a number, LO..HI"),
+        (("--seq-len", "5", "--objective", "watts"), "objective: got 'watts'"),
+        (("--seq-len", "5", "--pin", "softmax"), "--pin: got 'softmax'; expected PATTERN=DEVICE"),
+        (("--seq-len", "5", "--allow", "=cpu"), "--allow: got '=cpu'; expected PATTERN=DEVICE,DEVICE"),
+        (("--seq-len", "5", "--devices", "phu"), "the rules leave no device; gpu could do it"),
+        (("--seq-len", "5", "--devices", "tpu"), "no device 'tpu'; it has cpu, phu, gpu"),
+        (("--seq-len", "5", "--pin", "lstm=cpu"), "'lstm' fits no op of tiny prefill"),
+        (("--seq-len", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
+        (("--seq-len", "5,6", "--explain", "rope"), "--explain: got 2 lengths; expected one"),
+        (("--prompt", "5", "--explain", "rope"), "--explain and --report show one run"),
+        (("--prompt", "5", "--seq-len", "6"), "got --prompt and --seq-len; expected one of them"),
+        (("--prompt", "5", "--phase", "decode"), "--prompt and --new-tokens describe a request"),
+        (("--prompt", "500", "--new-tokens", "50"), "got a length of 500..549, outside the model"),
+        (("--seq-len", "5", "--format", "int3"), "format: got 'int3'"),
+        (("--seq-len", "5", "--phase", "score"), "phase: got 'score'; expected one of prefill, decode"),
+        (("--seq-len", "5", "--graph", "x.json"), "got the model tiny and --graph x.json"),
+        (("--seq-len", "5", "--shape", "tiny"), "got the model tiny and --shape tiny"),
+        (("--seq-len", "5", "--dispatch"), "plan: got --dispatch; with --machine, devices are planned"),
+        (("--seq-len", "5", "--range", "n=1..2"), "plan: got --range; with --machine"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused(*PLAN, *arguments)
+
+
+def test_without_a_machine_plan_is_about_kernels() -> None:
+    assert "--machine is missing" in refused("plan", "--shape", "tiny", "--seq-len", "5")
+    assert "got --objective" in refused("plan", "--shape", "tiny", "--objective", "energy")
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    graph, machine, config = tmp_path / "g.json", tmp_path / "m.toml", tmp_path / "config.json"
+    graph.write_text("{}")
+    assert 'got no "nodes"' in refused("plan", "--graph", graph, "--machine", "lightcode", "--seq-len", 5)
+    graph.write_text("{")
+    assert "not JSON" in refused("plan", "--graph", graph, "--machine", "lightcode", "--seq-len", 5)
+    machine.write_text("[devices.cpu]\nkind = 'cpu'\nclock_hz = '3 GB'\n")
+    assert "expected a frequency" in refused("plan", "tiny", "--machine", machine, "--seq-len", 5)
+    machine.write_text(
+        "profile = 'lightcode'\n[devices.phu]\nkind = 'phu'\nclock_hz = '9.7 GHz'\nsource = 'x'\n"
+    )
+    assert "can do the op 'take'" in refused("plan", "tiny", "--machine", machine, "--seq-len", 5)
+    config.write_text(json.dumps(SHAPES["tiny"]))
+    assert figures("plan", tmp_path, "--machine", "lightcode", "--seq-len", 5)["energy_j"] > 0
+    config.write_text(json.dumps({"architectures": ["Mamba"]}))
+    assert "Mamba" in refused("plan", config, "--machine", "lightcode", "--seq-len", 5)
