@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,8 @@ from strata.ir.describe import describe_passes, describe_pipelines
 from strata.ir.passes import PASSES
 from strata.schedule import steps  # noqa: F401  (fills the table)
 from strata.schedule.step import STEPS
+from strata.target.hardware import Converter, Part, machine_names, read_machine
+from strata.target.hardware.units import kind_of, text_of
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; change the code instead. -->"
@@ -151,8 +154,45 @@ model, `only{{functions=[decode]}}(...)` runs a part of it on some functions. Na
 {chr(10).join(sections)}"""
 
 
+def numbers_page() -> str:
+    """``numbers.md``, from the machines that come with Strata."""
+    sections = []
+    for name in machine_names():
+        machine = read_machine(name)
+        parts: list[tuple[str, Part]] = [(p.name, p) for p in (*machine.memories, *machine.links)]
+        for device in machine.devices:
+            inner = [(f"{device.name}.{f.name}", getattr(device, f.name)) for f in fields(device)]
+            parts += [(device.name, device), *((n, v) for n, v in inner if isinstance(v, Converter))]
+        rows = [row for where, part in parts for row in _numbers(where, part)]
+        head = table(("part", "number", "value", "source"), rows)
+        sections.append(f"## {name}\n\n{machine.about}\n\n{head}\n")
+    return f"""# Numbers of machines
+
+{NOTE}
+
+Every constant of the machines that come with Strata (`strata plan MODEL --machine NAME`), with its unit and
+where it comes from. Each machine is a file in `src/strata/target/hardware/data/`;
+[add_device.md](howto/add_device.md) says how to write one.
+
+{chr(10).join(sections)}"""
+
+
+def _numbers(where: str, part: Part) -> Iterable[tuple[str, str, str, str]]:
+    """Constants of a part; those that say "none", "one" or "no limit" only where the file says so."""
+    for f in fields(part):
+        value, kind = getattr(part, f.name), kind_of(f.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value == f.default and value in (0, 1, math.inf) and f.name not in dict(part.sources):
+            continue
+        text = text_of(kind, value) if kind is not None else value
+        shown = text if isinstance(text, str) else f"{text:g} {kind.base if kind else ''}".strip()
+        yield f"`{where}`", f"`{f.name}`", shown, part.source_of(f.name)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "knobs.md": knobs_page,
+    "numbers.md": numbers_page,
     "ops.md": ops_page,
     "passes.md": passes_page,
     "steps.md": steps_page,

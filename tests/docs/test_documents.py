@@ -113,6 +113,21 @@ def test_tutorials_run(run, tutorial):
         assert (tutorial.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", ["add_device.md", "add_op_cost.md"])
+def test_how_tos_of_machines_run(run, page, tmp_path):
+    """A block that begins with a file's name is that file; then the commands run, or the files if none."""
+    text = (ROOT / "docs" / "howto" / page).read_text(encoding="utf-8")
+    files = re.findall(r"```\w+\n# (\S+)\n(.*?)```", text, re.DOTALL)
+    for name, content in files:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    lines = [
+        line[2:] for b in re.findall(r"```console\n(.*?)```", text, re.DOTALL) for line in b.splitlines()
+    ]
+    assert files
+    for command in lines or [f"{sys.executable} -W error {name}" for name, _ in files]:
+        assert run(*shlex.split(command)) != ""
+
+
 def test_pages_from_code_are_up_to_date():
     command = [sys.executable, ROOT / "docs" / "generate.py", "--check"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+
+from strata.core.errors import UserError
 from strata.core.registry import Registry
 from strata.graph.workload import Value, Work, Workload
-from strata.planner.devices.types import DeviceCandidate, Estimates, Points
+from strata.planner.devices.types import DeviceCandidate, Estimates, Points, evaluate
 from strata.target.hardware import Device, Machine
 
 
@@ -61,3 +64,29 @@ def user_cost(device: Device, op: str) -> CostFunction | None:
     """The user's function for ``op`` on a device: by its name, its class, or a class that it extends."""
     keys = (device.name, *(cls.__name__.lower() for cls in type(device).__mro__))
     return next((_USERS[key, op] for key in keys if (key, op) in _USERS), None)
+
+
+def user_estimates(
+    function: CostFunction, device: Device, machine: Machine, workload: Workload, work: Work, points: Points
+) -> Estimates | None:
+    """What a function of the user says of a work; ``None`` if the device cannot do it.
+
+    Raises:
+        UserError: no estimates, or such without a number >= 0 for each point.
+    """
+    estimates = function(device, machine, workload, work, points)
+    if estimates is None:
+        return None
+    where = f"cost of {work.op} on {device.name}"
+    if not isinstance(estimates, Estimates):
+        raise UserError(f"{where}: got {type(estimates).__name__}; expected Estimates, or None")
+    num_points = len(evaluate(0, points))
+    for name in ("time_s", "energy_j"):
+        value = np.asarray(getattr(estimates, name))
+        if value.shape != (num_points,):
+            raise UserError(
+                f"{where}: {name}: got shape {value.shape}; expected ({num_points},): one per point"
+            )
+        if not (value >= 0).all():
+            raise UserError(f"{where}: {name}: got {value.min()}; expected numbers >= 0")
+    return estimates

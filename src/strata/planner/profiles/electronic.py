@@ -21,7 +21,7 @@ import numpy as np
 from strata.planner.devices.types import Cause, Estimates, Term
 from strata.target.hardware import CPU, GPU, Machine
 
-from .traffic import Amounts, Product, constant, operand_traffic
+from .traffic import Amounts, Product, buffered, constant, launched, operand_traffic, reads_again
 
 DIVISION = 10  # VDIVPS of 16 lanes every 10 cycles on Zen 4 (uops.info), a sum every cycle
 # Elementary functions in elementwise operations, on a CPU and on a GPU.
@@ -75,20 +75,24 @@ def elementwise_ops(op: str, sizes: Amounts, column: int) -> np.ndarray:
 
 def electronic(machine: Machine, device: CPU | GPU, op: str, sizes: Amounts) -> Estimates:
     """What a work costs on a CPU or GPU."""
-    again = None
     if isinstance(device, GPU):
-        ops, lanes = elementwise_ops(op, sizes, 1), device.sms * device.lanes_per_sm
+        column, lanes = 1, device.sms * device.lanes_per_sm
         units = device.tensor_cores * device.macs_per_cycle
     else:
-        ops, lanes = elementwise_ops(op, sizes, 0), device.cores * device.elems_per_cycle
+        column, lanes = 0, device.cores * device.elems_per_cycle
         units = device.cores * device.macs_per_cycle
-    macs = sizes.flop / 2 if op in _PRODUCTS_INSIDE else np.zeros_like(sizes.flop)
+    ops = elementwise_ops(op, sizes, column)
+    macs = np.zeros_like(sizes.flop)
+    if sizes.product is not None or op in _PRODUCTS_INSIDE:
+        macs = sizes.flop / 2 if sizes.product is None else sizes.product.macs
     cycles = np.ceil(macs / units)
-    if sizes.product is not None:
-        macs = sizes.product.macs
-        cycles = np.ceil(macs / units)
-        if isinstance(device, GPU):
-            cycles, again = _tiled(machine, device, sizes, sizes.product)
+    again = reads_again(sizes, device.buffer_bytes)
+    traffic = operand_traffic(machine, device, sizes, constant(0.0, macs))
+    if isinstance(device, GPU) and sizes.product is not None:
+        once = traffic.reads[device.memory] + traffic.writes[device.memory]
+        rate = machine.memory(device.memory).bandwidth_bytes_per_s / device.clock_hz
+        cycles, again = _tiled(device, sizes, sizes.product, once, rate)
+    traffic.read(device.memory, again)
     terms: list[Term] = []
     if macs.any():
         energy_j = macs * device.j_per_mac
@@ -96,31 +100,24 @@ def electronic(machine: Machine, device: CPU | GPU, op: str, sizes: Amounts) -> 
     if ops.any():
         time_s = np.ceil(ops / lanes) / device.clock_hz
         terms.append(Term(Cause.COMPUTE, f"{device.name}.lanes", time_s, ops * device.j_per_op, ops, "op"))
-    terms += operand_traffic(machine, device, sizes, again).terms()
-    if device.buffer_j_per_byte:
-        moved = sizes.in_bytes + sizes.out_bytes
-        energy_j = moved * device.buffer_j_per_byte
-        terms.append(
-            Term(Cause.MEMORY, f"{device.name}.buffer", constant(0.0, moved), energy_j, moved, "byte")
-        )
-    if device.launch_s:
-        launch_s = constant(device.launch_s, sizes.flop)
-        terms.append(
-            Term(
-                Cause.LAUNCH,
-                device.name,
-                launch_s,
-                constant(0.0, launch_s),
-                constant(1.0, launch_s),
-                "launch",
-            )
-        )
+    terms += traffic.terms()
+    terms += buffered(device, sizes.in_bytes + sizes.out_bytes)
+    terms += launched(device, sizes.flop)
     return Estimates.of(terms, overlapped=True)
 
 
-def _tiled(machine: Machine, device: GPU, sizes: Amounts, product: Product) -> tuple[np.ndarray, np.ndarray]:
-    """Cycles on the tensor cores and bytes read again by the fastest tiles, f64 ``[P]`` each."""
-    rate = machine.memory(device.memory).bandwidth_bytes_per_s / device.clock_hz
+def _tiled(
+    device: GPU, sizes: Amounts, product: Product, once: np.ndarray, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cycles on the tensor cores and bytes read again by the fastest tiles, f64 ``[P]`` each.
+
+    Args:
+        device: Whose tensor cores.
+        sizes: Of the work.
+        product: Of the work.
+        once: Bytes that its memory moves whatever the tiles.
+        rate: Bytes per cycle of that memory.
+    """
     macs_per_cycle = device.tensor_cores_per_sm * device.macs_per_cycle
     steps_of_depth = np.ceil(product.depth / TILE_DEPTH) * product.batch * product.share
     bytes_per_row = product.depth * product.batch * product.share * sizes.bytes_per_elem
@@ -136,7 +133,7 @@ def _tiled(machine: Machine, device: GPU, sizes: Amounts, product: Product) -> t
             more = np.zeros_like(here)
             if not math.isinf(device.buffer_bytes):
                 more = (m * (across - 1) + n * (np.ceil(m / (rows * shared)) - 1)) * bytes_per_row
-            slowest = np.maximum(here, (sizes.in_bytes + more) / rate)
+            slowest = np.maximum(here, (once + more) / rate)
             better = slowest < best
             best, cycles = np.where(better, slowest, best), np.where(better, here, cycles)
             again = np.where(better, more, again)

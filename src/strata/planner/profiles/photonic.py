@@ -45,7 +45,7 @@ from strata.graph.workload import Work
 from strata.planner.devices.types import Cause, Estimates, Term
 from strata.target.hardware import PHU, Machine
 
-from .traffic import Amounts, Product, constant, operand_traffic
+from .traffic import Amounts, Product, buffered, constant, launched, operand_traffic, reads_again
 
 _SUM_BYTES = 4  # f32
 
@@ -56,19 +56,19 @@ def can_do(work: Work) -> bool:
     return c is not None and work.flop == 2 * c.macs
 
 
-def photonic(machine: Machine, device: PHU, sizes: Amounts) -> tuple[Estimates, ...]:
-    """What a product costs on a photonic unit: as it is, and turned where that may be better."""
+def photonic(machine: Machine, device: PHU, sizes: Amounts) -> dict[str, Estimates]:
+    """What a product costs on a photonic unit: as it is (``""``), and turned where that is better."""
     product = sizes.product
     assert product is not None  # can_do() said so
     if not device.rows:
-        return (_dot_products(machine, device, sizes, product),)
+        return {"": _dot_products(machine, device, sizes, product)}
     held = _tiles(machine, device, sizes, product)
     if device.dynamic:
-        return (held,)
+        return {"": held}
     turned = _tiles(machine, device, sizes, product.turned())
     if _never_better(turned, held):
-        return (held,)
-    return (turned,) if _never_better(held, turned) else (held, turned)
+        return {"": held}
+    return {".turned": turned} if _never_better(held, turned) else {"": held, ".turned": turned}
 
 
 def _never_better(a: Estimates, b: Estimates) -> bool:
@@ -78,12 +78,17 @@ def _never_better(a: Estimates, b: Estimates) -> bool:
 def _dot_products(machine: Machine, device: PHU, sizes: Amounts, p: Product) -> Estimates:
     outputs = p.rows * p.cols * p.share
     cycles = np.ceil(np.ceil(outputs / device.multiplex) / device.cores) * p.depth * p.batch
-    first, second = p.batch * p.rows * p.depth, p.batch * p.depth * p.cols
-    out = p.batch * outputs
-    terms = _converted(device, sizes, cycles, first + second, out, p.depth)
-    terms += operand_traffic(machine, device, sizes).terms()
-    terms += _fill(device, constant(1.0, cycles))
-    return Estimates.of([*_light(device, cycles, p), *terms, *_launch(device, cycles)], overlapped=True)
+    converted, out = p.batch * p.depth * (p.rows + p.cols), p.batch * outputs
+    again = reads_again(sizes, device.buffer_bytes)
+    terms = [
+        *_light(device, cycles, p),
+        *_converted(device, cycles, converted, out, p.depth),
+        *operand_traffic(machine, device, sizes, again).terms(),
+        *buffered(device, _bytes(sizes, converted, out)),
+        *_fill(device, constant(1.0, cycles)),
+        *launched(device, cycles),
+    ]
+    return Estimates.of(terms, overlapped=True)
 
 
 def _tiles(machine: Machine, device: PHU, sizes: Amounts, p: Product) -> Estimates:
@@ -92,40 +97,41 @@ def _tiles(machine: Machine, device: PHU, sizes: Amounts, p: Product) -> Estimat
     rounds = np.ceil(p.batch * down * across * p.share / device.cores)
     cycles = rounds * passes
     weights = p.batch * p.depth * p.cols * p.share
-    rows_in = p.batch * p.rows * p.depth * p.share
-    converted = rows_in * np.ceil(across / device.broadcast)
-    sums = np.ceil(down / device.analog_sums)
-    out = p.batch * p.rows * p.cols * p.share * sums
+    results = p.batch * p.rows * p.cols * p.share
+    converted = p.batch * p.rows * p.depth * p.share * np.ceil(across / device.broadcast)
+    out = results * np.ceil(down / device.analog_sums)
+    added_bytes = (out - results) * _SUM_BYTES
 
-    traffic = operand_traffic(machine, device, sizes)
-    added = out - p.batch * p.rows * p.cols * p.share
-    in_memory = np.where(p.rows * device.cols * _SUM_BYTES > device.buffer_bytes, added * _SUM_BYTES, 0.0)
+    again = reads_again(sizes, device.buffer_bytes)
+    traffic = operand_traffic(machine, device, sizes, again)
+    in_memory = np.where(p.rows * device.cols * _SUM_BYTES > device.buffer_bytes, added_bytes, 0.0)
     if in_memory.any():
         traffic.read(device.memory, in_memory)
         traffic.write(device.memory, in_memory)
-
     if device.dynamic:
-        program: list[Term] = []
         converted = converted + weights * passes
-        fills = constant(1.0, cycles)
+        passing = _bytes(sizes, converted, out)
+        program, fills = [], constant(1.0, cycles)
     else:
+        passing = _bytes(sizes, converted + weights, out)
         energy_j = weights * device.program_j_per_weight
         program = [Term(Cause.PROGRAM, device.name, rounds * device.program_s, energy_j, weights, "weight")]
-        fills = rounds if device.program_s else constant(1.0, rounds)
-    per_conversion = np.minimum(down, device.analog_sums)
+        fills = rounds if device.program_s else constant(1.0, cycles)
     terms = [
         *_light(device, cycles, p),
-        *_converted(device, sizes, cycles, converted, out, per_conversion),
+        *_converted(device, cycles, converted, out, np.minimum(down, device.analog_sums)),
         *traffic.terms(),
+        *buffered(device, passing + 2 * added_bytes),
         *program,
         *_fill(device, fills),
-        *_launch(device, cycles),
+        *launched(device, cycles),
     ]
-    if device.buffer_j_per_byte:
-        held = (0.0 if device.dynamic else weights * sizes.bytes_per_elem) + 2 * added * _SUM_BYTES
-        energy_j = held * device.buffer_j_per_byte
-        terms.append(Term(Cause.MEMORY, f"{device.name}.sums", constant(0.0, held), energy_j, held, "byte"))
     return Estimates.of(terms, overlapped=True)
+
+
+def _bytes(sizes: Amounts, into: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Bytes of ``into`` numbers of operands and ``out`` numbers of results."""
+    return into * sizes.bytes_per_elem + out * sizes.out_bytes / np.maximum(sizes.out_elems, 1.0)
 
 
 def _light(device: PHU, cycles: np.ndarray, p: Product) -> list[Term]:
@@ -134,14 +140,9 @@ def _light(device: PHU, cycles: np.ndarray, p: Product) -> list[Term]:
 
 
 def _converted(
-    device: PHU,
-    sizes: Amounts,
-    cycles: np.ndarray,
-    into: np.ndarray,
-    out: np.ndarray,
-    cycles_per_output: np.ndarray,
+    device: PHU, cycles: np.ndarray, into: np.ndarray, out: np.ndarray, cycles_per_output: np.ndarray
 ) -> list[Term]:
-    """Conversions of ``into`` and ``out`` numbers, which also pass the buffer."""
+    """Conversions of ``into`` and ``out`` numbers; a DAC works in every cycle, an ADC once per output."""
     terms: list[Term] = []
     every = ((device.dac, into, cycles), (device.adc, out, cycles / np.maximum(cycles_per_output, 1.0)))
     for converter, samples, samples_of_one in every:
@@ -150,13 +151,6 @@ def _converted(
             energy_j = samples * converter.j_per_sample
             place = f"{device.name}.{converter.name}"
             terms.append(Term(Cause.CONVERSION, place, time_s, energy_j, samples, "sample"))
-    if device.buffer_j_per_byte:
-        per_out = sizes.out_bytes / np.maximum(sizes.out_elems, 1.0)
-        moved = into * sizes.bytes_per_elem + out * per_out
-        energy_j = moved * device.buffer_j_per_byte
-        terms.append(
-            Term(Cause.MEMORY, f"{device.name}.buffer", constant(0.0, moved), energy_j, moved, "byte")
-        )
     return terms
 
 
@@ -165,12 +159,3 @@ def _fill(device: PHU, times: np.ndarray) -> list[Term]:
     if not delay_s:
         return []
     return [Term(Cause.LAUNCH, f"{device.name}.fill", times * delay_s, constant(0.0, times), times, "fill")]
-
-
-def _launch(device: PHU, like: np.ndarray) -> list[Term]:
-    if not device.launch_s:
-        return []
-    launch_s = constant(device.launch_s, like)
-    return [
-        Term(Cause.LAUNCH, device.name, launch_s, constant(0.0, launch_s), constant(1.0, launch_s), "launch")
-    ]

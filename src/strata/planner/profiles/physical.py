@@ -12,17 +12,15 @@ Weights and state move with the op that reads them, so moving them apart costs n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from strata.core.errors import UserError
 from strata.graph.workload import Value, ValueKind, Work, Workload
 from strata.planner.devices.types import Cause, DeviceCandidate, Estimates, Points, Term, evaluate
 from strata.target.hardware import CPU, GPU, PHU, Device, Machine
 
-from .base import CostFunction, user_cost
+from .base import user_cost, user_estimates
 from .electronic import electronic
 from .photonic import can_do, photonic
 from .traffic import Amounts, Traffic, amounts, constant
@@ -47,14 +45,9 @@ class Physical:
         for device in machine.devices:
             if device.ops and work.op not in device.ops:
                 continue
-            function = user_cost(device, work.op)
-            if function is not None:
-                estimates = _of_user(function, device, machine, workload, work, points)
-            else:
-                estimates = tuple(_with_power(device, e) for e in _known(machine, device, work, sizes))
-            for number, e in enumerate(estimates):
-                name = f"{device.name}.{work.op}" + (".turned" if number else "")
-                found.append(DeviceCandidate(name, device.name, device.memory, e))
+            for way, estimates in _ways(machine, device, workload, work, sizes, points).items():
+                name = f"{device.name}.{work.op}{way}"
+                found.append(DeviceCandidate(name, device.name, device.memory, estimates))
         return tuple(found)
 
     def move(
@@ -73,20 +66,27 @@ class Physical:
         return Estimates.of(traffic.terms(), overlapped=True)
 
 
-def _known(machine: Machine, device: Device, work: Work, sizes: Amounts) -> Iterable[Estimates]:
-    if not (sizes.flop.any() or sizes.in_bytes.any()):  # a view: nothing is done
-        if isinstance(device, CPU | GPU):
-            zero = np.zeros_like(sizes.flop)
-            yield Estimates(zero, zero)
-        return
+def _ways(
+    machine: Machine, device: Device, workload: Workload, work: Work, sizes: Amounts, points: Points
+) -> dict[str, Estimates]:
+    """Costs of the ways to do a work on a device; a function of the user says all, also the power."""
+    function = user_cost(device, work.op)
+    if function is None:
+        known = _known(machine, device, work, sizes)
+        return {way: _with_power(device, estimates) for way, estimates in known.items()}
+    estimates = user_estimates(function, device, machine, workload, work, points)
+    return {} if estimates is None else {"": estimates}
+
+
+def _known(machine: Machine, device: Device, work: Work, sizes: Amounts) -> dict[str, Estimates]:
     match device:
+        case CPU() | GPU() if not (sizes.flop.any() or sizes.in_bytes.any()):  # a view: nothing is done
+            return {"": Estimates(np.zeros_like(sizes.flop), np.zeros_like(sizes.flop))}
         case CPU() | GPU():
-            yield electronic(machine, device, work.op, sizes)
-        case PHU():
-            if can_do(work):
-                yield from photonic(machine, device, sizes)
-        case _:
-            return
+            return {"": electronic(machine, device, work.op, sizes)}
+        case PHU() if can_do(work):
+            return photonic(machine, device, sizes)
+    return {}
 
 
 def _with_power(device: Device, estimates: Estimates) -> Estimates:
@@ -97,25 +97,3 @@ def _with_power(device: Device, estimates: Estimates) -> Estimates:
     energy_j = time_s * device.busy_w
     term = Term(Cause.STATIC, device.name, constant(0.0, time_s), energy_j, time_s, "second")
     return replace(estimates, energy_j=estimates.energy_j + energy_j, terms=(*estimates.terms, term))
-
-
-def _of_user(
-    function: CostFunction, device: Device, machine: Machine, workload: Workload, work: Work, points: Points
-) -> tuple[Estimates, ...]:
-    """What a function of the user says, checked."""
-    estimates = function(device, machine, workload, work, points)
-    if estimates is None:
-        return ()
-    where = f"cost of {work.op} on {device.name} ({getattr(function, '__name__', 'function')})"
-    if not isinstance(estimates, Estimates):
-        raise UserError(f"{where}: got {type(estimates).__name__}; expected strata.Estimates, or None")
-    num_points = len(evaluate(0, points))
-    for name in ("time_s", "energy_j"):
-        value = getattr(estimates, name)
-        if np.shape(value) != (num_points,):
-            raise UserError(
-                f"{where}: {name}: got shape {np.shape(value)}; expected ({num_points},), one per point"
-            )
-        if not (value >= 0).all():
-            raise UserError(f"{where}: {name}: got {np.min(value)}; expected numbers >= 0")
-    return (estimates,)

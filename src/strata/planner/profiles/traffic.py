@@ -220,22 +220,17 @@ def reads_again(sizes: Amounts, capacity_bytes: float) -> np.ndarray:
     return np.maximum(least - sizes.in_elems, 0.0) * sizes.bytes_per_elem
 
 
-def operand_traffic(
-    machine: Machine, device: Device, sizes: Amounts, again: np.ndarray | None = None
-) -> Traffic:
+def operand_traffic(machine: Machine, device: Device, sizes: Amounts, again: np.ndarray) -> Traffic:
     """All that a work moves on a device.
 
     Args:
         machine: Its memories.
         device: Where it runs.
         sizes: Of the work.
-        again: Bytes that the device reads from its own memory beyond each operand once; ``None``: the least
-            that its buffers allow.
+        again: Bytes that the device reads from its own memory beyond each operand once.
     """
     traffic = Traffic(machine)
     memory = machine.memory(device.memory)
-    if again is None:
-        again = reads_again(sizes, device.buffer_bytes)
     if memory.name != machine.home:
         traffic.carry(machine.home, memory.name, sizes.far_bytes)
     traffic.read(memory.name, sizes.in_bytes + again)
@@ -248,3 +243,19 @@ def operand_traffic(
         traffic.carry(memory.name, memory.parent, sizes.out_bytes * beyond)
         memory = machine.memory(memory.parent)
     return traffic
+
+
+def launched(device: Device, like: np.ndarray) -> list[Term]:
+    """The time to begin an op, if a device takes any."""
+    if not device.launch_s:
+        return []
+    launch_s, none = constant(device.launch_s, like), constant(0.0, like)
+    return [Term(Cause.LAUNCH, device.name, launch_s, none, constant(1.0, like), "launch")]
+
+
+def buffered(device: Device, moved: np.ndarray) -> list[Term]:
+    """The energy of bytes that pass a device's buffers, if it takes any."""
+    if not device.buffer_j_per_byte:
+        return []
+    energy_j = moved * device.buffer_j_per_byte
+    return [Term(Cause.MEMORY, f"{device.name}.buffer", constant(0.0, moved), energy_j, moved, "byte")]
