@@ -26,7 +26,7 @@ What is wrong with it, all of it kept here:
 6. ``less``, ``take``, ``where``, ``slice``, ``concatenate`` and reshapes take one cycle whatever they move.
 7. ``mean`` counts the rows of one matrix only, whatever the batch; its energy is that of its result.
 8. All numbers have 8 bits in memory; weights come from DRAM at every run, in no time.
-9. A product on one GPU core takes the time of the whole GPU, and the other cores are free meanwhile.
+9. A product takes the time of the whole device, on one of its cores: the others are free meanwhile.
 10. Nothing draws static power.
 
 Beyond LightCode, which knows no other ops: those of Strata's op table that are not named above take one cycle
@@ -121,10 +121,15 @@ class LightCode:
         found: list[DeviceCandidate] = []
         for device in machine.devices:
             place = SRAM if work.op == "split" else place_of(device)
-            estimates = _estimates(device, machine, workload, work, points)
+            function = user_cost(device, work.op)
+            if function is not None:
+                estimates = function(device, machine, workload, work, points)
+            else:
+                estimates = _estimates(device, machine, workload, work, points)
             if estimates is not None and (not device.ops or work.op in device.ops):
                 total = estimates if loads is None else estimates.plus(loads)
-                found.append(DeviceCandidate(f"{device.name}.{work.op}", device.name, place, total))
+                name = f"{device.name}.{work.op}"
+                found.append(DeviceCandidate(name, device.name, place, total, per_core=function is None))
         return tuple(found)
 
     def move(
@@ -162,9 +167,7 @@ def _loads(machine: Machine, workload: Workload, work: Work, points: Points) -> 
 def _estimates(
     device: Device, machine: Machine, workload: Workload, work: Work, points: Points
 ) -> Estimates | None:
-    """Cost of a work on a device; ``None`` if it cannot do it."""
-    if function := user_cost(device, work.op):
-        return function(device, machine, workload, work, points)
+    """Cost of a work on a device by LightCode's formulas; ``None`` if they have none."""
     hosts = [d for d in machine.devices if isinstance(d, CPU | GPU)]
     if work.contraction is not None and isinstance(device, CPU | GPU | PHU):
         return _product(device, workload, work, work.contraction, points)

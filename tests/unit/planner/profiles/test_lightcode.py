@@ -1,5 +1,6 @@
 """LightCode's cost model: its formulas by hand, and its published energies and makespans to every digit."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,22 +25,8 @@ DATA = Path(__file__).parents[3] / "data" / "relay"
 DEVICES = [CPU(clock_hz=3.208e9), PHU(clock_hz=9.7e9, multiplex=20), GPU(clock_hz=1.98e9)]
 L = SymDim("L", 1, 131072)
 
-# Length, then time in s and energy in mJ of the plan for time (no product on the PHU) and of that for energy
-# (all of them): arXiv 2509.16443's programs, rebuilt.
-PUBLISHED = {
-    "gpt2_prefill_graph": [
-        (5, 0.0016633, 2.4941, 0.0048529, 1.9268),
-        (128, 0.050588, 4.9364, 0.13362, 3.7562),
-        (1024, 0.87193, 31.930, 1.6232, 24.622),
-        (1400, 1.4602, 48.078, 2.5372, 37.329),
-    ],
-    "llama-2-7b_prefill_graph": [
-        (6, 0.014397, 103.12, 0.21154, 72.782),
-        (128, 0.36365, 173.28, 4.5763, 116.84),
-        (1024, 6.2318, 753.54, 41.171, 490.02),
-        (4096, 70.495, 3612.0, 227.24, 2432.8),
-    ],
-}
+PUBLISHED = json.loads((DATA / "lightcode_published.json").read_text())
+GRAPHS = sorted({row["graph"] for row in PUBLISHED["rows"]})
 
 
 def machine(devices=DEVICES):
@@ -56,34 +43,33 @@ def digits(values, count=5):
     return [float(f"{v:.{count}g}") for v in values]
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
+@pytest.fixture(scope="module", params=[(g, o) for g in GRAPHS for o in ("time", "energy")])
 def published(request):
-    rows = PUBLISHED[request.param]
-    points = {"L": np.array([row[0] for row in rows])}
-    return stacked_graph(read_relay(DATA / f"{request.param}.json.gz"), machine(), points), rows
+    """The graph, the choices that were made for an objective, their figures, and the objective."""
+    name, objective = request.param
+    rows = [r for r in PUBLISHED["rows"] if (r["graph"], r["objective"]) == (name, objective)]
+    assert len(rows) == 4
+    points = {"L": np.array([row["length"] for row in rows])}
+    graph = stacked_graph(read_relay(DATA / f"{name}.json.gz"), machine(), points)
+    return graph, choose(graph, PUBLISHED["matmuls_on"][objective]), rows, objective
 
 
 def test_published_energies_to_all_digits(published):
-    graph, rows = published
-    for device, column in (("gpu", 2), ("phu", 4)):
-        _, energies_j = totals(graph, choose(graph, device))
-        assert digits(energies_j * 1e3) == [row[column] for row in rows]
+    graph, choices, rows, _ = published
+    assert digits(totals(graph, choices)[1] * 1e3) == [row["energy_mj"] for row in rows]
 
 
 def test_published_makespans_to_all_digits(published):
-    graph, rows = published
-    for device, column in (("gpu", 1), ("phu", 3)):
-        assert digits(lightcode_makespan(graph, choose(graph, device))) == [row[column] for row in rows]
+    graph, choices, rows, _ = published
+    assert digits(lightcode_makespan(graph, choices)) == [row["time_s"] for row in rows]
 
 
 def test_exact_selection_finds_its_plans_and_none_better(published):
     """No plan has less energy than its plan for energy, or less time in sequence than its plan for time."""
-    graph, _ = published
-    for objective, device in (("energy", "phu"), ("time", "gpu")):
-        plan = solve(graph, parse_objective(objective))
-        theirs = plan.objective.value(*totals(graph, choose(graph, device)))
-        np.testing.assert_allclose(plan.values, theirs, rtol=1e-12)
-        assert np.array_equal(plan.bounds, plan.values)
+    graph, choices, _, objective = published
+    plan = solve(graph, parse_objective(objective))
+    np.testing.assert_allclose(plan.values, plan.objective.value(*totals(graph, choices)), rtol=1e-12)
+    assert np.array_equal(plan.bounds, plan.values)
 
 
 @pytest.mark.parametrize(("multiplex", "published_s"), [(1, 3126.7), (20, 212.6)])
