@@ -68,8 +68,10 @@ def load_bound_s(instance: Instance) -> float:
     weights = np.full(loads.shape[1], 1.0 / loads.shape[1])
     best = 0.0
     counts = np.diff([*starts, len(loads)])
+    never = np.isinf(loads).any(axis=1)
+    loads[never] = 0.0
     for step in range(STEPS):
-        costs = loads @ weights
+        costs = np.where(never, np.inf, loads @ weights)
         least = np.minimum.reduceat(costs, starts)
         best = max(best, float(least.sum()))
         chosen = costs <= np.repeat(least, counts)

@@ -10,9 +10,10 @@ the other::
      \\   /
        v
 
-Works that do not lead to the last result (a second result, a cache that is written) are left out: with less
-work the best order ends no later, so bounds stay valid. So are moves that can begin before the segment does:
-of values from home or from before the cut. The same layers give equal segments, which are solved once.
+Some works *float* beside many others: a second result, a cache that is written, the angles of a late layer that
+wait for nothing. No cut could be made beside them, so they are left out: with less work the best order ends no
+later, and bounds stay valid. So are moves that can begin before the segment does: of values from home or from
+before the cut. The same layers give equal segments, which are solved once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
 
 from .tasks import Haul, Instance, Option
+
+SEGMENT_WORKS = 64  # CP-SAT proves orders of this many works in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +54,8 @@ class Segment:
 
 
 def segments_of(instance: Instance) -> tuple[Segment, ...]:
-    """The segments, in the order of time."""
-    core = leading_to_last(instance)
-    cuts = cuts_of(instance, core)
+    """The segments, in the order of time; without the works that float (see above)."""
+    core, cuts = _core_and_cuts(instance)
     found: list[Segment] = []
     hauls_of: dict[int, list[Haul]] = {}
     for haul in instance.hauls:
@@ -67,19 +71,44 @@ def segments_of(instance: Instance) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def leading_to_last(instance: Instance) -> list[int]:
-    """Works that the work at the end of the longest chain waits for, and itself, ascending."""
+def _core_and_cuts(instance: Instance) -> tuple[list[int], list[int]]:
+    """As many works as leave segments of at most ``SEGMENT_WORKS``, and their cuts; all, if nothing helps."""
+    spans = spans_of(instance)
+    everything = None
+    for most in (inf, 256, 128, 64, 32, 16):
+        core = [k for k, span in enumerate(spans) if span <= most and span < inf]
+        cuts = cuts_of(instance, core)
+        sizes = [bisect_right(core, b) - bisect_right(core, a) for a, b in pairwise([-1, *cuts])]
+        everything = everything or (core, cuts)
+        if max(sizes, default=0) <= SEGMENT_WORKS:
+            return core, cuts
+    return everything or ([], [])
+
+
+def spans_of(instance: Instance) -> list[float]:
+    """How much of the longest chain of works may pass beside each work.
+
+    The number of works on that chain between the last one that it waits for and the first one that waits for
+    it; 0 for those on the chain, ``inf`` if none waits for it.
+    """
     depths: list[int] = []
     for needs in instance.needs:
         depths.append(1 + max((depths[k] for k in needs), default=0))
     if not depths:
         return []
-    last = max(range(len(depths)), key=lambda k: (depths[k], k))
-    found = {last}
-    for work in range(last, -1, -1):
-        if work in found:
-            found.update(instance.needs[work])
-    return sorted(found)
+    chain = [max(range(len(depths)), key=lambda k: (depths[k], k))]
+    while needs := instance.needs[chain[-1]]:
+        chain.append(max(needs, key=lambda k: (depths[k], k)))
+    position = {work: k for k, work in enumerate(reversed(chain))}
+    after = [-1.0] * len(depths)
+    until = [inf] * len(depths)
+    for work, needs in enumerate(instance.needs):
+        after[work] = position.get(work, max((after[k] for k in needs), default=-1.0))
+    for work in range(len(depths) - 1, -1, -1):
+        until[work] = position.get(work, until[work])
+        for k in instance.needs[work]:
+            until[k] = min(until[k], until[work])
+    return [b - a for a, b in zip(after, until, strict=True)]
 
 
 def cuts_of(instance: Instance, core: Sequence[int]) -> list[int]:

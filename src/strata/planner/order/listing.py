@@ -67,12 +67,12 @@ def bottom_levels(tasks: Tasks) -> list[float]:
     return levels
 
 
-def priority_sequence(tasks: Tasks) -> list[int]:
+def priority_sequence(tasks: Tasks, levels: Sequence[float] | None = None) -> list[int]:
     """Tasks in the order in which they begin if no resource waits while something is ready for it.
 
-    Among what is ready, the task with the largest :func:`bottom_levels` begins first.
+    Among what is ready, the task with the largest level begins first: :func:`bottom_levels` if none are given.
     """
-    levels = bottom_levels(tasks)
+    levels = bottom_levels(tasks) if levels is None else levels
     waiting = [len(earlier) for earlier in tasks.before]
     ready: dict[tuple[tuple[int, ...], bool], list[tuple[float, int]]] = {}  # heap per kind of need
     running: list[tuple[float, int]] = []

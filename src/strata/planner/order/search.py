@@ -26,8 +26,8 @@ from .listing import Placed, late_moves, place, priority_sequence, slots_of
 from .tasks import Instance, Tasks, instance_of, tasks_of
 
 Progress = Callable[[int, int, str], None]  # done, total, what
-EFFORT = 8.0  # deterministic seconds of CP-SAT for a whole graph; one is about a second of one core
-LIST_TASKS = 400_000  # tasks that local search may place for a whole graph; about 5 s
+EFFORT = 2.5  # deterministic seconds of CP-SAT for a whole graph; one takes about 4 s of one core
+LIST_TASKS = 250_000  # tasks that local search may place for a whole graph; about 4 s
 SEGMENT_TASKS = 20_000  # the same for a segment
 SOLVABLE_WORKS = 400  # more works than this at once are not given to CP-SAT
 
@@ -185,8 +185,9 @@ class _Search:
             unsolved = {(id(p), step): p for p, step in wanted if step not in p.solutions}
             if not unsolved:
                 return length_s
-            for left, ((_, step), piece) in zip(range(len(unsolved), 0, -1), unsolved.items(), strict=True):
-                self.effort -= piece.solve(*step, self.effort / left)
+            small_first = sorted(unsolved.items(), key=lambda item: len(item[1].segment.works))
+            for left, ((_, step), piece) in zip(range(len(unsolved), 0, -1), small_first, strict=True):
+                self.effort -= piece.solve(*step, self.effort / (left + 1))  # others may turn up later
                 solved += 1
                 what = f"ordered {len(piece.segment.works)} works between two cuts"
                 self.progress(solved, solved + left - 1, what)
@@ -194,7 +195,7 @@ class _Search:
     def _joined(
         self, segments: Sequence[Segment], pieces: Sequence[_Piece], start: list[int]
     ) -> Iterator[_Found]:
-        """The orders of the segments one after the other; and the list schedule of their choices."""
+        """The orders of the segments one after the other, as they are, with the gaps filled, and by priority."""
         _, steps = _shortest([p.upper_s for p in pieces])
         choices = list(start)
         keys: dict[object, tuple[int, float]] = {}
@@ -216,6 +217,11 @@ class _Search:
         tasks = tasks_of(self.instance, choices)
         sequence = self._sequence(tasks, keys)
         yield _Found(choices, sequence, place(tasks, sequence).makespan_s)
+        levels = [0.0] * len(tasks)
+        for position, task in enumerate(sequence):
+            levels[task] = -float(position)
+        filled = priority_sequence(tasks, levels)
+        yield _Found(choices, filled, place(tasks, filled).makespan_s)
 
     def _sequence(self, tasks: Tasks, keys: dict[object, tuple[int, float]]) -> list[int]:
         """All tasks by ``keys``; those without one just before what first waits for them, or at the end."""
@@ -293,6 +299,10 @@ def _groups(
     for segment, piece in zip(segments, pieces, strict=True):
         for position, work in enumerate(segment.works):
             together.setdefault((id(piece), position), []).append(work)
+    inside = {work for segment in segments for work in segment.works}
+    for work, options in enumerate(instance.options):
+        if work not in inside:
+            together.setdefault(options, []).append(work)
     groups = [tuple(works) for works in together.values() if len(works) > 1]
     groups += [(k,) for k in range(len(instance.options))]
     return [group for group in groups if len(instance.options[group[0]]) > 1]
