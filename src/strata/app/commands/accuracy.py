@@ -15,7 +15,6 @@ from strata.app.options import JsonOption, ModelArgument
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from strata.app.progress import Report
     from strata.planner.devices.result import MachinePlan
     from strata.target.hardware import Machine
 
