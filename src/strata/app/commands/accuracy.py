@@ -81,7 +81,7 @@ def command(
 
 def _planner(model: str, objective: str, seq_len: int, pins: list[str]) -> Callable[[Machine], MachinePlan]:
     from strata.app.commands.machine_plan import rule
-    from strata.compiler.machine_plan import plan
+    from strata.compiler.machine_plan import RequestPlan, plan
 
     pinned = dict(rule("--pin", "PATTERN=DEVICE", text) for text in pins)
 
