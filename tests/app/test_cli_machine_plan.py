@@ -160,7 +160,7 @@ def test_machines() -> None:
         (("--seq-len", "5", "--pin", "lstm=cpu"), "'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5,6", "--explain", "rope"), "--explain: got 2 lengths; expected one"),
-        (("--prompt", "5", "--explain", "rope"), "--explain and --report show one run"),
+        (("--prompt", "5", "--explain", "rope"), "--explain, --report and --simulate show one run"),
         (("--prompt", "5", "--seq-len", "6"), "got --prompt and --seq-len; expected one of them"),
         (("--prompt", "5", "--phase", "decode"), "--prompt and --new-tokens describe a request"),
         (("--prompt", "500", "--new-tokens", "50"), "got a length of 500..549, outside the model"),

@@ -4,15 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from strata.core.errors import UserError
+
+from .progress import progress_bar
 from .units import si
 
 if TYPE_CHECKING:
     from strata.compiler.accuracy import Sensitivity, SweepRow
     from strata.compiler.simulate import Simulation
+    from strata.planner.devices.result import MachinePlan
+
+
+def simulated(plan: MachinePlan, model: str | None, graph: Path | None) -> Simulation:
+    """Run a planned model with a progress bar.
+
+    Args:
+        plan: At one length.
+        model: Folder or hub id that was planned; ``None`` = the demo model.
+        graph: Or a graph without weights, which cannot be run.
+
+    Raises:
+        UserError: several lengths, no weights, or as :func:`strata.compiler.simulate.simulate`.
+    """
+    from strata.assets import DEMO_MODEL
+    from strata.compiler.simulate import simulate
+
+    if plan.graph.num_points > 1:
+        raise UserError(f"--simulate: got {plan.graph.num_points} lengths; expected one")
+    if graph is not None:
+        raise UserError(f"--simulate: {graph} has no weights; expected a model folder")
+    with progress_bar() as show:
+        report = None if show is None else lambda done, total: show(done, total, "simulating")
+        return simulate(model or DEMO_MODEL, plan, progress=report)
 
 
 def simulation_figures(simulation: Simulation) -> dict[str, Any]:
@@ -33,7 +61,7 @@ def simulation_lines(simulation: Simulation) -> str:
 
 
 def sweep_figures(rows: Sequence[SweepRow]) -> list[dict[str, Any]]:
-    """A sweep as JSON says it; ``front``: no other row beats it in both energy and perplexity."""
+    """A sweep as JSON says it; ``front``: see :func:`strata.compiler.accuracy.front`."""
     from strata.compiler.accuracy import front
 
     best = front(rows)
@@ -49,11 +77,11 @@ def sweep_table(rows: Sequence[SweepRow], title: str) -> Table:
         "bits",
         "noise",
         "energy",
-        "time",
+        "converters",
         "photonic",
         "perplexity",
         "loss (nat)",
-        "divergence (nat)",
+        "divergence",
     ):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("front")
@@ -62,7 +90,7 @@ def sweep_table(rows: Sequence[SweepRow], title: str) -> Table:
             str(row.bits),
             f"{row.noise:g}",
             si(row.energy_j, "J"),
-            si(row.time_s, "s"),
+            si(row.conversion_j, "J"),
             str(row.num_photonic),
             f"{row.perplexity:.4f}",
             f"{row.loss_nats:+.5f} ± {row.loss_error_nats:.5f}",
@@ -106,7 +134,8 @@ def losses_tables(sensitivity: Sensitivity, title: str) -> Iterator[Table | str]
         )
     yield table
     for device in sensitivity.together:
-        yield f"{device}: all at once diverge by {sensitivity.additivity(device):.3f} of the sum of the groups"
+        ratio = sensitivity.additivity(device)
+        yield f"{device}: divergence with all at once, over the sum of the groups: {ratio:.3f}"
 
 
 def _amounts(simulation: Simulation) -> dict[str, float]:

@@ -3,7 +3,7 @@
 ::
 
     rows = sweep_numerics(DEMO_MODEL, machine, bits=(4, 6, 8, 10), noise=(0, 0.01))
-    front(rows)                                            not beaten in both energy and perplexity
+    front(rows)                                            not beaten in both energy and accuracy
 
     sensitivity = measure_sensitivity(DEMO_MODEL, machine)
     sensitivity.losses()                                   (work, device) -> nats per token
@@ -19,17 +19,21 @@ of several works add up as long as they are small. :meth:`Sensitivity.additivity
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from strata.core.errors import UserError
-from strata.planner.devices.result import MachinePlan
+from strata.planner.devices.result import MachinePlan, charges
+from strata.planner.devices.types import Cause
 from strata.planner.numerics import PhotonicNumerics, with_precision
-from strata.target.hardware import PHU, Machine
+from strata.target.hardware import PHU, Machine, read_machine
 
-from .simulate import DEFAULT_TOKENS, Simulation, Simulator, photonic_works
+from .machine_plan import plan
+from .simulate import DEFAULT_TOKENS, WINDOW, Simulation, Simulator, photonic_works
 
 Progress = Callable[[int, int, str], None]  # steps done, in all, what the next one is
 
@@ -44,6 +48,7 @@ class SweepRow:
         bits: Of each converter.
         noise: Additive, relative to the full scale of an output.
         energy_j, time_s: Of the plan.
+        conversion_j: The part of the energy that goes into converters, which is what bits change.
         num_photonic: Products on photonic units.
         perplexity: With them.
         exact_perplexity: Without.
@@ -55,6 +60,7 @@ class SweepRow:
     noise: float
     energy_j: float
     time_s: float
+    conversion_j: float
     num_photonic: int
     perplexity: float
     exact_perplexity: float
@@ -65,14 +71,14 @@ class SweepRow:
 
 def sweep_numerics(
     model: str | Path,
-    machine: Machine,
+    machine: Machine | str | Path,
     *,
-    plan: Callable[[Machine], MachinePlan],
     bits: Sequence[int] = (4, 6, 8, 10),
     noise: Sequence[float] = (0.0, 0.01),
     tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     progress: Progress | None = None,
+    **options: Any,
 ) -> tuple[SweepRow, ...]:
     """Energy and perplexity of a model for converters of different bits and noise.
 
@@ -81,25 +87,32 @@ def sweep_numerics(
 
     Args:
         model: Folder or hub id, with weights.
-        machine: With a photonic unit that has converters.
-        plan: Plans this model for a machine.
+        machine: With a photonic unit that has converters; a machine, its name, or a file.
         bits: Of each converter.
         noise: Additive, relative to the full scale of an output.
         tokens: How many to predict.
         seed: Of the noise.
         progress: Called before every row.
+        options: Of :func:`strata.plan`, such as ``objective`` and ``pins``; the length is that of a window
+            unless ``seq_len`` says otherwise.
 
     Returns:
         A row for every pair, bits first.
 
     Raises:
-        UserError: the model cannot be read, or the machine has no converters.
+        UserError: the model or the machine cannot be read, the machine has no converters, there are several
+            lengths or runs, or as :func:`strata.plan`.
     """
-    machines = [with_precision(machine, count) for count in bits]  # refused before any work
+    found = machine if isinstance(machine, Machine) else read_machine(machine)
+    machines = [with_precision(found, count) for count in bits]  # refused before any work
+    arguments: dict[str, Any] = {"seq_len": WINDOW} | options
     simulator = Simulator.open(model, tokens=tokens)
     rows: list[SweepRow] = []
     for count, precise in zip(bits, machines, strict=True):
-        chosen = plan(precise)
+        chosen = plan(model, precise, **arguments)
+        if not isinstance(chosen, MachinePlan) or chosen.graph.num_points != 1:
+            raise UserError("sweep: got several lengths or runs; expected the plan of one")
+        conversion_j = _conversion_j(chosen)
         for level in noise:
             if progress is not None:
                 progress(len(rows), len(bits) * len(noise), f"{count} bits, noise {level:g}")
@@ -109,29 +122,44 @@ def sweep_numerics(
                 for name, phu in photonic_works(chosen).items()
                 if isinstance(unit := units[phu.name], PHU)
             }
-            found = simulator.run(assignment, seed=seed)
+            run = simulator.run(assignment, seed=seed)
             rows.append(
                 SweepRow(
                     count,
                     level,
                     chosen.energy_j,
                     chosen.time_s,
+                    conversion_j,
                     len(assignment),
-                    found.perplexity,
-                    found.exact_perplexity,
-                    found.loss_nats,
-                    found.loss_error_nats,
-                    found.divergence_nats,
+                    run.perplexity,
+                    run.exact_perplexity,
+                    run.loss_nats,
+                    run.loss_error_nats,
+                    run.divergence_nats,
                 )
             )
     return tuple(rows)
 
 
+def _conversion_j(plan: MachinePlan) -> float:
+    """Energy of converters at the first point, those of moves included."""
+    chosen = [s[c] for s, c in zip(plan.graph.stacks, plan.choices[:, 0], strict=True)]
+    made = [candidate.estimates for candidate in chosen]
+    made += [charge.estimates for charge in charges(plan.graph, plan.choices) if charge.mask[0]]
+    return float(sum(t.energy_j[0] for e in made for t in e.terms if t.cause is Cause.CONVERSION))
+
+
 def front(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
-    """The rows that no other beats in energy and perplexity, by energy; of equal ones the first."""
+    """The rows that no other of the same noise beats in energy and divergence, by energy.
+
+    Noise is what a unit has, bits are what one chooses. Divergence rather than perplexity, since that of a
+    short text falls and rises by chance.
+    """
     found: list[SweepRow] = []
-    for row in sorted(rows, key=lambda r: (r.energy_j, r.perplexity)):
-        if not found or row.perplexity < found[-1].perplexity:
+    least: dict[float, float] = {}
+    for row in sorted(rows, key=lambda r: (r.energy_j, r.divergence_nats)):
+        if row.divergence_nats < least.get(row.noise, math.inf):
+            least[row.noise] = row.divergence_nats
             found.append(row)
     return tuple(found)
 
@@ -199,7 +227,7 @@ class Sensitivity:
 
 def measure_sensitivity(
     model: str | Path | Simulator,
-    machine: Machine,
+    machine: Machine | str | Path,
     *,
     group: Callable[[str], str] = kind_of,
     tokens: int = DEFAULT_TOKENS,
@@ -210,7 +238,7 @@ def measure_sensitivity(
 
     Args:
         model: Folder or hub id, with weights, or a simulator of it.
-        machine: Whose units.
+        machine: Whose units; a machine, its name, or a file.
         group: Group of a product, by its name; ``str`` measures every product alone.
         tokens: How many to predict, if ``model`` is no simulator.
         seed: Of the noise.
@@ -219,10 +247,11 @@ def measure_sensitivity(
     Raises:
         UserError: the model cannot be read, or the machine has no photonic unit.
     """
-    units = {d.name: PhotonicNumerics.of(d) for d in machine.devices if isinstance(d, PHU)}
+    owner = machine if isinstance(machine, Machine) else read_machine(machine)
+    units = {d.name: PhotonicNumerics.of(d) for d in owner.devices if isinstance(d, PHU)}
     if not units:
-        devices = ", ".join(f"{d.name} ({d.kind})" for d in machine.devices)
-        raise UserError(f"machine {machine.name}: no photonic unit; it has {devices}")
+        devices = ", ".join(f"{d.name} ({d.kind})" for d in owner.devices)
+        raise UserError(f"machine {owner.name}: no photonic unit; it has {devices}")
     simulator = model if isinstance(model, Simulator) else Simulator.open(model, tokens=tokens)
     members: dict[str, list[str]] = {}
     for name in simulator.products:

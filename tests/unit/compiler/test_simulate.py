@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import tolerance
 from strata.assets import DEMO_MODEL
 from strata.compiler.accuracy import (
     Sensitivity,
+    SweepRow,
     front,
     kind_of,
     measure_sensitivity,
@@ -184,25 +185,23 @@ def test_divergence_is_that_of_kullback_and_leibler():
 
 
 def test_a_sweep_has_energy_and_perplexity_of_every_setting():
-    machine, seen, planned = Machine([CPU(clock_hz=1e9), phu(8)]), [], []
-
-    def plan(precise):
-        unit = precise.device("phu")
-        planned.append((unit.dac.bits, unit.adc.bits, unit.dac.j_per_sample, unit.adc.j_per_sample))
-        return plan_of(precise, lambda work: work.name in DOWN)
-
+    machine, seen = Machine([CPU(clock_hz=1e9), phu(8)]), []
     rows = sweep_numerics(
         DEMO_MODEL,
         machine,
-        plan=plan,
         bits=(4, 9),
         noise=(0.0, 0.05),
         tokens=TOKENS,
         progress=lambda *step: seen.append(step),
+        objective="energy",
+        pins={"*_proj": "phu", "*.scores": "cpu", "*.mix": "cpu", "model.embed_tokens.matmul": "cpu"},
     )
-    assert planned == [(4, 4, 1e-12 / 16, 2e-12 / 16), (9, 9, 2e-12, 4e-12)]
     assert [(r.bits, r.noise) for r in rows] == [(4, 0.0), (4, 0.05), (9, 0.0), (9, 0.05)]
-    assert all(r.num_photonic == 8 and r.energy_j > 0 and r.time_s > 0 for r in rows)
+    assert all(r.num_photonic == 32 and 0 < r.conversion_j < r.energy_j and r.time_s > 0 for r in rows)
+    # The energy per conversion doubles with every bit, and nothing else changes.
+    assert rows[2].conversion_j == pytest.approx(32 * rows[0].conversion_j)
+    assert rows[2].energy_j - rows[2].conversion_j == pytest.approx(rows[0].energy_j - rows[0].conversion_j)
+    assert [rows[0].energy_j, rows[2].energy_j] == [rows[1].energy_j, rows[3].energy_j]
     divergences = {(r.bits, r.noise): r.divergence_nats for r in rows}
     assert divergences[9, 0.0] < divergences[4, 0.0] < divergences[4, 0.05]
     assert divergences[9, 0.0] < divergences[9, 0.05]
@@ -210,27 +209,47 @@ def test_a_sweep_has_energy_and_perplexity_of_every_setting():
     assert seen[1][2] == "4 bits, noise 0.05"
 
 
-def test_the_front_has_no_row_that_another_beats():
-    @dataclass
-    class Row:
-        energy_j: float
-        perplexity: float
+def test_the_front_has_no_row_that_another_of_its_noise_beats():
+    def row(energy_j, divergence_nats, noise=0.0):
+        return SweepRow(8, noise, energy_j, 1.0, 0.1, 49, 11.0, 10.0, 0.1, 0.01, divergence_nats)
 
-    rows = [Row(3, 10), Row(1, 30), Row(2, 30), Row(2, 12), Row(4, 10), Row(5, 9)]
-    assert [(r.energy_j, r.perplexity) for r in front(rows)] == [(1, 30), (2, 12), (3, 10), (5, 9)]
+    rows = [
+        row(3, 0.10),
+        row(1, 0.30),
+        row(2, 0.30),
+        row(2, 0.12),
+        row(4, 0.10),
+        row(5, 0.09),
+        row(5, 0.5, 0.1),
+    ]
+    assert [(r.energy_j, r.divergence_nats) for r in front(rows)] == [
+        (1, 0.30),
+        (2, 0.12),
+        (3, 0.10),
+        (5, 0.09),
+        (5, 0.5),
+    ]
     assert front([]) == ()
 
 
 def test_sweeps_that_make_no_sense():
-    def plan(machine):
-        raise AssertionError("planned")
-
     with pytest.raises(UserError, match=r"machine custom: no photonic unit; it has cpu \(cpu\)"):
-        sweep_numerics(DEMO_MODEL, Machine([CPU(clock_hz=1e9)]), plan=plan)
-    for part in ("dac", "adc"):
-        machine = Machine([CPU(clock_hz=1e9), phu(**{part: None})])
-        with pytest.raises(UserError, match=f"device phu: no {part}: the energy of its bits is unknown"):
-            sweep_numerics(DEMO_MODEL, machine, plan=plan)
+        sweep_numerics(DEMO_MODEL, Machine([CPU(clock_hz=1e9)]))
+    free = Converter(bits=8, j_per_sample=0.0)
+    for part, converter, got in (
+        ("dac", None, "none"),
+        ("adc", None, "none"),
+        ("adc", free, "one of 0 J per"),
+    ):
+        machine = Machine([CPU(clock_hz=1e9), phu(**{part: converter})])
+        with pytest.raises(
+            UserError, match=f"device phu: {part}: got {got}.*: what its bits cost is unknown"
+        ):
+            sweep_numerics(DEMO_MODEL, machine)
+    machine = Machine([CPU(clock_hz=1e9), phu()])
+    for options in ({"seq_len": "8,16"}, {"seq_len": 8, "new_tokens": 2}):
+        with pytest.raises(UserError, match="sweep: got several lengths or runs; expected the plan of one"):
+            sweep_numerics(DEMO_MODEL, machine, tokens=8, **options)
 
 
 # --- budgets --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from importlib import import_module
 import typer
 
 COMMANDS: tuple[str, ...] = (
+    "accuracy",
     "bench",
     "calibrate",
     "debug",

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from strata.app.errors import reported
-from strata.app.options import JsonOption, ModelArgument
+from strata.app.options import JsonOption, ModelArgument, ObjectiveOption
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from strata.planner.devices.result import MachinePlan
-    from strata.target.hardware import Machine
+from .machine_plan import rule, show
 
 N = TypeVar("N", int, float)
 
@@ -31,7 +27,7 @@ def command(
     noise: Annotated[
         str, typer.Option(help="Noise of a read-out, relative to its full scale, with commas")
     ] = "0,0.01",
-    objective: Annotated[str, typer.Option(help="What plans minimise, as for strata plan")] = "energy",
+    objective: ObjectiveOption = "energy",
     pin: Annotated[
         list[str] | None, typer.Option(help="Device of ops: PATTERN=DEVICE, e.g. 'matmul=phu'")
     ] = None,
@@ -52,45 +48,31 @@ def command(
     from strata.app.progress import progress_bar
     from strata.assets import DEMO_MODEL
     from strata.compiler.accuracy import measure_sensitivity, sweep_numerics
-    from strata.target.hardware import read_machine
 
-    name, found = model or DEMO_MODEL, read_machine(machine)
-    title = f"{model or 'demo model'} on {found.name}, {tokens} tokens"
-    with progress_bar() as show:
+    name, title = model or DEMO_MODEL, f"{model or 'demo model'} on {machine}, {tokens} tokens"
+    with progress_bar() as report:
         if losses:
-            sensitivity = measure_sensitivity(name, found, tokens=tokens, seed=seed, progress=show)
+            sensitivity = measure_sensitivity(name, machine, tokens=tokens, seed=seed, progress=report)
             figures: Any = simulation.losses_figures(sensitivity)
             tables = simulation.losses_tables(sensitivity, title)
         else:
             rows = sweep_numerics(
                 name,
-                found,
-                plan=_planner(str(name), objective, seq_len, pin or []),
+                machine,
                 bits=_numbers("--bits", bits, int),
                 noise=_numbers("--noise", noise, float),
                 tokens=tokens,
                 seed=seed,
-                progress=show,
+                progress=report,
+                objective=objective,
+                seq_len=seq_len,
+                pins=dict(rule("--pin", "PATTERN=DEVICE", text) for text in pin or ()),
             )
             figures, tables = simulation.sweep_figures(rows), [simulation.sweep_table(rows, title)]
     if as_json:
         sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     else:
-        _print(tables)
-
-
-def _planner(model: str, objective: str, seq_len: int, pins: list[str]) -> Callable[[Machine], MachinePlan]:
-    from strata.app.commands.machine_plan import rule
-    from strata.compiler.machine_plan import RequestPlan, plan
-
-    pinned = dict(rule("--pin", "PATTERN=DEVICE", text) for text in pins)
-
-    def planned(machine: Machine) -> MachinePlan:
-        found = plan(model, machine, objective, seq_len=seq_len, pins=pinned)
-        assert not isinstance(found, RequestPlan)  # of one run
-        return found
-
-    return planned
+        show(tables)
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
@@ -101,11 +83,3 @@ def _numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise UserError(f"{option}: got {text!r:.40}; expected {what} with commas") from None
-
-
-def _print(tables: Iterable[Table | str]) -> None:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False)
-    for table in tables:
-        console.print(table)

@@ -98,8 +98,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def run(options: MachineOptions, explain: str | None, report: Path | None, as_json: bool) -> None:
+def run(
+    options: MachineOptions, explain: str | None, report: Path | None, simulate: bool, as_json: bool
+) -> None:
     """Plan and print."""
+    from strata.app.simulation import simulated, simulation_figures, simulation_lines
     from strata.compiler.machine_plan import REQUEST, plan
     from strata.planner.devices.request import RequestPlan
 
@@ -113,22 +116,29 @@ def run(options: MachineOptions, explain: str | None, report: Path | None, as_js
         **options.arguments(),
     )
     if isinstance(found, RequestPlan):
-        if explain is not None or report is not None:
-            raise UserError("--explain and --report show one run; expected --phase prefill or decode")
+        if explain is not None or report is not None or simulate:
+            raise UserError(
+                "--explain, --report and --simulate show one run; expected --phase prefill or decode"
+            )
         _show_request(found, as_json)
         return
     if explain is not None and found.graph.num_points > 1:
         raise UserError(f"--explain: got {found.graph.num_points} lengths; expected one")
+    simulation = simulated(found, options.model, options.graph) if simulate else None
     if explain is not None:
         _show_explanations(found, explain, as_json)
     elif as_json:
         entries = [run_figures(found, point) for point in range(found.graph.num_points)]
+        if simulation is not None:
+            entries[0]["simulation"] = simulation_figures(simulation)
         _print_json(entries if found.graph.num_points > 1 else entries[0])
     else:
         from strata.app import machine_tables
 
         tables = machine_tables.run_tables(found, 0) if found.graph.num_points == 1 else None
         show(tables or machine_tables.range_tables(found))
+        if simulation is not None:
+            show([simulation_lines(simulation)])
     if report is not None:
         from strata.app.plan_report.build import build_report
         from strata.app.plan_report.page import write_report

@@ -55,7 +55,7 @@ _OF_KERNELS = (
 )  # fmt: skip
 _OF_MACHINES = (
     "objective", "seq_len", "phase", "prompt", "new_tokens", "batch", "graph", "traced_len", "allow",
-    "devices", "kv_dtype", "activations", "granularity", "max_context", "explain", "report",
+    "devices", "kv_dtype", "activations", "granularity", "max_context", "explain", "report", "simulate",
 )  # fmt: skip
 
 
@@ -100,6 +100,9 @@ def command(
         str | None, typer.Option(help="All candidates of ops of this name or kind, and why one won")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page about the plan (.html)")] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Predict held-out text as photonic units would: perplexity")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show which kernel runs for which sizes, with the cost of all candidates. Needs no weights.
@@ -114,7 +117,7 @@ def command(
     _refuse(context, _OF_KERNELS, "with --machine, devices are planned, not kernels")
     if shape is not None and model is not None:
         raise UserError(f"got the model {model} and --shape {shape}; expected one of them")
-    run(options_of(context.params), explain, report, as_json)
+    run(options_of(context.params), explain, report, simulate, as_json)
 
 
 def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:

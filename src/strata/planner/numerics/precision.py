@@ -15,6 +15,8 @@ from dataclasses import replace
 from strata.core.errors import UserError
 from strata.target.hardware import PHU, Converter, Device, Machine
 
+from .photonic import PhotonicNumerics
+
 
 def with_bits(converter: Converter, bits: int) -> Converter:
     """The converter at another resolution, at the same energy per level."""
@@ -30,7 +32,8 @@ def with_precision(machine: Machine, bits: int, noise_additive: float | None = N
         noise_additive: Of each photonic unit, relative to the full scale of an output; ``None`` = as it is.
 
     Raises:
-        UserError: there is no photonic unit, or one without converters, whose energy would be made up.
+        UserError: there is no photonic unit, or one without converters or their energy, or a number is out of
+            range.
     """
     if not any(isinstance(d, PHU) for d in machine.devices):
         devices = ", ".join(f"{d.name} ({d.kind})" for d in machine.devices)
@@ -41,12 +44,19 @@ def with_precision(machine: Machine, bits: int, noise_additive: float | None = N
 def _changed(device: Device, bits: int, noise_additive: float | None) -> Device:
     if not isinstance(device, PHU):
         return device
-    if device.dac is None or device.adc is None:
-        missing = "dac" if device.dac is None else "adc"
-        raise UserError(
-            f"device {device.name}: no {missing}: the energy of its bits is unknown; give it a Converter"
-        )
+    dac, adc = (_priced(device, name) for name in ("dac", "adc"))
     noise = device.noise_additive if noise_additive is None else noise_additive
-    return replace(
-        device, dac=with_bits(device.dac, bits), adc=with_bits(device.adc, bits), noise_additive=noise
-    )
+    changed = replace(device, dac=with_bits(dac, bits), adc=with_bits(adc, bits), noise_additive=noise)
+    PhotonicNumerics.of(changed)  # refused here, whether or not a plan uses the unit
+    return changed
+
+
+def _priced(device: PHU, name: str) -> Converter:
+    converter: Converter | None = getattr(device, name)
+    if converter is None or converter.j_per_sample == 0:
+        got = "none" if converter is None else "one of 0 J per sample"
+        raise UserError(
+            f"device {device.name}: {name}: got {got}: what its bits cost is unknown; "
+            f"give it a converter with its energy"
+        )
+    return converter
