@@ -159,7 +159,7 @@ def edit(old: str, new: str) -> str:
             edit("cores = 8", "corse = 8"),
             "devices.cpu: no key 'corse'; did you mean 'cores'? Expected any of",
         ),
-        ("clock = 3\n" + SMALL, "small.toml: no key 'clock'. Expected any of like, name, profile, home, about"),
+        ("clock = 3\n" + SMALL, "small.toml: no key 'clock'. Expected any of like, name, profile, home"),
         (
             edit('clock_hz = "3 GHz"\n', ""),
             "devices.cpu: clock_hz is missing; expected a frequency such as '9.7 GHz'",
