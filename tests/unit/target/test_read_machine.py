@@ -87,6 +87,63 @@ def test_a_machine_file_of_the_user_by_its_path(tmp_path):
     assert read_machine(path) == read_machine(str(path)) == parse_machine(SMALL, name="desk")
 
 
+LIKE = """
+like = "h100"
+[memories.hbm]
+capacity_bytes = "94 GB"
+[memories.sram]
+parent = "hbm"
+capacity_bytes = "1 MiB"
+bandwidth_bytes_per_s = "1 TB/s"
+read_j_per_byte = 0
+write_j_per_byte = 0
+[devices.gpu]
+launch_s = "1 us"
+static_w = "90 W"
+sources = { static_w = "my meter" }
+[devices.mesh]
+kind = "phu"
+memory = "sram"
+clock_hz = "1 GHz"
+dac = { bits = 4, j_per_sample = "1 pJ" }
+"""
+
+
+def test_a_machine_may_start_from_another():
+    machine, base = parse_machine(LIKE, name="mine"), read_machine("h100")
+    assert (machine.name, machine.about, machine.home) == ("mine", "", "hbm")
+    assert [m.name for m in machine.memories] == ["hbm", "l2", "sram"]
+    assert [d.name for d in machine.devices] == ["gpu", "mesh"]
+    hbm, gpu = machine.memory("hbm"), machine.device("gpu")
+    assert (hbm.capacity_bytes, hbm.bandwidth_bytes_per_s) == (94e9, 3.35e12)
+    # What is replaced has lost its source, what is not has kept it.
+    assert hbm.source_of("capacity_bytes") == "assumed"
+    assert hbm.source_of("bandwidth_bytes_per_s") == base.memory("hbm").source_of("bandwidth_bytes_per_s")
+    assert (gpu.launch_s, gpu.source_of("launch_s")) == (1e-6, "assumed")
+    assert (gpu.static_w, gpu.source_of("static_w")) == (90.0, "my meter")
+    assert gpu.clock_hz == base.device("gpu").clock_hz
+    with pytest.raises(UserError, match=r"x.toml: memories.hbm: capacity_bytes: got no source; expected one"):
+        parse_machine(LIKE, "x.toml", needs_sources=True)
+
+
+def test_converters_may_be_replaced_in_part():
+    text = 'like = "lightcode-honest"\n[devices.phu.dac]\nj_per_sample = "1 pJ"'
+    phu = parse_machine(text).device("phu")
+    assert isinstance(phu, PHU)
+    assert phu.dac is not None
+    assert (phu.dac.j_per_sample, phu.dac.delay_s, phu.dac.source_of("j_per_sample")) == (
+        1e-12,
+        1e-8,
+        "assumed",
+    )
+
+
+def test_a_machine_like_one_that_is_like_another():
+    machine = parse_machine('like = "lightmatter-2025"\n[devices.phu]\ncores = 8', name="eight")
+    assert machine.device("phu").cores == 8
+    assert machine.device("gpu") == read_machine("h100").device("gpu")
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -102,7 +159,7 @@ def edit(old: str, new: str) -> str:
             edit("cores = 8", "corse = 8"),
             "devices.cpu: no key 'corse'; did you mean 'cores'? Expected any of",
         ),
-        ("clock = 3\n" + SMALL, "small.toml: no key 'clock'. Expected any of name, profile, home, about"),
+        ("clock = 3\n" + SMALL, "small.toml: no key 'clock'. Expected any of like, name, profile, home"),
         (
             edit('clock_hz = "3 GHz"\n', ""),
             "devices.cpu: clock_hz is missing; expected a frequency such as '9.7 GHz'",
@@ -153,6 +210,12 @@ def edit(old: str, new: str) -> str:
         (edit('"datasheet"', "7"), "devices.cpu: source: got 7; expected a text"),
         ("home = 3\n" + SMALL, "small.toml: home: got 3; expected a text"),
         ("devices = 3", "small.toml: devices: got 3; expected a table"),
+        ("like = 3", "small.toml: like: got 3; expected a text"),
+        ('like = "h10"', "small.toml: like: got 'h10'; expected one of h100, h200"),
+        ('like = "h100"\ndevices = 3', "small.toml: devices: got 3; expected a table"),
+        ('like = "h100"\ndevices.gpu = 3', "small.toml: devices.gpu: got 3; expected a table"),
+        ('like = "h100"\ndevices.gpu.sources = 3', "devices.gpu: sources: got 3; expected a table"),
+        ('like = "h100"\ndevices.gpu.clock = 3', "small.toml: devices.gpu: no key 'clock'"),
         ("devices.cpu = 3", "small.toml: devices.cpu: got 3; expected a table"),
         ("", "small.toml: machine custom: got no device; expected at least one"),
         (SMALL + "[devices", "small.toml: Expected ']'"),
@@ -208,6 +271,14 @@ def test_unknown_names_and_files(tmp_path):
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"machine: cannot read .*bytes\.toml"):
         read_machine(tmp_path / "bytes.toml")
+
+
+def test_look_ups_say_what_there_is():
+    machine = parse_machine(SMALL, name="small")
+    with pytest.raises(UserError, match="machine small: no device 'gpu'; it has cpu, mesh"):
+        machine.device("gpu")
+    with pytest.raises(UserError, match="machine small: no memory 'hbm'; it has dram"):
+        machine.memory("hbm")
 
 
 # --- Python files ---------------------------------------------------------------------------------
@@ -313,6 +384,6 @@ def test_the_text_of_a_class_of_the_user_is_refused():
         threads: int = 1
 
     with pytest.raises(
-        UnsupportedError, match=r"device loom: Loom is no kind that TOML has \(cpu, gpu, phu\)"
+        UnsupportedError, match=r"device loom: Loom is no kind that TOML has \(cpu, gpu, phu, fittedcpu\)"
     ):
         machine_text(Machine([Loom(clock_hz=1.0)]))
