@@ -85,6 +85,11 @@ class WeightFormat:
         return (1 << self.bits) - 1
 
     @property
+    def min_code(self) -> int:
+        """The smallest code in use: symmetric 8 bits leave out 0, so that values are -127 to 127 steps."""
+        return 1 if self.bits == 8 and not self.is_asymmetric else 0
+
+    @property
     def codes_dtype(self) -> str:
         """Name of the dtype of codes and zeros: ``u4`` or ``u8``."""
         return f"u{self.bits}"
