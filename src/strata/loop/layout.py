@@ -28,7 +28,6 @@ from strata.core.errors import ParseError
 from .build import add, floordiv, floormod, lt, mul, select
 from .nodes import Buffer, Expr, Intrinsic, Load
 
-
 _SPARE_BYTES = 64  # a cache line
 
 
