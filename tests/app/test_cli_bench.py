@@ -37,7 +37,7 @@ def subjects():
 
 @pytest.mark.parametrize(
     ("format_", "bits"),
-    [("f32", 32), ("bf16", 16), ("int4", 4 + 16 / 32)],  # 16-bit scales of 32 weights
+    [("f32", 32), ("bf16", 16), ("int4:group=32", 4 + 16 / 32)],  # 16-bit scales of 32 weights
 )
 def test_weight_bytes_read(subjects, format_, bits):
     """Every matrix and the head once, f32 norms; of the embedding table only rows are read."""

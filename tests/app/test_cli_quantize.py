@@ -27,8 +27,9 @@ def quantized(folder: Path, strata) -> Path:
     output = folder.parent / "int4"
     result = strata("quantize", folder, "--format", "q4", "-o", output)
     assert result.exit_code == 0, result.stderr
-    assert "int4 by search: 10 weights" in result.stdout
-    assert f"{output}: 4.50 bits per weight" in result.stdout
+    assert "int4 by search: 8 weights" in result.stdout
+    assert "int4:asymmetric by search: 2 weights" in result.stdout
+    assert f"{output}: 4.60 bits per weight" in result.stdout
     return output
 
 

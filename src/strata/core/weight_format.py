@@ -8,7 +8,7 @@ K (the last dim)::
 ``zero`` is a constant (8 for 4 bits, 128 for 8) in symmetric formats, and a code of its own per group,
 ``zeros[n, k // group]``, in asymmetric ones. Grammar of the texts::
 
-    choice  ::= format (";" pattern "=" format)* | name of a choice ("mixed")
+    choice  ::= format (";" pattern "=" format)* | name of a choice ("int4", "mixed")
     format  ::= weight | float dtype ("f32", "bf16", "f16")
     weight  ::= ("int4" | "int8" | "q4" | "q8") [":" option ("," option)*]
     option  ::= "group=" (elements | "channel") | "asymmetric"
@@ -16,7 +16,8 @@ K (the last dim)::
     glob    ::= name of a weight with or without ".weight", with the wildcards * ? [...]
 
 The last pattern that fits a weight decides. ``int4``, ``int8:group=128``, ``int4:group=64,asymmetric`` are
-formats; ``int4;lm_head|*embed_tokens=int8;*.down_proj=bf16`` is a choice.
+formats; ``int4;lm_head|*embed_tokens=int8;*.down_proj=bf16`` is a choice. As a choice, ``int4`` alone is the
+name of one that gives what makes the logits zero points; ``int4:group=32`` is that format for all weights.
 """
 
 from __future__ import annotations
@@ -83,6 +84,11 @@ class WeightFormat:
     def max_code(self) -> int:
         """The largest code: 15 or 255."""
         return (1 << self.bits) - 1
+
+    @property
+    def min_code(self) -> int:
+        """The smallest code in use: symmetric 8 bits leave out 0, so that values are -127 to 127 steps."""
+        return 1 if self.bits == 8 and not self.is_asymmetric else 0
 
     @property
     def codes_dtype(self) -> str:
@@ -196,7 +202,13 @@ def parse_format(text: str) -> AnyFormat:
 _QKV = "*qkv_proj|*c_attn"
 _HEAD = "lm_head|*embed_tokens|*wte"
 # The weights whose rounding costs most perplexity per byte saved, measured: docs/howto/quantize.md.
-NAMED_CHOICES: dict[str, str] = {"mixed": f"int4;{_HEAD}|{_QKV}=int8"}
+NAMED_CHOICES: dict[str, str] = {
+    "int4": f"int4;{_HEAD}=int4:asymmetric",
+    "q4": f"int4;{_HEAD}=int4:asymmetric",
+    "mixed": f"int4;{_HEAD}|{_QKV}=int8",
+}
+# Models of other families may have no weights of these names.
+_NAMED_PATTERNS = frozenset((_HEAD, f"{_HEAD}|{_QKV}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +232,9 @@ class FormatChoice:
         return chosen
 
     def unused_patterns(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Patterns that fit none of the weights ``names``."""
-        known = tuple(names)
-        return tuple(p for p, _ in self.rules if not any(_fits(p, name) for name in known))
+        """Patterns that fit none of the weights ``names``, other than those of named choices."""
+        known, patterns = tuple(names), (p for p, _ in self.rules if p not in _NAMED_PATTERNS)
+        return tuple(p for p in patterns if not any(_fits(p, name) for name in known))
 
     @property
     def formats(self) -> tuple[AnyFormat, ...]:
@@ -234,8 +246,16 @@ class FormatChoice:
         """Whether any weight may get codes."""
         return any(isinstance(format, WeightFormat) for format in self.formats)
 
-    def __str__(self) -> str:
+    @property
+    def explicit(self) -> str:
+        """Its text without the names of choices: ``int4`` is the format. Folders say this."""
         return ";".join([str(self.default), *(f"{pattern}={format}" for pattern, format in self.rules)])
+
+    def __str__(self) -> str:
+        text = self.explicit
+        if text in NAMED_CHOICES:
+            return f"{text}:group={USUAL_GROUPS[4][0]}"
+        return next((name for name, meant in NAMED_CHOICES.items() if meant == text), text)
 
 
 def _fits(pattern: str, name: str) -> bool:
@@ -243,8 +263,12 @@ def _fits(pattern: str, name: str) -> bool:
     return any(fnmatchcase(name, glob) or fnmatchcase(short, glob) for glob in pattern.split("|"))
 
 
-def parse_format_choice(text: str | AnyFormat | FormatChoice) -> FormatChoice:
+def parse_format_choice(text: str | AnyFormat | FormatChoice, *, has_names: bool = True) -> FormatChoice:
     """The choice that ``text`` describes: a format, formats by weight, or the name of a choice ("mixed").
+
+    Args:
+        text: As people write it, or as a choice prints; anything else is the choice already.
+        has_names: Whether names of choices are known; without them, it is an ``explicit`` text.
 
     Raises:
         UserError: the text is no choice.
@@ -253,7 +277,7 @@ def parse_format_choice(text: str | AnyFormat | FormatChoice) -> FormatChoice:
         return text
     if isinstance(text, WeightFormat | DType):
         return FormatChoice(text)
-    first, *rest = NAMED_CHOICES.get(text.strip(), text).split(";")
+    first, *rest = (NAMED_CHOICES.get(text.strip(), text) if has_names else text).split(";")
     rules: list[tuple[str, AnyFormat]] = []
     for item in rest:
         pattern, equals, format = item.partition("=")

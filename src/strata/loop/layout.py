@@ -16,6 +16,7 @@ product in the place of one. ``w[r, c]`` is in the byte ``p[r // R, c // C, (r %
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from strata.core.errors import ParseError
 
 from .build import add, floordiv, floormod, lt, mul, select
 from .nodes import Buffer, Expr, Intrinsic, Load
+
+_SPARE_BYTES = 64  # a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +81,32 @@ class Layout:
         """Logical 2-d ndarray -> stored 3-d ndarray (C-contiguous, zero padded)."""
         import numpy as np
 
-        if self.nibbles:
-            whole = Layout(self.rows, self.cols, self.transposed).pack(array.astype(np.uint8))
-            halves = whole.reshape(*whole.shape[:2], self.rows, 2, self.bytes_wide)
-            return (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).reshape(*whole.shape[:2], -1)
         if self.transposed:
             array = array.T
         rows, cols = array.shape
-        r, c = self.rows, self.cols
-        out = np.zeros((-(-rows // r), -(-cols // c), r, c), array.dtype)
-        full_rows, full_cols = rows // r, cols // c
-        body = array[: full_rows * r, : full_cols * c].reshape(full_rows, r, full_cols, c)
-        out[:full_rows, :full_cols] = body.transpose(0, 2, 1, 3)
-        if rows % r:  # the ragged last tile of rows
-            rest = array[full_rows * r :, : full_cols * c].reshape(rows % r, full_cols, c)
-            out[full_rows, :full_cols, : rows % r] = rest.transpose(1, 0, 2)
-        if cols % c:  # the ragged last columns, tile by tile
-            for tile in range(out.shape[0]):
-                part = array[tile * r : (tile + 1) * r, full_cols * c :]
-                out[tile, full_cols, : part.shape[0], : cols % c] = part
-        return out.reshape(
-            self.physical_shape((rows, cols)) if not self.transposed else self.physical_shape((cols, rows))
-        )
+        tile_rows, tile_cols, _ = Layout(self.rows, self.cols).physical_shape((rows, cols))
+        dtype = np.dtype(np.uint8) if self.nibbles else array.dtype
+        word_bytes = self.bytes_wide * dtype.itemsize  # neighbours in a tile, moved as one
+        out = np.empty((tile_rows, tile_cols, self.rows), f"V{word_bytes}")
+        # A row of tiles is turned from a copy, whose rows are not a power of two apart: the places of a cache
+        # that can hold the same column of all rows would be few.
+        spare = -(-_SPARE_BYTES // word_bytes)
+        copy = np.zeros((self.rows, (tile_cols + spare) * self.cols), dtype)
+        for tile in range(tile_rows):
+            part = array[tile * self.rows : (tile + 1) * self.rows]
+            copy[: len(part), :cols] = part
+            copy[len(part) :] = 0
+            words = self._halves_joined(copy) if self.nibbles else copy
+            out[tile] = words.view(out.dtype)[:, :tile_cols].T
+        return out.view(dtype)
+
+    def _halves_joined(self, rows: Any) -> Any:
+        """Bytes ``[rows, n / 2]`` of elements of 4 bits ``[rows, n]`` u8, several at a time."""
+        import numpy as np
+
+        unit = np.dtype(f"u{math.gcd(self.bytes_wide, 8)}")
+        halves = rows.view(unit).reshape(len(rows), -1, 2, self.bytes_wide // unit.itemsize)
+        return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(rows), -1)
 
     def unpack(self, stored: Any, shape: tuple[int, int]) -> Any:
         """Stored 3-d ndarray -> logical ndarray of ``shape``; nibbles become ``uint4``."""

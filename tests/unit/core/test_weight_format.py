@@ -19,6 +19,7 @@ from strata.core.weight_format import (
     parse_weight_format,
 )
 
+ASYMMETRIC = WeightFormat(4, None, True)
 FORMATS = st.builds(
     WeightFormat, st.sampled_from([4, 8]), st.sampled_from([0, 32, 64, 96, 128, 1024]), st.booleans()
 )
@@ -116,7 +117,19 @@ def test_last_fitting_pattern_decides() -> None:
 
 
 @pytest.mark.parametrize("name", NAMED_CHOICES)
-def test_named_choices_parse(name: str) -> None:
+def test_named_choices(name: str) -> None:
     choice = parse_format_choice(name)
     assert choice.is_quantized
-    assert choice.of("lm_head.weight") == INT8
+    assert choice.default == INT4
+    assert choice.of("lm_head.weight") == choice.of("wte.weight") == (INT8 if name == "mixed" else ASYMMETRIC)
+    assert str(choice) == name.replace("q4", "int4")
+    assert parse_format_choice(choice.explicit, has_names=False) == choice
+    assert choice.unused_patterns(["other.weight"]) == ()
+
+
+def test_int4_for_all_weights() -> None:
+    choice = parse_format_choice("int4:group=32")
+    assert choice == FormatChoice(INT4) == parse_format_choice("int4", has_names=False)
+    assert (str(choice), choice.explicit) == ("int4:group=32", "int4")
+    # With exceptions, int4 is the format too.
+    assert parse_format_choice("int4;*.mlp.*=int8").of("lm_head.weight") == INT4

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from quantize_reference import encode
 
 from strata.core.errors import UserError
 from strata.core.weight_format import INT4, INT8, WeightFormat
-from strata.models.quantize.codes import QuantizedMatrix, dequantize_matrix, encode, quantize_matrix
+from strata.models.quantize.codes import QuantizedMatrix, dequantize_matrix, quantize_matrix
 from strata.models.quantize.gptq import _invert_lower, gptq_matrix, output_error
 
 
@@ -58,7 +59,7 @@ def test_two_active_columns_against_all_codes() -> None:
             return float(d @ hessian[:2, :2] @ d)
 
         # Of the first column only its nearest code is tried; the second makes up for it.
-        first = int(encode(target[:1, None], scale, np.full(1, 8, np.float32), INT4)[0, 0])
+        first = int(encode(target[:1], scale[0], 8, INT4)[0])
         best = min(cost(codes) for codes in itertools.product([first], range(16)))
         assert cost(tuple(int(c) for c in matrix.codes[row, :2])) == pytest.approx(best, abs=1e-6)
 

@@ -286,7 +286,8 @@ FLOATS = "lm_head|*embed_tokens|*wte|*wpe"
         ({**GPTQ, "bits": 8, "sym": False, "group_size": -1}, f"int8:group=channel,asymmetric;{FLOATS}=bf16"),
         (AWQ, f"int4:asymmetric;{FLOATS}=bf16"),
         ({**AWQ, "modules_to_not_convert": ["gate"]}, f"int4:asymmetric;{FLOATS}|*gate*=bf16"),
-        (MLC, "int4"),
+        (MLC, "int4:group=32"),
+        ({"quant_method": "strata", "version": 1, "format": "int4", "weights": {}}, "int4:group=32"),
         (
             {"quant_method": "strata", "version": 1, "format": "int8;*qkv_proj=int4", "weights": {}},
             "int8;*qkv_proj=int4",

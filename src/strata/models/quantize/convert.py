@@ -185,7 +185,7 @@ class _Conversion:
             CONFIG_KEY: {
                 "quant_method": Packing.STRATA.value,
                 "version": STRATA_VERSION,
-                "format": str(self._choice),
+                "format": self._choice.explicit,
                 "weights": weights,
             },
         }

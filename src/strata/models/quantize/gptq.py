@@ -19,7 +19,7 @@ import numpy as np
 from strata.core.errors import UserError
 from strata.core.weight_format import WeightFormat
 
-from .codes import Method, QuantizedMatrix, dequantize_matrix, encode, quantize_matrix
+from .codes import Method, QuantizedMatrix, dequantize_matrix, quantize_matrix
 
 _BLOCK = 64  # columns whose corrections of later blocks are applied in one product
 DAMPING = 0.01
@@ -64,7 +64,7 @@ def gptq_matrix(
         errors = np.empty((end - begin, w.shape[1]), np.float32)
         for j in range(begin, end):
             scale, zero = scales[group_of[j]], zeros[group_of[j]]
-            code = encode(w[j : j + 1], scale, zero, format)[0]
+            code = _encode(w[j], scale, zero, format)
             codes[j] = code
             errors[j - begin] = (w[j] - (code - zero) * scale) / upper[j, j]
             w[j + 1 : end] -= upper[j, j + 1 : end, None] * errors[j - begin]
@@ -74,6 +74,16 @@ def gptq_matrix(
     codes = np.ascontiguousarray(back.T).view(start.codes.dtype)
     made = QuantizedMatrix(format, codes, start.scales, start.zeros)
     return QuantizedMatrix(format, codes, _same_size(weight, made, hessian), start.zeros)
+
+
+def _encode(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, format: WeightFormat) -> np.ndarray:
+    """Codes u8 of values ``w`` for scales and zeros ``[N]`` each; a scale of 0 gives zeros."""
+    q = np.zeros_like(w)
+    np.divide(w, scale, out=q, where=scale != 0)
+    np.rint(q, out=q)
+    q += zero
+    np.clip(q, format.min_code, format.max_code, out=q)
+    return q.astype(np.uint8)
 
 
 def _same_size(weight: np.ndarray, matrix: QuantizedMatrix, hessian: np.ndarray) -> np.ndarray:

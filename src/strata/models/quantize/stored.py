@@ -107,7 +107,7 @@ def _strata(config: Fields, dtype: DType) -> StoredFormat:
     if weights is None:
         raise UserError(f"{config.where}: weights is missing; expected the format of each tensor by name")
     formats = {name: parse_weight_format(weights.string(name)) for name in weights.data}
-    choice = parse_format_choice(config.string("format"))
+    choice = parse_format_choice(config.string("format"), has_names=False)
     return StoredFormat(Packing.STRATA, choice, formats, where=config.where)
 
 

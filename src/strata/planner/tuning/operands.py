@@ -55,14 +55,13 @@ def inputs(
     for param in params:
         shape = _shape(param, sizes)
         name = fields.get(param.name, "")
-        if name in _INDICES:
-            values = _index_field(name, shape, sizes)
-        elif param.dtype.is_float:
-            values = np.resize(noise, shape)
-        else:
-            values = rng.integers(0, 2 if param.dtype.name == "bool" else 100, shape)
         array = guarded(shape, param.dtype.numpy_name)
-        array[...] = values
+        if name in _INDICES:
+            array[...] = _index_field(name, shape, sizes)
+        elif param.dtype.is_float:
+            _repeat(noise, array)
+        else:
+            _repeat(rng.integers(0, 2 if param.dtype.name == "bool" else 100, PERIOD), array)
         found.append([array, *(_copy(array) for _ in range(copies - 1 if param.name in weights else 0))])
     return found
 
@@ -99,6 +98,14 @@ def is_intact(array: np.ndarray) -> bool:
     """Whether the canary behind an array of :func:`guarded` is as it was."""
     behind = array_at(address(array) + array.nbytes, (CANARY_BYTES - 64,), numpy_dtype("u8"), keep=array)
     return bool((behind == CANARY).all())
+
+
+def _repeat(values: np.ndarray, array: np.ndarray) -> None:
+    """Fill an array with ``values`` over and over."""
+    flat, values = array.reshape(-1), values.astype(array.dtype)
+    for begin in range(0, flat.size, values.size):
+        part = flat[begin : begin + values.size]
+        part[:] = values[: part.size]
 
 
 def _copy(array: np.ndarray) -> np.ndarray:
