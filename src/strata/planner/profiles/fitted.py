@@ -203,6 +203,6 @@ def amounts(workload: Workload, work: Work, points: Points) -> tuple[np.ndarray,
 
 
 def _rows(workload: Workload, work: Work) -> Dim:
-    """Rows of a work's activations: the first extent of the first thing that it reads and that is no weight."""
+    """Rows of activations: the first extent of the first thing that is read and is no weight."""
     values = [workload.values[k] for k in work.inputs]
     return next((v.shape[0] for v in values if v.kind is not ValueKind.WEIGHT and v.shape), 1)
