@@ -1,7 +1,7 @@
 """Orders of tasks in time: by priority, in a given sequence, or one after the other.
 
-A sequence of tasks becomes an order by :func:`place`: each task begins as soon as what it waits for is done and
-its resources are free of the tasks before it in the sequence. Some sequence gives the best order of all.
+A sequence of tasks becomes an order by :func:`place`: each task begins as soon as what it waits for is done
+and its resources are free of the tasks before it in the sequence. Some sequence gives the best order of all.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def bottom_levels(tasks: Tasks) -> list[float]:
 def priority_sequence(tasks: Tasks, levels: Sequence[float] | None = None) -> list[int]:
     """Tasks in the order in which they begin if no resource waits while something is ready for it.
 
-    Among what is ready, the task with the largest level begins first: :func:`bottom_levels` if none are given.
+    Among what is ready, the task with the largest level begins first: :func:`bottom_levels` if none are
+    given.
     """
     levels = bottom_levels(tasks) if levels is None else levels
     waiting = [len(earlier) for earlier in tasks.before]
@@ -144,9 +145,7 @@ def makespan_s(instance: Instance, choices: Choices) -> float:
     return place(tasks, priority_sequence(tasks)).makespan_s
 
 
-def slots_of(
-    graph: StackedGraph, choices: Choices, tasks: Tasks, placed: Placed
-) -> tuple[Slot, ...]:
+def slots_of(graph: StackedGraph, choices: Choices, tasks: Tasks, placed: Placed) -> tuple[Slot, ...]:
     """Slots of placed tasks, in the order of their beginning."""
     num_works = len(graph.stacks)
     found: list[tuple[float, tuple[float, int], Slot]] = []
