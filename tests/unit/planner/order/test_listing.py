@@ -44,6 +44,14 @@ def test_moves_over_one_link_wait_for_each_other():
     assert moves(slots) == {(0, "m0->m1"): (3, 5), (1, "m1->m0"): (7, 8), (4, "m0->m1"): (2, 3)}
 
 
+def test_a_weight_is_moved_in_the_latest_gap_of_its_link():
+    works = [((), {0: 1.0}), ((0,), {1: 1.0}), ((1,), {1: 1.0})]
+    graph = graph_of(machine(2), works, {0: {(0, 1): 1.0}}, link="bus", weights={2: {1: 1.0}})
+    slots = list_schedule(graph, [0, 0, 0], 0)
+    assert by_work(slots)[2] == ("d1", 3, 4)
+    assert moves(slots) == {(0, "m0->m1"): (1, 2), (3, "m0->m1"): (2, 3)}
+
+
 def test_sequential_order_takes_what_totals_say():
     graph = two_devices()
     slots = sequential_order(graph, [0, 0, 0, 0], 0)
