@@ -19,22 +19,26 @@ from strata.planner.devices.types import (
 )
 from strata.planner.order.listing import place
 from strata.planner.order.tasks import Tasks, instance_of, tasks_of
-from strata.target.hardware import CPU, Link, Machine, Memory
+from strata.target.hardware import CPU, Machine, Memory
 
 
 def machine(num_devices: int, cores: int = 1, static_w: float = 0.0) -> Machine:
     """Devices ``d0``, ``d1``, ... each with a memory ``m0``, ``m1``, ...; home is ``m0``."""
     memories = [
         Memory(
-            name=f"m{k}", capacity_bytes=1e9, bandwidth_bytes_per_s=1e9, read_j_per_byte=0.0, write_j_per_byte=0.0
+            name=f"m{k}",
+            capacity_bytes=1e9,
+            bandwidth_bytes_per_s=1e9,
+            read_j_per_byte=0.0,
+            write_j_per_byte=0.0,
         )
         for k in range(num_devices)
     ]
     devices = [
-        CPU(name=f"d{k}", clock_hz=1e9, cores=cores, memory=f"m{k}", static_w=static_w) for k in range(num_devices)
+        CPU(name=f"d{k}", clock_hz=1e9, cores=cores, memory=f"m{k}", static_w=static_w)
+        for k in range(num_devices)
     ]
-    links = [Link(name="bus", ends=("m0", f"m{k}"), bandwidth_bytes_per_s=1e9) for k in range(1, num_devices)]
-    return Machine(devices, memories=memories, links=links)
+    return Machine(devices, memories=memories)
 
 
 def estimates(time_s: float, energy_j: float = 0.0, link: str = "", static_w: float = 0.0) -> Estimates:
@@ -42,12 +46,17 @@ def estimates(time_s: float, energy_j: float = 0.0, link: str = "", static_w: fl
     array = np.array([float(time_s)])
     terms = [
         Term(
-            Cause.LINK if link else Cause.COMPUTE, link or "device", array, np.array([energy_j]), array, "second"
+            Cause.LINK if link else Cause.COMPUTE,
+            link or "device",
+            array,
+            np.array([energy_j]),
+            array,
+            "second",
         )
     ]
     if static_w:
         terms.append(Term(Cause.STATIC, "machine", 0 * array, array * static_w, array, "second"))
-    return Estimates(array, np.array([energy_j]) + array * static_w, tuple(terms))
+    return Estimates(array, np.array([energy_j]) + (array * static_w if static_w else 0.0), tuple(terms))
 
 
 def graph_of(
@@ -115,7 +124,9 @@ def random_graph(seed: int, num_works: int, num_devices: int = 2) -> StackedGrap
         works.append((needs, {d: seconds() for d in devices}))
     pairs = [(a, b) for a in range(num_devices) for b in range(num_devices) if a != b]
     moves = {k: {p: seconds() for p in pairs} for k in range(num_works) if rng.random() < 0.7}
-    weights = {k: {b: seconds() for b in range(1, num_devices)} for k in range(num_works) if rng.random() < 0.2}
+    weights = {
+        k: {b: seconds() for b in range(1, num_devices)} for k in range(num_works) if rng.random() < 0.2
+    }
     cores = rng.choice([1, 1, 2])
     return graph_of(
         machine(num_devices, cores),

@@ -9,20 +9,20 @@
     cuts       splits a graph where everything passes through one work
     cpsat      best choices and order of a part, by OR-Tools
     search     best choices and order of the whole, with the bound
-    occupancy  bytes alive in each memory, and power, over time
+    occupancy  bytes alive in each memory, and energy spent, over time
 """
 
 from .check import validate_order
 from .listing import list_schedule, sequential_order
-from .occupancy import occupancy, power
+from .occupancy import energy_spent, occupancy
 from .search import minimise_makespan, missing_solver
 
 __all__ = [
+    "energy_spent",
     "list_schedule",
     "minimise_makespan",
     "missing_solver",
     "occupancy",
-    "power",
     "sequential_order",
     "validate_order",
 ]

@@ -2,8 +2,8 @@
 
 - *Critical path*: every work as early as the cheapest chain of candidates and moves before it allows.
 - *Load*: for any weights ``l_r >= 0`` of the resources with sum 1, the makespan is at least the sum over the
-  works of ``min_c sum_r l_r * load_r(c)``: the average of the loads is at most the largest. This is the dual of
-  the linear program that splits works among devices at will; the weights are improved by multiplicative
+  works of ``min_c sum_r l_r * load_r(c)``: the average of the loads is at most the largest. This is the dual
+  of the linear program that splits works among devices at will; the weights are improved by multiplicative
   updates, and any weights give a valid bound.
 """
 

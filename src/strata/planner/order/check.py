@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from strata.core.errors import VerifyError
 from strata.planner.devices.result import Slot
@@ -17,8 +18,8 @@ def validate_order(graph: StackedGraph, choices: Choices, slots: Sequence[Slot],
     """Refuse an order that is no execution of the choices ``[W]`` at a point.
 
     Legal: every work once, on its device, for as long as estimated; every move that the choices make, once;
-    nothing before what it needs is there; one work at a time per device, or per core where the candidates take
-    one; one move at a time per link.
+    nothing before what it needs is there; one work at a time per device, or per core where the candidates
+    take one; one move at a time per link.
 
     Raises:
         VerifyError: the order is not legal; names the slots.
@@ -27,9 +28,7 @@ def validate_order(graph: StackedGraph, choices: Choices, slots: Sequence[Slot],
 
 
 class _Checker:
-    def __init__(
-        self, graph: StackedGraph, choices: Choices, slots: Sequence[Slot], point: int
-    ) -> None:
+    def __init__(self, graph: StackedGraph, choices: Choices, slots: Sequence[Slot], point: int) -> None:
         self.graph, self.choices, self.slots, self.point = graph, choices, slots, point
         self.slack_s = TOLERANCE * max((s.end_s for s in slots), default=0.0)
         self.chosen = [stack[c] for stack, c in zip(graph.stacks, choices, strict=True)]
@@ -117,7 +116,7 @@ class _Checker:
 
     def _no_overlap(self, lane: object, slots: list[Slot]) -> None:
         slots.sort(key=lambda s: (s.begin_s, s.end_s))
-        for first, then in zip(slots, slots[1:], strict=False):
+        for first, then in pairwise(slots):
             if then.begin_s < first.end_s - self.slack_s:
                 raise VerifyError(f"order: {self._text(first)} and {self._text(then)} overlap on {lane}")
 

@@ -1,13 +1,14 @@
 """The best choices and order of an instance by OR-Tools CP-SAT, with a bound.
 
-One start per work; one optional interval per option and per move, none overlapping on its resource; a move, or
-the delay that it is, between the end of its producer and the start of its consumer. Seconds become whole units
-of a billionth of the known makespan, rounded down, so that the solver's bound is valid for the real durations.
+One start per work; one optional interval per option and per move, none overlapping on its resource; a move,
+or the delay that it is, between the end of its producer and the start of its consumer. Seconds become whole
+units of a billionth of the known makespan, rounded down, so that the solver's bound is valid for the real
+durations.
 
 The solver runs with one worker, a fixed seed and a limit of deterministic time: the same call gives the same.
-(Its default portfolio is avoided: ``default_lp`` alone took up to 25 s per deterministic second on a segment of
-40 works, against 2.5 s with full linear relaxations and 6 s with none, and found neither more nor better.)
-OR-Tools is imported when it is used (extra ``order``).
+(Its default portfolio is avoided: ``default_lp`` alone took up to 25 s per deterministic second on a segment
+of 40 works, against 2.5 s with full linear relaxations and 6 s with none, and found neither more nor better.)
+OR-Tools is imported when it is used (extra ``planner``).
 """
 
 from __future__ import annotations
@@ -232,7 +233,8 @@ class _Model:
         if status not in (self.cp.OPTIMAL, self.cp.FEASIBLE):
             return None, status
         chosen = tuple(
-            next(k for k, literal in enumerate(taken) if solver.boolean_value(literal)) for taken in self.taken
+            next(k for k, literal in enumerate(taken) if solver.boolean_value(literal))
+            for taken in self.taken
         )
         begins = tuple(solver.value(begin) for begin in self.begins)
         moves = {key: solver.value(begin) for key, begin in self.moves.items()}

@@ -1,19 +1,19 @@
-"""Split a graph where everything passes through one work.
+r"""Split a graph where everything passes through one work.
 
-A *cut* is a work that every other one either precedes or follows. Nothing runs beside it, so the works between
-two cuts have the devices for themselves, and an order of the whole is an order of each such segment, one after
-the other::
+A *cut* is a work that every other one either precedes or follows. Nothing runs beside it, so the works
+between two cuts have the devices for themselves, and an order of the whole is an order of each such segment,
+one after the other::
 
        q
-     /   \\                 cuts: a, b.  Segments: [a], [q k v b], ...
-    a - k - b -              what a segment takes depends only on the candidates of the cuts at its ends
-     \\   /
+     /   \              cuts: a, b; segments: [a], [q k v b]
+    a - k - b -         what a segment takes depends only on the candidates of the cuts at its ends
+     \   /
        v
 
-Some works *float* beside many others: a second result, a cache that is written, the angles of a late layer that
-wait for nothing. No cut could be made beside them, so they are left out: with less work the best order ends no
-later, and bounds stay valid. So are moves that can begin before the segment does: of values from home or from
-before the cut. The same layers give equal segments, which are solved once.
+Some works *float* beside many others: a second result, a cache that is written, the angles of a late layer
+that wait for nothing. No cut could be made beside them, so they are left out: with less work the best order
+ends no later, and bounds stay valid. So are moves that can begin before the segment does: of values from home
+or from before the cut. The same layers give equal segments, which are solved once.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Segment:
         entry: The cut before it, or ``None`` for the first segment.
         works: Its works, ascending; the last one is the cut at its end.
         values: Value of the graph that each haul of the instance moves.
-        instance: They alone. Where there is an entry, it is work 0, takes no time, and keeps its options: they
-            say where its values are.
+        instance: They alone. Where there is an entry, it is work 0, takes no time, and keeps its options:
+            they say where its values are.
     """
 
     entry: int | None
@@ -171,7 +171,13 @@ def _narrowed(haul: Haul, number: dict[int, int], value: int) -> Haul:
     kept = [(number[k], t) for k, t in zip(haul.consumers, haul.targets, strict=True) if k in number]
     producer = None if haul.producer is None else number[haul.producer]
     return Haul(
-        value, producer, tuple(k for k, _ in kept), haul.shared, haul.origins, tuple(t for _, t in kept), haul.costs
+        value,
+        producer,
+        tuple(k for k, _ in kept),
+        haul.shared,
+        haul.origins,
+        tuple(t for _, t in kept),
+        haul.costs,
     )
 
 

@@ -1,14 +1,16 @@
 """Orders of tasks in time: by priority, in a given sequence, or one after the other.
 
-A sequence of tasks becomes an order by :func:`place`: each task begins as soon as what it waits for is done and
-its resources are free of the tasks before it in the sequence. Some sequence gives the best order of all.
+A sequence of tasks becomes an order by :func:`place`: each task begins as soon as what it waits for is done
+and its resources are free of the tasks before it in the sequence. Some sequence gives the best order of all.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 
 from strata.planner.devices.result import Slot
 from strata.planner.devices.types import StackedGraph
@@ -70,7 +72,8 @@ def bottom_levels(tasks: Tasks) -> list[float]:
 def priority_sequence(tasks: Tasks, levels: Sequence[float] | None = None) -> list[int]:
     """Tasks in the order in which they begin if no resource waits while something is ready for it.
 
-    Among what is ready, the task with the largest level begins first: :func:`bottom_levels` if none are given.
+    Among what is ready, the task with the largest level begins first: :func:`bottom_levels` if none are
+    given.
     """
     levels = bottom_levels(tasks) if levels is None else levels
     waiting = [len(earlier) for earlier in tasks.before]
@@ -144,9 +147,7 @@ def makespan_s(instance: Instance, choices: Choices) -> float:
     return place(tasks, priority_sequence(tasks)).makespan_s
 
 
-def slots_of(
-    graph: StackedGraph, choices: Choices, tasks: Tasks, placed: Placed
-) -> tuple[Slot, ...]:
+def slots_of(graph: StackedGraph, choices: Choices, tasks: Tasks, placed: Placed) -> tuple[Slot, ...]:
     """Slots of placed tasks, in the order of their beginning."""
     num_works = len(graph.stacks)
     found: list[tuple[float, tuple[float, int], Slot]] = []
@@ -162,15 +163,32 @@ def slots_of(
 
 
 def late_moves(tasks: Tasks, placed: Placed) -> Placed:
-    """Moves of values from home as late as nothing waits for them, so that copies live shortly."""
+    """Moves of values from home as late as nothing waits for them, so that copies live shortly.
+
+    Each one, the last needed first, goes to the latest gap that all its links have before it is needed.
+    """
     begins_s = list(placed.begins_s)
     num_works = len(tasks) - len(tasks.moves)
-    next_s: dict[int, float] = {}  # when each link is taken next
-    for task in sorted(range(num_works, len(tasks)), key=lambda k: (begins_s[k], k), reverse=True):
-        if not tasks.before[task]:
-            limits = [begins_s[k] for k in tasks.after[task]]
-            limits += [next_s[r] for r in tasks.uses[task] if r in next_s]
-            begins_s[task] = max(begins_s[task], min(limits) - tasks.times_s[task])
+    movable = [k for k in range(num_works, len(tasks)) if not tasks.before[k]]
+    taken: dict[int, list[tuple[float, float]]] = {}  # (begin, end) on each link, ascending
+    for task in sorted(range(num_works, len(tasks)), key=begins_s.__getitem__):
         for r in tasks.uses[task]:
-            next_s[r] = begins_s[task]
+            taken.setdefault(r, []).append((begins_s[task], begins_s[task] + tasks.times_s[task]))
+    needed_s = {task: min(begins_s[k] for k in tasks.after[task]) for task in movable}
+    for task in sorted(movable, key=lambda k: (needed_s[k], k), reverse=True):
+        time_s, lists = tasks.times_s[task], [taken[r] for r in tasks.uses[task]]
+        for spans in lists:
+            spans.remove((begins_s[task], begins_s[task] + time_s))
+        end_s = needed_s[task]
+        while earlier := [found for spans in lists if (found := _last_before(spans, end_s, time_s)) < end_s]:
+            end_s = min(earlier)
+        begins_s[task] = max(begins_s[task], end_s - time_s)
+        for spans in lists:
+            insort(spans, (begins_s[task], begins_s[task] + time_s))
     return Placed(begins_s, placed.cores, placed.makespan_s)
+
+
+def _last_before(spans: list[tuple[float, float]], end_s: float, time_s: float) -> float:
+    """``end_s`` if a link is free for the ``time_s`` before it; else the beginning of what takes it."""
+    last = bisect_left(spans, (end_s, -inf)) - 1
+    return spans[last][0] if last >= 0 and spans[last][1] > end_s - time_s else end_s

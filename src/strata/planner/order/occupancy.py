@@ -1,4 +1,4 @@
-"""Bytes alive in each memory, and power, over the time of an execution order."""
+"""Bytes alive in each memory, and energy spent, over the time of an execution order."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def occupancy(
     """Bytes that live in each memory.
 
     Inputs, weights and state are at home from the beginning to the end: they are there for the next run too.
-    A result lives in the memory of the device that makes it, from the beginning of the work that makes it (its
-    room is written meanwhile) to the end of the last work or move that reads it there; one that nothing reads,
-    to the end of the run. A copy lives where it was moved, from the beginning of the move to the end of the
-    last work that reads it there. A value that is read in another memory without a move is read where it is.
+    A result lives in the memory of the device that makes it, from the beginning of the work that makes it
+    (its room is written meanwhile) to the end of the last work or move that reads it there; an output of the
+    workload and a result that nothing reads, to the end of the run. A copy lives where it was moved, from the
+    beginning of the move to the end of the last work that reads it there. A value that is read in another
+    memory without a move is read where it is.
 
     Args:
         graph: What was chosen from.
@@ -31,8 +32,9 @@ def occupancy(
         point: At which point.
 
     Returns:
-        Times f64 ``[T]`` in seconds, ascending from 0 to the makespan; by memory of the machine, f64 ``[T]``:
-        bytes alive from that time to the next one. The last entries are what is left at the end.
+        Times f64 ``[T]`` in seconds, ascending from 0 to the makespan; by memory of the machine, or place
+        that the profile tells apart, f64 ``[T]``: bytes alive from that time to the next one. The last
+        entries are what is left at the end.
     """
     lives = _Lives(graph, choices, slots, point)
     lives.run()
@@ -42,9 +44,7 @@ def occupancy(
 class _Lives:
     """Lives of values: ``(memory, bytes, from, to)``; ``to`` None = past the end."""
 
-    def __init__(
-        self, graph: StackedGraph, choices: Choices, slots: Sequence[Slot], point: int
-    ) -> None:
+    def __init__(self, graph: StackedGraph, choices: Choices, slots: Sequence[Slot], point: int) -> None:
         self.graph, self.slots = graph, slots
         self.chosen = [stack[c] for stack, c in zip(graph.stacks, choices, strict=True)]
         self.of_work = {s.work: s for s in slots if s.work is not None}
@@ -84,13 +84,15 @@ class _Lives:
                 self.lives.append((home, self.bytes[number], 0.0, None))
             elif makes is not None:
                 begin_s = self.of_work[makes].begin_s
-                self.lives.append((origin, self.bytes[number], begin_s, max(ends, default=None)))
+                kept = not ends or number in workload.outputs
+                self.lives.append((origin, self.bytes[number], begin_s, None if kept else max(ends)))
 
     def steps(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The lives summed up as step functions."""
         end_s = max((s.end_s for s in self.slots), default=0.0)
         times = np.unique([0.0, end_s, *(t for *_, a, b in self.lives for t in (a, b) if t is not None)])
-        changes = {m.name: np.zeros(len(times) + 1) for m in self.graph.machine.memories}
+        names = [m.name for m in self.graph.machine.memories] + sorted({name for name, *_ in self.lives})
+        changes = {name: np.zeros(len(times) + 1) for name in names}
         for memory, num_bytes, begin_s, until_s in self.lives:
             changes[memory][np.searchsorted(times, begin_s)] += num_bytes
             if until_s is not None:
@@ -105,10 +107,10 @@ def _by_target(moves: Sequence[Slot]) -> dict[str, list[Slot]]:
     return found
 
 
-def power(
+def energy_spent(
     graph: StackedGraph, choices: Choices, slots: Sequence[Slot], point: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Energy spent up to each time of an execution order.
+    """Energy spent up to each time of an execution order: the integral of the power.
 
     Every work and move spends its energy evenly while it runs, or at once if it takes no time. Static power
     flows from the beginning to the end: where devices work at the same time, that is less than the sum of the
@@ -121,8 +123,9 @@ def power(
         point: At which point.
 
     Returns:
-        Times f64 ``[T]`` in seconds, ascending from 0 to the makespan, and joules spent until then, f64 ``[T]``,
-        linear between two times; at a time that occurs twice they jump. The last one is the energy of the run.
+        Times f64 ``[T]`` in seconds, ascending from 0 to the makespan, and joules spent until then, f64
+        ``[T]``, linear between two times; at a time that occurs twice they jump. The last one is the energy
+        of the run.
     """
     chosen = [stack[c].estimates for stack, c in zip(graph.stacks, choices, strict=True)]
     costs = {(t.value, f"{a}->{b}"): e for t in graph.transfers for (a, b), e in t.costs.items()}
@@ -155,8 +158,6 @@ def power(
 def _dynamic_j(estimates: Estimates, point: int) -> float:
     """Energy without what the whole machine draws meanwhile."""
     static = sum(
-        float(t.energy_j[point])
-        for t in estimates.terms
-        if t.cause is Cause.STATIC and t.place == "machine"
+        float(t.energy_j[point]) for t in estimates.terms if t.cause is Cause.STATIC and t.place == "machine"
     )
     return float(estimates.energy_j[point]) - static

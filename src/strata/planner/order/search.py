@@ -1,11 +1,11 @@
 """The least makespan: which candidate computes each work, and in which order.
 
-The graph is split at its cuts (:mod:`.cuts`); what the whole takes is then a shortest path over the candidates of
-the cuts, whose steps are segments. At first a step counts what it takes at least (:mod:`.bounds`); the segments
-on the shortest path are solved, by list schedules with local search and by CP-SAT where it is installed, until
-the shortest path has no unsolved one: its length is then a bound of the whole, and mostly what its order takes.
-What remains between the two is closed, where possible, by local search over the whole graph and by CP-SAT on
-the whole of a small one.
+The graph is split at its cuts (:mod:`.cuts`); what the whole takes is then a shortest path over the
+candidates of the cuts, whose steps are segments. At first a step counts what it takes at least
+(:mod:`.bounds`); the segments on the shortest path are solved, by list schedules with local search and by
+CP-SAT where it is installed, until the shortest path has no unsolved one: its length is then a bound of the
+whole, and mostly what its order takes. What remains between the two is closed, where possible, by local
+search over the whole graph and by CP-SAT on the whole of a small one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def missing_solver() -> str | None:
     """What a better order needs that is not installed; ``None`` if nothing."""
     if has_solver():
         return None
-    return "OR-Tools is not installed: orders come from list schedules and local search; pip install ortools"
+    return (
+        "OR-Tools is not installed: orders come from list schedules and local search alone; "
+        "for better ones pip install 'strata-llm[planner]'"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,9 @@ class _Piece:
     Attributes:
         segment: The first of them.
         last: Whether the graph ends with it.
-        lower_s, upper_s: f64 ``[options of the entry, options of the exit]``: what it takes at least; what the
-            solution takes, ``inf`` while there is none. One row without an entry; one column at the end of the
-            graph, where the exit need not be fixed.
+        lower_s, upper_s: f64 ``[options of the entry, options of the exit]``: what it takes at least; what
+            the solution takes, ``inf`` while there is none. One row without an entry; one column at the end
+            of the graph, where the exit need not be fixed.
         solutions: By row and column, the found order.
     """
 
@@ -154,7 +157,9 @@ class _Search:
         for found in self._joined(segments, pieces, start):
             best = min(best, found, key=lambda f: f.makespan_s)
         if not self._proven(best):
-            best = _improved(self.instance, best, _groups(segments, pieces, self.instance), self.bound_s, LIST_TASKS)
+            best = _improved(
+                self.instance, best, _groups(segments, pieces, self.instance), self.bound_s, LIST_TASKS
+            )
         whole = len(pieces) == 1 and len(pieces[0].segment.works) == len(self.instance.options)
         if not self._proven(best) and not whole and self.effort > 0:
             best, bound_s, _ = _solved(self.instance, best, self.bound_s, self.effort)
@@ -195,7 +200,7 @@ class _Search:
     def _joined(
         self, segments: Sequence[Segment], pieces: Sequence[_Piece], start: list[int]
     ) -> Iterator[_Found]:
-        """The orders of the segments one after the other, as they are, with the gaps filled, and by priority."""
+        """The orders of the segments joined: as they are, with the gaps filled, and by priority."""
         _, steps = _shortest([p.upper_s for p in pieces])
         choices = list(start)
         keys: dict[object, tuple[int, float]] = {}
@@ -209,10 +214,9 @@ class _Search:
                     choices[work] = solution.choices[task]
                     keys.setdefault(work, (number, position))
                 else:
-                    haul, *rest = move_key(piece.segment.instance, local, task - num_works)
-                    consumer = rest.pop()
-                    consumer = consumer if consumer < 0 else segment.numbers[consumer]
-                    keys.setdefault((segment.values[haul], *rest, consumer), (number, position))
+                    haul, origin, to, k = move_key(piece.segment.instance, local, task - num_works)
+                    consumer = k if k < 0 else segment.numbers[k]
+                    keys.setdefault((segment.values[haul], origin, to, consumer), (number, position))
         yield _listed(self.instance, choices)
         tasks = tasks_of(self.instance, choices)
         sequence = self._sequence(tasks, keys)
@@ -326,4 +330,3 @@ def _solved(instance: Instance, best: _Found, bound_s: float, limit: float) -> t
     sequence = sorted(range(len(tasks)), key=lambda k: (begins[k], tasks.ranks[k]))
     found = _Found(list(solved.choices), sequence, place(tasks, sequence).makespan_s)
     return min(best, found, key=lambda f: f.makespan_s), max(bound_s, solved.bound_s), solved.spent
-

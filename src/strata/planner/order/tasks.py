@@ -5,14 +5,14 @@
     Instance ::= cores of each device, options of each work, works that each work waits for, hauls
     Option   ::= device, one core or the whole device, places, seconds
     Haul     ::= a value that may have to move: its places, seconds and links by (from, to)
-    Tasks    ::= works 0..W-1, then the moves that the choices make; each with seconds, resources, predecessors
+    Tasks    ::= works 0..W-1, then the moves that the choices make; each with seconds and resources
 
-**Resources.** A device does one work at a time: estimates are those of the whole device. Only a candidate that
-is ``per_core`` takes a single core. A move takes every link that its estimates name (a term of cause LINK that
-takes time), in either direction, from its beginning to its end; a move whose estimates name none is a delay,
-and any number of them may pass at once. What takes no time occupies nothing. Values at home can be moved from
-the beginning on. A move is a task of its own: neither its producer's device nor its consumer's waits for it
-while it does other work.
+**Resources.** A device does one work at a time: estimates are those of the whole device. Only a candidate
+that is ``per_core`` takes a single core. A move takes every link that its estimates name (a term of cause
+LINK that takes time), in either direction, from its beginning to its end; a move whose estimates name none is
+a delay, and any number of them may pass at once. What takes no time occupies nothing. Values at home can be
+moved from the beginning on. A move is a task of its own: neither its producer's device nor its consumer's
+waits for it while it does other work.
 """
 
 from __future__ import annotations
