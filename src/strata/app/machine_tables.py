@@ -120,7 +120,10 @@ def _why(plan: MachinePlan, found: Explanation) -> str:
     chosen, unit = found.chosen, _unit(plan.objective.text)
     if len(found.offers) == 1:
         return f"{chosen.candidate.name}: the only candidate\n"
-    lines = [f"{chosen.candidate.name}: the plan has {plan.objective.text} {si(chosen.value, unit)}"]
+    what = plan.objective.text
+    if what == "makespan":  # what is late in an execution order depends on all of it
+        what = "time, one op after the other,"
+    lines = [f"{chosen.candidate.name}: the plan has {what} {si(chosen.value, unit)}"]
     for offer in (o for o in found.offers if not o.is_chosen):
         more = si(offer.value - chosen.value, unit)
         time, energy = si(offer.time_s - chosen.time_s, "s"), si(offer.energy_j - chosen.energy_j, "J")
@@ -197,7 +200,7 @@ def _causes(plan: MachinePlan, point: int) -> Table:
 
 def _verdict(time_s: float, energy_j: float, objective: str, value: float, bound: float, gap: float) -> str:
     unit = _unit(objective)
-    proof = "no plan is better" if gap == 0 else f"no plan is below {si(bound, unit)}: gap {gap:.2%}"
+    proof = "no plan is better" if gap < 1e-9 else f"no plan is below {si(bound, unit)}: gap {gap:.2%}"
     return f"time {si(time_s, 's')} · energy {si(energy_j, 'J')} · {objective} {si(value, unit)}: {proof}\n"
 
 

@@ -23,7 +23,7 @@ class Offer:
         candidate: The candidate; its estimates are of one point.
         moves: What is moved for its operands and its results.
         time_s, energy_j: Of the whole run with this candidate, all else as planned.
-        value: The objective of that run.
+        value: The objective of that run; for ``makespan`` the time of one op after the other.
         is_chosen: Whether the plan has it.
     """
 
