@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,15 +91,17 @@ def plan():
     return solve(graph(), parse_objective("energy"))
 
 
-def full(plan):
-    from dataclasses import replace
+def graph_at(point):
+    return graph().at(np.array([point]))
 
+
+def full(plan):
     return replace(
         build_report(plan, 4),
         marks=(Mark(300, "matmul layers.*.mlp.up_proj x3: cpu -> phu"),),
         slots=(Slot(0, None, "cpu", 0, 0.0, 1e-4), Slot(None, 1, "dram->sram", 0, 1e-4, 2e-4)),
         occupancy=(Occupancy("dram", (0.0, 1e-4), (1e6, 2e6)),),
-        powers_w=((0.0, 1.0), (1e-4, 2.0), (2e-4, 0.0)),
+        spent_j=((0.0, 0.0), (1e-4, 1e-6), (2e-4, 2e-6)),
         front=((1e-4, 3e-6), (2e-4, 2e-6)),
     )
 
@@ -122,6 +125,21 @@ def test_the_plan_is_never_above_a_device_alone(plan):
     assert len(others) == 2
     for other in others:
         assert all(a <= b * (1 + 1e-12) for a, b in zip(best.values, other.values, strict=True))
+
+
+def test_over_time_ends_with_the_plans_time_and_energy(plan):
+    report = build_report(plan, 4)
+    assert report.spent_j[-1] == pytest.approx((report.time_s, report.energy_j))
+    assert max(s.end_s for s in report.slots) == pytest.approx(report.time_s)
+    assert {o.memory for o in report.occupancy} == {"dram", "sram"}
+    assert min(report.front)[0] <= report.time_s * (1 + 1e-12)
+    assert min(e for _, e in report.front) == pytest.approx(report.energy_j)
+
+
+def test_marks_say_what_changes(plan):
+    (mark,) = build_report(plan).marks
+    assert mark.text == "matmul layers.*.mlp.up_proj x3: cpu -> phu"
+    assert mark.length in plan.graph.points["L"]
 
 
 @pytest.mark.parametrize(
@@ -153,8 +171,8 @@ def test_every_figure_can_be_drawn_alone(plan, tmp_path):
     written = write_figures(full(plan), tmp_path / "figures", ".svg")
     assert [p.stem for p in written] == list(FIGURES)
     assert all(p.read_text().startswith("<?xml") for p in written)
-    few = write_figures(build_report(plan), tmp_path / "few", ".png")
-    assert [p.stem for p in few] == ["assignment", "breakdown", "curves", "intensity"]
+    few = write_figures(build_report(solve(graph_at(4), parse_objective("energy"))), tmp_path / "few", ".png")
+    assert [p.stem for p in few] == [n for n in FIGURES if n != "curves"]
 
 
 def test_files_that_cannot_be_written(plan, tmp_path):

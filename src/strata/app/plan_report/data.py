@@ -105,7 +105,7 @@ class PlanReport:
         marks: Thresholds.
         slots: Execution order.
         occupancy: Of every memory.
-        powers_w: ``(begin_s, W)`` steps of power over the run.
+        spent_j: ``(time_s, J)``: energy spent so far, linear between two entries.
         front: ``(time_s, energy_j)`` of the Pareto front.
     """
 
@@ -128,7 +128,7 @@ class PlanReport:
     marks: tuple[Mark, ...] = ()
     slots: tuple[Slot, ...] = ()
     occupancy: tuple[Occupancy, ...] = ()
-    powers_w: tuple[tuple[float, float], ...] = ()
+    spent_j: tuple[tuple[float, float], ...] = ()
     front: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def report_of(
         more: Further fields of :class:`PlanReport`: ``marks``, ``slots``, ``occupancy``, ...
     """
     graph = plan.graph
-    dim = _varied(graph)
+    dim = varied_dim(graph)
     lengths = graph.points[dim] if dim else np.ones(1, np.int64)
     curves = [Curve(f"plan ({plan.objective.text})", tuple(map(float, plan.values)))]
     curves += [Curve(name, tuple(map(float, other.values))) for name, other in baselines]
@@ -239,7 +239,7 @@ def report_of(
     )
 
 
-def _varied(graph: StackedGraph) -> str:
+def varied_dim(graph: StackedGraph) -> str:
     """The dim that differs between the points; the first one if none does."""
     for name, values in graph.points.items():
         if values.min() != values.max():

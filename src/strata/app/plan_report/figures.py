@@ -126,27 +126,22 @@ def _kind(works: dict[int, Any], slot: Any) -> str:
 
 def memory(report: PlanReport) -> Any:
     """Bytes alive in each memory, and energy spent so far, over time."""
-    if not report.occupancy and not report.powers_w:
+    if not report.occupancy and not report.spent_j:
         return None
-    panels = [*report.occupancy]
-    figure = _figure(10, 1.7 * (len(panels) + bool(report.powers_w)))
-    axes = list(figure.subplots(len(panels) + bool(report.powers_w), 1, squeeze=False)[:, 0])
+    num_panels = len(report.occupancy) + bool(report.spent_j)
+    figure = _figure(10, 1.7 * num_panels)
+    axes = list(figure.subplots(num_panels, 1, squeeze=False, sharex=True)[:, 0])
     factor, unit = scale(report.time_s, "s")
-    for axis, o in zip(axes, panels, strict=False):
+    for axis, o in zip(axes, report.occupancy, strict=False):
         size, size_unit = scale(max(o.bytes, default=0.0), "B")
-        axis.step(
-            [t * factor for t in o.times_s], [b * size for b in o.bytes], where="post", color=COLOURS[0]
-        )
+        times = [t * factor for t in o.times_s]
+        axis.step(times, [b * size for b in o.bytes], where="post", color=COLOURS[0])
         axis.set(ylabel=f"{o.memory}, {size_unit}", ylim=(0, None))
         axis.grid(linewidth=0.3)
-    if report.powers_w:
-        times = [t for t, _ in report.powers_w]
-        total, energy = 0.0, [0.0]
-        for (begin, power_w), end in zip(report.powers_w, times[1:], strict=False):
-            total += power_w * (end - begin)
-            energy.append(total)
-        size, size_unit = scale(total, "J")
-        axes[-1].plot([t * factor for t in times], [e * size for e in energy], color=COLOURS[1])
+    if report.spent_j:
+        size, size_unit = scale(report.spent_j[-1][1], "J")
+        times = [t * factor for t, _ in report.spent_j]
+        axes[-1].plot(times, [e * size for _, e in report.spent_j], color=COLOURS[1])
         axes[-1].set(ylabel=f"energy so far, {size_unit}", ylim=(0, None))
         axes[-1].grid(linewidth=0.3)
     axes[-1].set(xlabel=f"time, {unit}")

@@ -46,7 +46,7 @@ def exact_plan(graph: StackedGraph, objective: Objective, choices: np.ndarray) -
 
 
 def _makespan(graph: StackedGraph, objective: Objective, starts: np.ndarray) -> MachinePlan:
-    from strata.planner.order.search import minimise_makespan
+    from strata.planner.order import energy_spent, minimise_makespan
 
     choices, bounds = np.empty_like(starts), np.empty(graph.num_points)
     orders: list[tuple[Slot, ...]] = []
@@ -54,7 +54,8 @@ def _makespan(graph: StackedGraph, objective: Objective, starts: np.ndarray) -> 
         choices[:, point], order, bounds[point] = minimise_makespan(graph, point, starts[:, point])
         orders.append(order)
     times_s = np.array([max((slot.end_s for slot in order), default=0.0) for order in orders])
-    _, energies_j = totals(graph, choices)
+    spent = [energy_spent(graph, choices[:, p], order, p)[1] for p, order in enumerate(orders)]
+    energies_j = np.array([joules[-1] for joules in spent])
     return MachinePlan(graph, objective, choices, times_s, energies_j, times_s, bounds, tuple(orders))
 
 
