@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,13 +31,13 @@ LIGHT = strata.Machine(
 MIXED = "time+10*energy"  # its plan changes at a few lengths
 
 
-def plan(model="tiny", machine=LIGHT, **more) -> MachinePlan:
+def plan(model: Any = "tiny", machine: Any = LIGHT, **more: Any) -> MachinePlan:
     found = strata.plan(model, machine, **more)
     assert isinstance(found, MachinePlan)
     return found
 
 
-def request(model="tiny", machine=LIGHT, **more) -> RequestPlan:
+def request(model: Any = "tiny", machine: Any = LIGHT, **more: Any) -> RequestPlan:
     found = strata.plan(model, machine, phase="request", **more)
     assert isinstance(found, RequestPlan)
     return found

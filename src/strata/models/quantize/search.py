@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tvm_ffi
 
 from strata.core.weight_format import WeightFormat
 from strata.loop.nodes import Func
@@ -42,6 +42,9 @@ from strata.script import (
     u8,
 )
 from strata.target import detect_host
+
+if TYPE_CHECKING:
+    import tvm_ffi
 
 LANES = 16
 ELEMENTS = {"f32": f32, "bf16": bf16, "f16": f16}  # dtypes of weights that kernels read
