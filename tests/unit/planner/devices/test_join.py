@@ -12,7 +12,7 @@ from strata.planner.devices.objective import parse_objective
 from strata.planner.devices.solve import solve
 from strata.target.hardware import PHU, Machine, read_machine
 
-LENGTHS = (np.array([1, 77, 1024]), np.array([500]), np.array([1024, 3]))
+LENGTHS = (np.array([1, 77, 512]), np.array([500]), np.array([512, 3]))
 
 
 def machines(name: str) -> list[Machine]:
