@@ -22,6 +22,7 @@ COMMANDS: tuple[str, ...] = (
     "plan",
     "profile",
     "quantize",
+    "sweep",
     "thresholds",
     "tune",
     "viz",

@@ -40,13 +40,12 @@ def structure_of(graph: StackedGraph) -> Hashable:
 def join(graphs: Sequence[StackedGraph]) -> StackedGraph:
     """One graph whose points are those of all graphs, one graph after the other.
 
-    Its estimates have no terms, its machine is the first one's. What was one object in every graph stays one.
+    Its points are named by one more entry, ``"graph"``: the number of the graph that they are from. Its
+    estimates have no terms, its machine is the first one's. What was one object in every graph stays one.
 
     Args:
         graphs: At least one; of equal structure (:func:`structure_of`).
     """
-    if len(graphs) == 1:
-        return graphs[0]
     first = graphs[0]
     sizes = np.array([graph.num_points for graph in graphs])
     known: dict[int, Estimates] = {}  # by the object of the first graph
@@ -56,6 +55,7 @@ def join(graphs: Sequence[StackedGraph]) -> StackedGraph:
             energy_j = _joined([e.energy_j for e in parts], sizes)
             known[id(parts[0])] = Estimates(time_s, energy_j, (), parts[0].source)
     points = {name: np.concatenate([g.points[name] for g in graphs]) for name in first.points}
+    points["graph"] = np.repeat(np.arange(len(graphs)), sizes)
     return first.with_estimates(lambda estimates: known[id(estimates)], points)
 
 
