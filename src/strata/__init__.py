@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strata.compiler.api import compile, compile_model, load, tune
+    from strata.compiler.explore import sweep
     from strata.compiler.external import external
     from strata.compiler.kernel import Kernel, candidate, kernel
     from strata.compiler.machine_plan import plan, thresholds
@@ -59,6 +60,7 @@ _WHERE = {
     "plan": "strata.compiler.machine_plan",
     "pipeline": "strata.compiler.pipelines",
     "quantize": "strata.compiler.quantize",
+    "sweep": "strata.compiler.explore",
     "thresholds": "strata.compiler.machine_plan",
     "register_pass": "strata.compiler.pipelines",
     "register_pipeline": "strata.compiler.pipelines",
@@ -96,6 +98,7 @@ __all__ = [
     "quantize",
     "register_pass",
     "register_pipeline",
+    "sweep",
     "thresholds",
     "tune",
 ]

@@ -73,8 +73,8 @@ def plan(
             outside the model.
         UnsupportedError: an architecture that Strata lacks.
     """
-    known = _options(options)
-    found, goal = _machine(machine), parse_objective(objective)
+    known = workload_options(options)
+    found, goal = machine_of(machine), parse_objective(objective)
     rules = _rules(pins, allowed, devices)
     if phase == REQUEST or new_tokens is not None:
         if phase not in (REQUEST, Phase.PREFILL, Phase.PREFILL.value):
@@ -119,11 +119,11 @@ def thresholds(
     lo, hi = int(lengths[0]), int(lengths[-1])
     if len(lengths) != hi - lo + 1:
         raise UserError(f"thresholds: got the lengths {seq_len!r:.60}; expected all of a range LO..HI")
-    workload = read_workload(model, phase, _options(options))
+    workload = read_workload(model, phase, workload_options(options))
     dims = tuple(replace(d, hi=max(d.hi, hi)) if d.name == LENGTH else d for d in workload.dims)
     workload = replace(workload, dims=dims)
     rules = _rules(pins, allowed, devices)
-    return workload_thresholds(workload, _machine(machine), objective, lo, hi, rules=rules)
+    return workload_thresholds(workload, machine_of(machine), objective, lo, hi, rules=rules)
 
 
 def _rules(
@@ -213,11 +213,21 @@ def _parse_lengths(text: str) -> Sequence[int]:
     return range(numbers[0], numbers[1] + 1) if dots else numbers
 
 
-def _machine(machine: Machine | str | Path) -> Machine:
+def machine_of(machine: Machine | str | Path) -> Machine:
+    """A machine, or the one of a name or file.
+
+    Raises:
+        UserError: no such machine or file.
+    """
     return machine if isinstance(machine, Machine) else read_machine(machine)
 
 
-def _options(options: Mapping[str, Any]) -> WorkloadOptions:
+def workload_options(options: Mapping[str, Any]) -> WorkloadOptions:
+    """Options by name.
+
+    Raises:
+        UserError: there is none of a name.
+    """
     names = [f.name for f in fields(WorkloadOptions)]
     if unknown := [name for name in options if name not in names]:
         raise UserError(f"plan: no option {unknown[0]!r}; it has {', '.join(names)}")

@@ -23,6 +23,7 @@ COMMANDS: tuple[str, ...] = (
     "plan",
     "profile",
     "quantize",
+    "sweep",
     "thresholds",
     "tune",
     "viz",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from strata.core.errors import UserError
-from strata.graph.workload import Value, Work, Workload
+from strata.graph.workload import Work, Workload
 from strata.planner.profiles.base import PROFILES, CostProfile
 from strata.target.hardware import Machine
 
@@ -29,6 +29,11 @@ class Rules:
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
     only: tuple[str, ...] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is forbidden."""
+        return self.only is None and not self.allowed and not self.pinned
 
     def permits(self, work: Work, device: str) -> bool:
         """Whether ``work`` may run on ``device``."""
@@ -54,12 +59,54 @@ class Rules:
                 raise UserError(f"plan: {pattern!r} fits no op of {workload.name}; it has the ops {ops}")
 
 
+class Outline:
+    """What of a workload is the same on every machine: which works and values are equal, who makes what.
+
+    Attributes:
+        workload: Of which.
+        kinds: A number per work; equal works (one layer and the next) have the same.
+        value_kinds: A number per value, likewise.
+        producers, consumers: As of the workload.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        numbers: dict[Hashable, int] = {}
+        self.value_kinds = tuple(
+            [numbers.setdefault((v.shape, v.bits, v.kind), len(numbers)) for v in workload.values]
+        )
+        numbers = {}
+        self.kinds = tuple([numbers.setdefault(self._key(work), len(numbers)) for work in workload.works])
+        self.producers, self.consumers = workload.producers(), workload.consumers()
+
+    def _key(self, work: Work) -> Hashable:
+        return (
+            work.op,
+            work.reads,
+            work.flop,
+            work.contraction,
+            tuple([self.value_kinds[k] for k in (*work.inputs, *work.outputs)]),
+            tuple([self.workload.is_first_reader(work, k) for k in work.inputs]),
+        )
+
+
 def stacked_graph(
-    workload: Workload, machine: Machine, points: Points, rules: Rules | None = None
+    workload: Workload,
+    machine: Machine,
+    points: Points,
+    rules: Rules | None = None,
+    outline: Outline | None = None,
 ) -> StackedGraph:
     """All candidates of all works of ``workload`` on ``machine``, and what moving their values costs.
 
     Equal works (one layer and the next) share their candidates, transfers their costs: the same objects.
+
+    Args:
+        workload: The works.
+        machine: The machine.
+        points: The settings of the dims.
+        rules: What is forbidden.
+        outline: Of the workload, if it is known from another machine.
 
     Raises:
         UserError: a work that no device can do, or that ``rules`` leave no device for; a length outside the
@@ -68,40 +115,41 @@ def stacked_graph(
     rules = rules or Rules()
     rules.check(workload, machine)
     _check_points(workload, points)
-    builder = _Builder(workload, machine, points, PROFILES[machine.profile])
-    stacks = tuple(builder.stack(work, rules) for work in workload.works)
+    builder = _Builder(outline or Outline(workload), machine, points, PROFILES[machine.profile])
+    stacks = builder.stacks(rules)
     return StackedGraph(workload, machine, points, stacks, tuple(builder.transfers(stacks)))
+
+
+Stack = tuple[DeviceCandidate, ...]
 
 
 class _Builder:
     """What is shared while one graph is built."""
 
-    def __init__(self, workload: Workload, machine: Machine, points: Points, profile: CostProfile) -> None:
-        self.workload, self.machine, self.points, self.profile = workload, machine, points, profile
-        self.known_stacks: dict[Hashable, tuple[DeviceCandidate, ...]] = {}
-        self.known_moves: dict[Hashable, Estimates | None] = {}
+    def __init__(self, outline: Outline, machine: Machine, points: Points, profile: CostProfile) -> None:
+        self.outline, self.machine, self.points, self.profile = outline, machine, points, profile
+        self.workload = outline.workload
+        self.known_moves: dict[tuple[int, str | None, str], Estimates | None] = {}
 
-    def stack(self, work: Work, rules: Rules) -> tuple[DeviceCandidate, ...]:
-        key = (
-            work.op,
-            work.reads,
-            work.flop,
-            work.contraction,
-            tuple(_value_key(self.workload.values[k]) for k in (*work.inputs, *work.outputs)),
-            tuple(self.workload.is_first_reader(work, k) for k in work.inputs),
-        )
-        if key not in self.known_stacks:
-            found = self.profile.candidates(self.machine, self.workload, work, self.points)
-            self.known_stacks[key] = tuple(
-                replace(c, estimates=self._with_static(c.estimates)) for c in found
-            )
-        offered = self.known_stacks[key]
-        permitted = tuple(c for c in offered if rules.permits(work, c.device))
-        if permitted == offered and offered:
-            return offered
-        if not permitted:
-            self._refuse(work, offered)
-        return permitted
+    def stacks(self, rules: Rules) -> tuple[Stack, ...]:
+        known: dict[int, Stack] = {}
+        found: list[Stack] = []
+        for kind, work in zip(self.outline.kinds, self.workload.works, strict=True):
+            if kind not in known:
+                known[kind] = self._candidates(work)
+            offered = known[kind]
+            if rules.is_free and offered:
+                found.append(offered)
+                continue
+            permitted = tuple([c for c in offered if rules.permits(work, c.device)])
+            if not permitted:
+                self._refuse(work, offered)
+            found.append(offered if permitted == offered else permitted)
+        return tuple(found)
+
+    def _candidates(self, work: Work) -> Stack:
+        found = self.profile.candidates(self.machine, self.workload, work, self.points)
+        return tuple(replace(c, estimates=self._with_static(c.estimates)) for c in found)
 
     def _refuse(self, work: Work, offered: tuple[DeviceCandidate, ...]) -> None:
         devices = ", ".join(f"{d.name} ({d.kind})" for d in self.machine.devices)
@@ -123,38 +171,45 @@ class _Builder:
         term = Term(Cause.STATIC, "machine", np.zeros_like(energy_j), energy_j, estimates.time_s, "second")
         return replace(estimates, energy_j=estimates.energy_j + energy_j, terms=(*estimates.terms, term))
 
-    def transfers(self, stacks: tuple[tuple[DeviceCandidate, ...], ...]) -> Iterable[Transfer]:
+    def transfers(self, stacks: tuple[Stack, ...]) -> Iterable[Transfer]:
         """One per value that has to move between some places; no other moves are costed."""
-        producers = self.workload.producers()
-        for number, consumers in self.workload.consumers().items():
-            value = self.workload.values[number]
-            producer = producers.get(number)
-            origins = {None} if producer is None else self._places(stacks[producer])
-            places = {p for k in consumers for p in self._places(stacks[k])}
-            costs: dict[tuple[str, str], Estimates] = {}
-            for origin in sorted(origins, key=str):
-                for to in sorted(places):
-                    estimates = self._move(value, origin, to)
-                    if estimates is not None:
-                        costs[origin or self.machine.home, to] = estimates
+        places = {id(stack): self._places(stack) for stack in stacks}
+        known: dict[Hashable, dict[tuple[str, str], Estimates]] = {}
+        for number, consumers in self.outline.consumers.items():
+            producer = self.outline.producers.get(number)
+            origins = None if producer is None else places[id(stacks[producer])]
+            ends = frozenset([places[id(stacks[k])] for k in consumers])
+            kind = self.outline.value_kinds[number]
+            costs = known.get((kind, origins, ends))
+            if costs is None:
+                costs = known[kind, origins, ends] = self._costs(number, origins, frozenset().union(*ends))
             if costs:
                 yield Transfer(
                     number, producer, consumers, costs, self.profile.shared, self.profile.by_device
                 )
 
-    def _places(self, stack: tuple[DeviceCandidate, ...]) -> set[str]:
-        return {c.device if self.profile.by_device else c.memory for c in stack}
+    def _costs(
+        self, number: int, origins: frozenset[str] | None, places: frozenset[str]
+    ) -> dict[tuple[str, str], Estimates]:
+        """Costs of moving a value, by places."""
+        costs: dict[tuple[str, str], Estimates] = {}
+        for origin in (None,) if origins is None else sorted(origins):
+            for to in sorted(places):
+                estimates = self._move(number, origin, to)
+                if estimates is not None:
+                    costs[origin or self.machine.home, to] = estimates
+        return costs
 
-    def _move(self, value: Value, origin: str | None, to: str) -> Estimates | None:
-        key = (_value_key(value), origin, to)
+    def _places(self, stack: Stack) -> frozenset[str]:
+        return frozenset([c.device if self.profile.by_device else c.memory for c in stack])
+
+    def _move(self, number: int, origin: str | None, to: str) -> Estimates | None:
+        key = (self.outline.value_kinds[number], origin, to)
         if key not in self.known_moves:
+            value = self.workload.values[number]
             found = self.profile.move(self.machine, value, origin, to, self.points)
             self.known_moves[key] = None if found is None else self._with_static(found)
         return self.known_moves[key]
-
-
-def _value_key(value: Value) -> Hashable:
-    return (value.shape, value.bits, value.kind)
 
 
 def fits(work: Work, pattern: str) -> bool:

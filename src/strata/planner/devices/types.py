@@ -17,7 +17,7 @@ is charged once per memory that needs the value, however many works read it ther
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import reduce
@@ -208,24 +208,34 @@ class StackedGraph:
             terms: Whether estimates keep their terms; totals do not need them.
         """
         known: dict[int, Estimates] = {}
-        stacks: dict[int, tuple[DeviceCandidate, ...]] = {}
 
         def picked(estimates: Estimates) -> Estimates:
             if id(estimates) not in known:
                 known[id(estimates)] = estimates.at(numbers, terms=terms)
             return known[id(estimates)]
 
+        return self.with_estimates(picked, {name: v[numbers] for name, v in self.points.items()})
+
+    def with_estimates(self, other: Callable[[Estimates], Estimates], points: Points) -> StackedGraph:
+        """The same structure at other points. What was one object stays one object.
+
+        Args:
+            other: What stands for each estimates; asked once per stack or transfer that has them.
+            points: The points of these.
+        """
+        stacks: dict[int, tuple[DeviceCandidate, ...]] = {}
         for stack in self.stacks:
             if id(stack) not in stacks:
-                stacks[id(stack)] = tuple([replace(c, estimates=picked(c.estimates)) for c in stack])
-        transfers = [
-            replace(t, costs={pair: picked(e) for pair, e in t.costs.items()}) for t in self.transfers
-        ]
+                stacks[id(stack)] = tuple([replace(c, estimates=other(c.estimates)) for c in stack])
+        costs: dict[int, dict[tuple[str, str], Estimates]] = {}
+        for t in self.transfers:
+            if id(t.costs) not in costs:
+                costs[id(t.costs)] = {pair: other(e) for pair, e in t.costs.items()}
         return replace(
             self,
-            points={name: values[numbers] for name, values in self.points.items()},
+            points=points,
             stacks=tuple([stacks[id(stack)] for stack in self.stacks]),
-            transfers=tuple(transfers),
+            transfers=tuple([replace(t, costs=costs[id(t.costs)]) for t in self.transfers]),
         )
 
 
@@ -237,4 +247,5 @@ def evaluate(dim: Dim, points: Points) -> np.ndarray:
     """
     num_points = len(next(iter(points.values()))) if points else 1
     floats = {name: np.asarray(values, np.float64) for name, values in points.items()}
-    return np.broadcast_to(np.asarray(evaluate_dim(dim, floats), np.float64), (num_points,))  # type: ignore[arg-type]
+    found = np.asarray(evaluate_dim(dim, floats), np.float64)  # type: ignore[arg-type]
+    return found if found.ndim else np.broadcast_to(found, (num_points,))

@@ -66,6 +66,11 @@ def user_cost(device: Device, op: str) -> CostFunction | None:
     return next((_USERS[key, op] for key in keys if (key, op) in _USERS), None)
 
 
+def user_costs() -> tuple[tuple[str, str], ...]:
+    """For which devices (or classes of them) and ops there is a function of the user."""
+    return tuple(sorted(_USERS))
+
+
 def user_estimates(
     function: CostFunction, device: Device, machine: Machine, workload: Workload, work: Work, points: Points
 ) -> Estimates | None:

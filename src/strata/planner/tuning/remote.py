@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from strata.core.errors import DeviceError, UserError
+from strata.core.errors import DeviceError
+from strata.planner.cluster import connect
 from strata.target.detect import host_features
 from strata.target.machine import parse_target
 
@@ -22,7 +22,6 @@ from .workers import LocalWorkers
 
 _log = logging.getLogger("strata.tuning")
 MAX_ATTEMPTS = 3  # of a trial whose worker is lost
-CONNECT_S = 5.0  # how long a cluster may take to answer
 
 
 class TrialActor:
@@ -44,21 +43,6 @@ class TrialActor:
         return next(outcome for _, outcome in self._workers.run([trial]))
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself waits for minutes before it says that nobody answers.
-
-    Raises:
-        UserError: nothing listens at ``HOST:PORT``.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--ray: cannot connect to {address}: {error}") from None
-
-
 class RayWorkers:
     """A runner on the nodes of a Ray cluster; a context manager.
 
@@ -71,19 +55,9 @@ class RayWorkers:
     """
 
     def __init__(self, address: str, limits: Limits | None = None) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError:
-            raise UserError("--ray: Ray is not installed; pip install 'strata-llm[ray]'") from None
-        self._ray: Any = ray
+        self._ray = connect(address)
         self._limits = limits or Limits()
         self._actors: dict[str, Any] = {}  # by node
-        _check_reachable(address)
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            first = (str(error).splitlines() or [""])[0]
-            raise UserError(f"--ray: cannot connect to {address}: {first}") from None
 
     def __enter__(self) -> RayWorkers:
         return self

@@ -155,6 +155,21 @@ def _replaced(base: Mapping[str, Any], own: Mapping[str, Any], where: str) -> di
     return {**merged, "sources": {**sources, **given}}
 
 
+def read_value(f: Field[Any], file: str, path: str, value: object) -> object:
+    """A value of a field as a part takes it: texts with units become numbers.
+
+    Args:
+        f: Field of a part.
+        file: Where the value is from, for messages.
+        path: Of the part.
+        value: As a TOML file would give it.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    return _Reader(file, needs_sources=False).value(f, path, value)
+
+
 class _Reader:
     """Tables of one file as parts of a machine."""
 
