@@ -89,7 +89,8 @@ def sweep(
     """
     files = tuple(Path(path) for path in load)
     register(files)
-    known, lengths = workload_options(options), []
+    machines = [machine_of(m) for m in _each(machine, Machine)]
+    known, lengths = workload_options(options, machines[0]), []
     workloads = [read_workload(model, phase, known) for model in _each(models, Workload)]
     for workload in workloads:
         points = points_of(workload, seq_len)
@@ -101,7 +102,7 @@ def sweep(
     objectives = [parse_objective(o) for o in _each(objective, Objective)]
     definition = Sweep(
         tuple(workloads),
-        tuple(grid_of(machine_of(m), axes) for m in _each(machine, Machine)),
+        tuple(grid_of(m, axes) for m in machines),
         tuple(lengths),
         tuple({o.text: o for o in objectives}.values()),
         Rules(allowed or {}, pins or {}, None if devices is None else tuple(devices)),

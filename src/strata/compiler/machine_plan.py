@@ -21,12 +21,14 @@ import numpy as np
 from strata.core.errors import UserError
 from strata.graph.workload import Workload
 from strata.graph.works import LENGTH, Phase
+from strata.models.workload import Granularity
 from strata.planner.devices.build import Rules, stacked_graph
 from strata.planner.devices.objective import Objective, parse_objective
 from strata.planner.devices.request import RequestPlan, solve_request
 from strata.planner.devices.result import MachinePlan
 from strata.planner.devices.solve import solve
 from strata.planner.devices.types import Points
+from strata.planner.profiles import PROFILES
 from strata.planner.thresholds import MAX_LENGTH, Threshold
 from strata.planner.thresholds import thresholds as workload_thresholds
 from strata.target.hardware import Machine
@@ -73,8 +75,8 @@ def plan(
             outside the model.
         UnsupportedError: an architecture that Strata lacks.
     """
-    known = workload_options(options)
     found, goal = machine_of(machine), parse_objective(objective)
+    known = workload_options(options, found)
     rules = _rules(pins, allowed, devices)
     if phase == REQUEST or new_tokens is not None:
         if phase not in (REQUEST, Phase.PREFILL, Phase.PREFILL.value):
@@ -115,15 +117,15 @@ def thresholds(
         UserError: as for :func:`plan`, or the objective is no sum.
         UnsupportedError: an architecture that Strata lacks.
     """
-    lengths = lengths_of(seq_len)
+    found, lengths = machine_of(machine), lengths_of(seq_len)
     lo, hi = int(lengths[0]), int(lengths[-1])
     if len(lengths) != hi - lo + 1:
         raise UserError(f"thresholds: got the lengths {seq_len!r:.60}; expected all of a range LO..HI")
-    workload = read_workload(model, phase, workload_options(options))
+    workload = read_workload(model, phase, workload_options(options, found))
     dims = tuple(replace(d, hi=max(d.hi, hi)) if d.name == LENGTH else d for d in workload.dims)
     workload = replace(workload, dims=dims)
     rules = _rules(pins, allowed, devices)
-    return workload_thresholds(workload, machine_of(machine), objective, lo, hi, rules=rules)
+    return workload_thresholds(workload, found, objective, lo, hi, rules=rules)
 
 
 def _rules(
@@ -222,8 +224,8 @@ def machine_of(machine: Machine | str | Path) -> Machine:
     return machine if isinstance(machine, Machine) else read_machine(machine)
 
 
-def workload_options(options: Mapping[str, Any]) -> WorkloadOptions:
-    """Options by name.
+def workload_options(options: Mapping[str, Any], machine: Machine) -> WorkloadOptions:
+    """Options by name; works are as large as the machine's costs expect them, unless an option says.
 
     Raises:
         UserError: there is none of a name.
@@ -231,4 +233,5 @@ def workload_options(options: Mapping[str, Any]) -> WorkloadOptions:
     names = [f.name for f in fields(WorkloadOptions)]
     if unknown := [name for name in options if name not in names]:
         raise UserError(f"plan: no option {unknown[0]!r}; it has {', '.join(names)}")
-    return replace(WorkloadOptions(), **options)
+    granularity = Granularity(PROFILES[machine.profile].granularity)
+    return replace(WorkloadOptions(granularity=granularity), **options)

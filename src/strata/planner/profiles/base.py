@@ -24,10 +24,12 @@ class CostProfile(Protocol):
     Attributes:
         shared: Whether a value that several works read at one place is brought there once.
         by_device: Whether moves depend on devices rather than on their memories.
+        granularity: What a work should be: ``"ops"`` of the graph, or ``"kernels"``, the compiler's launches.
     """
 
     shared: bool
     by_device: bool
+    granularity: str
 
     def candidates(
         self, machine: Machine, workload: Workload, work: Work, points: Points

@@ -108,6 +108,7 @@ class LightCode:
 
     shared = False
     by_device = False
+    granularity = "ops"
 
     def candidates(
         self, machine: Machine, workload: Workload, work: Work, points: Points

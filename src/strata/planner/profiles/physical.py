@@ -31,6 +31,7 @@ class Physical:
 
     shared = True
     by_device = False
+    granularity = "ops"
 
     def candidates(
         self, machine: Machine, workload: Workload, work: Work, points: Points
