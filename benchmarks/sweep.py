@@ -2,9 +2,9 @@
 
     python benchmarks/sweep.py [--points 200] [--repeats 3] [--json]
 
-A plan is one row: the exact best choice for one setting of the machine's parameters, length and objective, with
-its cost. *Alone*: every setting at one length; *lengths*: at sixteen lengths each. GPT-2 is the shape (209 ops)
-and the graph that LightCode plans (1108 nodes, ``tests/data/relay``). Seconds are those of one core
+A plan is one row: the exact best choice for one setting of the machine's parameters, length and objective,
+with its cost. *Alone*: every setting at one length; *lengths*: at sixteen lengths each. GPT-2 is the shape
+(209 ops) and the graph that LightCode plans (``tests/data/relay``). Seconds are those of one core
 (``time.process_time``), the least of the repeats; reading the model is counted once per sweep, as it happens.
 """
 
