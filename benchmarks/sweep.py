@@ -4,7 +4,7 @@
 
 A plan is one row: the exact best choice for one setting of the machine's parameters, length and objective,
 with its cost. *Alone*: every setting at one length; *lengths*: at sixteen lengths each. GPT-2 is the shape
-(209 ops) and the graph that LightCode plans (1108 nodes, ``tests/data/relay``). Seconds are those of one core
+(209 ops) and the graph that LightCode plans (``tests/data/relay``). Seconds are those of one core
 (``time.process_time``), the least of the repeats; reading the model is counted once per sweep, as it happens.
 """
 

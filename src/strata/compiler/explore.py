@@ -23,7 +23,7 @@ from strata.planner.devices.build import Rules
 from strata.planner.devices.objective import Objective, parse_objective
 from strata.planner.explore import Axis, Row, Sweep, Workers, explore
 from strata.planner.explore.axes import axis
-from strata.planner.explore.explore import Progress
+from strata.planner.explore.run import Progress
 from strata.planner.explore.sweep import grid_of
 from strata.target.hardware import Machine
 

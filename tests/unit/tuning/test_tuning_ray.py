@@ -5,6 +5,7 @@ import signal
 import sys
 
 import pytest
+from ray_nodes import ray_cluster
 from tuning_cases import mlp
 
 from strata.core.errors import DeviceError, UserError
@@ -22,16 +23,8 @@ pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore")]  #
 @pytest.fixture(scope="module")
 def address():
     """A cluster with two nodes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        from ray.cluster_utils import Cluster
-
-        node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-        cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-        cluster.wait_for_nodes()
-        yield cluster.address
-        cluster.shutdown()
+    with ray_cluster(2) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""``strata sweep``: plans over parameters of machines, lengths, models, objectives, as a table in a file."""
+"""``strata sweep``: plans over parameters of machines, lengths, models and objectives, as a file of rows."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@
     sweep    the definition of a sweep, its rows, and the plans of a chunk of it
     workers  who plans the chunks: this process, others, or a Ray cluster
     table    rows in a CSV or Parquet file, which a later sweep goes on with
-    explore  all of it
+    run      all of it
 """
 
 from .axes import Axis, parse_axis
-from .explore import Output, explore
+from .run import Output, explore
 from .sweep import Row, Sweep
 from .workers import Workers
 

@@ -56,7 +56,7 @@ class Row:
         value: The objective.
         bound: No plan has a lower value.
         ops, matmuls: How many the model has.
-        devices: ``(name, ops, matmuls)``: how many each device computes.
+        devices: ``(name, ops, matmuls)``: how many each device computes; by name.
     """
 
     model: str
@@ -380,7 +380,7 @@ class Planner:
                 *figures[:, begin + i].tolist(),
                 ops=len(workload.works),
                 matmuls=num_matmuls,
-                devices=tuple([(name, *c[:, i].tolist()) for name, c in counts.items()]),
+                devices=tuple([(name, *c[:, i].tolist()) for name, c in sorted(counts.items())]),
             )
             for i, length in enumerate(chunk.lengths[k])
         ]

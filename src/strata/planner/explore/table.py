@@ -71,7 +71,7 @@ def row_of(found: Mapping[str, Any], parameters: Sequence[str]) -> Row:
         if column.endswith(".ops") and value is not None and column not in parameters
     ]
     given = {name: found[name] for name in (*KEYS, *LENGTH, *FIGURES, *DIGEST)}
-    return Row(parameters=tuple((p, found[p]) for p in parameters), devices=tuple(devices), **given)
+    return Row(parameters=tuple((p, found[p]) for p in parameters), devices=tuple(sorted(devices)), **given)
 
 
 class Table:
