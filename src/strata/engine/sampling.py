@@ -136,18 +136,20 @@ class Sampler:
         if self._penalises:
             self._seen[np.asarray(prompt_ids, np.int64)] = True
 
-    def sample(self, logits: np.ndarray) -> int:
+    def sample(self, logits: np.ndarray, best: int | None = None) -> int:
         """The next token.
 
         Args:
             logits: f32 ``[vocab]``; not changed.
+            best: ``logits.argmax()``, where it is known.
 
         Raises:
             UserError: the largest logit is not finite.
         """
         if self.params.temperature == 0:
             scores = self._penalised(logits) if self._penalises else logits
-            token = int(scores.argmax())  # NaN wins
+            known = None if self._penalises else best
+            token = int(scores.argmax()) if known is None else known  # NaN wins
             _check_score(float(scores[token]))
         else:
             tokens, probabilities = self._filtered(logits)

@@ -90,7 +90,7 @@ class FakeFunction:
             assert out.shape == result.shape
             out[...] = result
             return out
-        return result
+        return result if self.every_row else (result, result.argmax(axis=1).astype(np.int32))
 
 
 class FakeProgram:

@@ -225,8 +225,9 @@ def test_an_answer_begins_without_the_space_of_its_first_token():
     model = make(tokenizer, FakeProgram(vocab=tokenizer.vocab_size))
     token = tokenizer.token_id("▁h")
     for row in ("prefill", "decode"):
-        model.program.functions[row] = lambda ids, view, out=None: np.eye(
-            1, tokenizer.vocab_size, token, np.float32
+        model.program.functions[row] = lambda ids, view, out=None: (
+            np.eye(1, tokenizer.vocab_size, token, np.float32),
+            np.array([token], np.int32),
         )
     model.program.functions["prefill"].dim_range = lambda dim: (1, 16)
     model = make(tokenizer, model.program)

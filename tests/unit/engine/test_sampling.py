@@ -102,6 +102,21 @@ def test_greedy():
     assert [penalised.sample(logits) for _ in range(2)] == [3, 4]
 
 
+def test_the_largest_is_not_looked_for_where_it_is_known():
+    class Opaque(np.ndarray):
+        def argmax(self, *args, **options):
+            raise AssertionError("it is known")
+
+    logits = logits_of(0)
+    assert Sampler(SamplingParams(), [1], VOCAB).sample(logits.view(Opaque), 7) == 7
+    penalised = Sampler(SamplingParams(presence_penalty=2.0), [], VOCAB)
+    logits[[3, 4]] = 30, 29
+    assert [penalised.sample(logits, 3) for _ in range(2)] == [3, 4]  # what is known is of other scores
+    logits[3] = np.nan
+    with pytest.raises(UserError, match="the best logit is nan"):
+        Sampler(SamplingParams(), [], VOCAB).sample(logits, 3)
+
+
 def test_a_tiny_temperature_is_greedy():
     logits = logits_of(5)
     assert Sampler(SamplingParams(temperature=1e-300), [], VOCAB).sample(logits) == logits.argmax()
