@@ -348,6 +348,15 @@ def test_bad_requests(call, match):
     assert is_clean(model)
 
 
+def test_models_that_give_logits_only():
+    program = FakeProgram()
+    functions = tuple(dataclasses.replace(f, outputs=f.outputs[:1]) for f in program.record.functions)
+    program.record = dataclasses.replace(program.record, functions=functions)
+    want = r"prefill: got outputs \(f32\[num_seqs,40\]\); expected logits f32\[num_seqs,vocab\] and"
+    with pytest.raises(UserError, match=want):
+        make(program=program)
+
+
 def test_bad_models(tmp_path):
     for functions in (["prefill"], ["decode"]):
         with pytest.raises(UserError, match="the program has no KV cache, prefill or decode"):
