@@ -226,7 +226,7 @@ def _drawn(weights: np.ndarray, part: float) -> int:
     block = int(np.searchsorted(total, goal, side="right"))
     inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK])
     rest = goal - (total[block - 1] if block else 0.0)
-    # The sum of a block may be rounded otherwise than its running sum; an index without weight is never drawn.
+    # A running sum may be rounded otherwise than the sum; an index without weight is never drawn.
     rest = min(rest, np.nextafter(inside[-1], 0.0))
     return block * _BLOCK + int(np.searchsorted(inside, rest, side="right"))
 
