@@ -188,7 +188,7 @@ ARTIFACTS = [
     (cut_off("tokenizer.json"), "tokenizer.json: is no tokenizer: "),
     (flipped("code.bin", 5000), "it is damaged; compile the model again"),
     (flipped("weights.safetensors", 9), "weights.safetensors: "),
-    (edited("manifest.json", "version", value=99), "version: got 99; expected 1; compile the model again"),
+    (edited("manifest.json", "version", value=99), "version: got 99; expected 2; compile the model again"),
     (
         edited("manifest.json", "machine", value="s390x"),
         "machine: got 's390x'; expected 'x86_64'; compile it",

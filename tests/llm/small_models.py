@@ -182,10 +182,13 @@ class Session:
                 self.cache.add_sequence(name)
         view = self.cache.begin_forward(list(parts), [len(p) for p in parts.values()])
         ids = np.concatenate([np.asarray(p, np.int32) for p in parts.values()])
-        logits = self.program[function](ids, view).copy()
+        outputs = self.program[function](ids, view)
+        logits = outputs if isinstance(outputs, np.ndarray) else outputs[0]
+        if function != "score":
+            np.testing.assert_array_equal(outputs[1], logits.argmax(axis=1))
         self.cache.end_forward()
         self.cache.check_integrity()
-        return logits
+        return logits.copy()
 
     def greedy(self, first: np.ndarray, count: int, name: int = 0) -> tuple[list[int], np.ndarray]:
         """Continue a sequence greedily from the logits ``first [vocab]`` that its prompt gave.

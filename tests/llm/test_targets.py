@@ -35,7 +35,8 @@ def scores(format_: str, target: str) -> np.ndarray:
     cache.add_sequence(0)
     rows = []
     for function, ids in (("score", IDS), ("decode", IDS[:1])):
-        rows.append(program[function](ids, cache.begin_forward([0], [len(ids)])).copy())
+        outputs = program[function](ids, cache.begin_forward([0], [len(ids)]))
+        rows.append((outputs if function == "score" else outputs[0]).copy())
         cache.end_forward()
     return np.concatenate(rows)
 

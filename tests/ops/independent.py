@@ -203,6 +203,7 @@ RESULTS: dict[str, Callable[[list[Any], Any], Any]] = {
     "sum": _reduce(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
     "mean": _reduce(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
     "max": _reduce(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
+    "argmax": lambda x, attrs: x[0].argmax(attrs["axis"]).to(torch.int32),
     "softmax": lambda x, attrs: torch.softmax(x[0], attrs["axis"]),
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,

@@ -259,6 +259,14 @@ def difference(event: NodeEvent, expected: Expected) -> Difference:
     )
 
 
+def _is_position(event: NodeEvent, output: int) -> bool:
+    """Whether an output says which of several values is the largest.
+
+    Where these are nearly equal, errors that add up decide, so only the node's own error tells anything.
+    """
+    return event.node.op == "argmax" and event.node.outputs[output].dtype == "i32"
+
+
 # --- the graph interpreter --------------------------------------------------------------------------------
 
 
@@ -356,7 +364,7 @@ class Interpreter:
         """Evaluate the node's body; see :class:`Reference`."""
         body = node_body(event.node)
         operands = self._operands.of(event)
-        if self._accumulates:
+        if self._accumulates and not _is_position(event, 0):
             operands = self._own(event, operands)
         values = body_values(body, operands, self._operands.env)
         (result,) = body.outputs
@@ -536,7 +544,7 @@ class Recorded:
                 name = f"{name}.{output.place.field or output.name}"
             if name in self._file.entries:
                 value = self._file[name]
-                if value.size == event.outputs[number].size:
+                if value.size == event.outputs[number].size and not _is_position(event, number):
                     if output.place.field in ("k_pages", "v_pages"):
                         value = self._reordered(value, event.outputs[number].shape)
                     limits = accumulated_tolerance(value, event.node.index, self.forward, None)

@@ -34,7 +34,7 @@ class ModelFunction(Protocol):
     """A callable model function (``runtime.program.CompiledFunction``)."""
 
     def __call__(self, *args: Any, out: Any = None) -> Any:
-        """``logits = f(ids, cache_view)``."""
+        """``logits, best = f(ids, cache_view)``; ``score`` gives logits only."""
         ...
 
     def dim_range(self, dim: str) -> tuple[int, int]:
@@ -175,8 +175,8 @@ class BatchRunner:
     def _decode_pass(self) -> list[tuple[Request, str]]:
         start = time.perf_counter()
         ids = np.array([r.token_ids[-1] for r in self._running], np.int32)
-        logits = self._forward(self._decode, self._running, ids, [1] * len(ids))
-        pieces = [(r, self._accept(r, row)) for r, row in zip(self._running, logits, strict=True)]
+        rows = self._forward(self._decode, self._running, ids, [1] * len(ids))
+        pieces = [(r, self._accept(r, *row)) for r, row in zip(self._running, rows, strict=True)]
         took = time.perf_counter() - start
         for request in self._running:
             request.decode_s += took
@@ -193,32 +193,34 @@ class BatchRunner:
                 parts.append(part)
                 room -= len(part)
         start = time.perf_counter()
-        logits = self._forward(self._prefill, batch, np.concatenate(parts), [len(p) for p in parts])
+        rows = self._forward(self._prefill, batch, np.concatenate(parts), [len(p) for p in parts])
         took = time.perf_counter() - start
         pieces: list[tuple[Request, str]] = []
-        for request, part, row in zip(batch, parts, logits, strict=True):
+        for request, part, row in zip(batch, parts, rows, strict=True):
             request.prefilled += len(part)
             request.prefill_s += took
             if request.prefilled == len(request.prompt_ids):
-                pieces.append((request, self._accept(request, row)))
+                pieces.append((request, self._accept(request, *row)))
         return pieces
 
     def _forward(
         self, function: ModelFunction, batch: Sequence[Request], ids: np.ndarray, lengths: list[int]
-    ) -> np.ndarray:
-        """Logits f32 ``[len(batch), vocab]`` of each sequence's last token (valid until the next call)."""
+    ) -> list[tuple[np.ndarray, int]]:
+        """Logits f32 ``[vocab]`` of each sequence's last token (valid until the next call), and where the
+        largest is.
+        """
         view = self._cache.begin_forward([r.seq_id for r in batch], lengths)
         try:
-            logits = function(ids, view)
+            logits, best = function(ids, view)
         except BaseException:
             self._cache.abort_forward()
             raise
         self._cache.end_forward()
-        return logits
+        return list(zip(logits, best.tolist(), strict=True))
 
-    def _accept(self, request: Request, logits: np.ndarray) -> str:
+    def _accept(self, request: Request, logits: np.ndarray, best: int) -> str:
         """Sample the next token of a request; returns the text that it makes certain."""
-        token = request.sampler.sample(logits)
+        token = request.sampler.sample(logits, best)
         request.token_ids.append(token)
         if len(request.token_ids) == 1:
             request.first_token_s = time.perf_counter()

@@ -43,7 +43,8 @@ class ForwardPass:
 
     def __call__(self) -> np.ndarray:
         """Logits by the native entry; valid until the next call."""
-        return self.program[self.function](self.ids, self.view)
+        outputs = self.program[self.function](self.ids, self.view)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
 
     def step(self, keep: Any = ()) -> Run:
         """A run that launches node by node; see ``Program.step``."""

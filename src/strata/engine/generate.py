@@ -177,6 +177,7 @@ class LanguageModel:
             raise UserError(
                 "language model: the program has no KV cache, prefill or decode; compile a language model"
             )
+        _check_outputs(record)
         self.program = program
         self.tokenizer = tokenizer
         self.vocab_size = _config_int(record, "vocab_size", None, None)
@@ -501,6 +502,18 @@ def _windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, 
         if end > done:
             yield begin, done, end
             done = end
+
+
+def _check_outputs(record: ProgramRecord) -> None:
+    """``prefill`` and ``decode`` must give the logits and the likeliest token of each sequence."""
+    for function in record.functions:
+        kinds = [(o.dtype, len(o.shape)) for o in function.outputs]
+        if function.name in ("prefill", "decode") and kinds != [("f32", 2), ("i32", 1)]:
+            got = ", ".join(f"{o.dtype}[{','.join(map(str, o.shape))}]" for o in function.outputs)
+            raise UserError(
+                f"language model: {function.name}: got outputs ({got}); expected logits f32[num_seqs,vocab] "
+                "and their argmax i32[num_seqs]; return both"
+            )
 
 
 def _config_int(record: ProgramRecord, key: str, wanted: int | None, default: int | None) -> int:

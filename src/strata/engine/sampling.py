@@ -21,6 +21,7 @@ import numpy as np
 from strata.core.errors import UserError
 
 _FEW = 1024
+_BLOCK = 512  # weights that are added up before their sums are: about the root of a large vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,24 +137,24 @@ class Sampler:
         if self._penalises:
             self._seen[np.asarray(prompt_ids, np.int64)] = True
 
-    def sample(self, logits: np.ndarray) -> int:
+    def sample(self, logits: np.ndarray, best: int | None = None) -> int:
         """The next token.
 
         Args:
             logits: f32 ``[vocab]``; not changed.
+            best: ``logits.argmax()``, where it is known.
 
         Raises:
             UserError: the largest logit is not finite.
         """
         if self.params.temperature == 0:
             scores = self._penalised(logits) if self._penalises else logits
-            token = int(scores.argmax())  # NaN wins
+            known = None if self._penalises else best
+            token = int(scores.argmax()) if known is None else known  # NaN wins
             _check_score(float(scores[token]))
         else:
             tokens, probabilities = self._filtered(logits)
-            total = np.cumsum(probabilities)
-            drawn = self._random.random() * total[-1]
-            token = int(tokens[min(int(np.searchsorted(total, drawn, side="right")), len(tokens) - 1)])
+            token = int(tokens[_drawn(probabilities, self._random.random())])
         if self._penalises:
             self._counts[token] += 1
             self._seen[token] = True
@@ -189,15 +190,19 @@ class Sampler:
         """Tokens that are left and their weights (f64, not normalised, the largest is 1)."""
         params = self.params
         scores = self._penalised(logits)
-        _check_score(float(scores.max()))  # NaN is the maximum of what it is in
+        top = float(scores.max())  # NaN is the maximum of what it is in
+        _check_score(top)
         if 0 < params.top_k < len(scores):
             border = np.partition(scores, len(scores) - params.top_k)[len(scores) - params.top_k]
             tokens = np.flatnonzero(scores >= border)
+            kept = scores[tokens]
         else:
-            tokens = np.arange(len(scores))
-        kept = scores[tokens]
+            tokens, kept = np.arange(len(scores)), scores
         with np.errstate(over="ignore"):  # a tiny temperature: all but the largest become 0
-            weights = np.exp((kept.astype(np.float64) - float(kept.max())) / params.temperature)
+            weights = kept.astype(np.float64)  # one array for all steps: new pages cost more than arithmetic
+            weights -= top
+            weights /= params.temperature
+            np.exp(weights, out=weights)
         if params.top_p < 1:
             chosen = _nucleus(weights, params.top_p)
             tokens, weights = tokens[chosen], weights[chosen]
@@ -205,6 +210,25 @@ class Sampler:
             likely = weights >= params.min_p
             tokens, weights = tokens[likely], weights[likely]
         return tokens, weights
+
+
+def _drawn(weights: np.ndarray, part: float) -> int:
+    """The first index up to which (inclusive) the weights add up to more than ``part`` of the total.
+
+    Sums of blocks come first, then those within one: of a running sum, every addition waits for the last.
+
+    Args:
+        weights: f64, at least 0, not all 0.
+        part: In ``[0, 1)``.
+    """
+    total = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
+    goal = part * total[-1]
+    block = int(np.searchsorted(total, goal, side="right"))
+    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK])
+    rest = goal - (total[block - 1] if block else 0.0)
+    # A running sum may be rounded otherwise than the sum; an index without weight is never drawn.
+    rest = min(rest, np.nextafter(inside[-1], 0.0))
+    return block * _BLOCK + int(np.searchsorted(inside, rest, side="right"))
 
 
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:

@@ -347,6 +347,11 @@ def max(x: Node, axes: int | Sequence[int] | None = None, *, keepdims: bool = Fa
     return _reduce("max", x, axes, keepdims, name)
 
 
+def argmax(x: Node, axis: int = -1, *, name: str = "") -> Node:
+    """Position of the largest element along ``axis``, i32: the first of equal ones; the first NaN wins."""
+    return make_node("argmax", (x,), name, axis=normal_axis("argmax", axis, x.tensor.rank))
+
+
 def softmax(x: Node, axis: int = -1, *, name: str = "") -> Node:
     """Softmax along ``axis``."""
     return make_node("softmax", (x,), name, axis=normal_axis("softmax", axis, x.tensor.rank))

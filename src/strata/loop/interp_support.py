@@ -98,23 +98,23 @@ def select(cond: bool, a: Any, b: Any) -> Any:
 
 
 def minimum(a: Any, b: Any) -> Any:
-    """The smaller scalar."""
-    return b if b < a else a
+    """The smaller scalar; NaN if one is."""
+    return a if a < b or a != a else b
 
 
 def maximum(a: Any, b: Any) -> Any:
-    """The larger scalar."""
-    return b if b > a else a
+    """The larger scalar; NaN if one is."""
+    return a if a > b or a != a else b
 
 
 def minimum_vector(a: Array, b: Array) -> Array:
-    """The smaller one per lane."""
-    return np.where(b < a, b, a)
+    """The smaller one per lane; NaN if one is."""
+    return np.where((a < b) | (a != a), a, b)
 
 
 def maximum_vector(a: Array, b: Array) -> Array:
-    """The larger one per lane."""
-    return np.where(b > a, b, a)
+    """The larger one per lane; NaN if one is."""
+    return np.where((a > b) | (a != a), a, b)
 
 
 def _check_divisor(where: str, b: Any) -> None:

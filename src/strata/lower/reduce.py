@@ -1,12 +1,12 @@
-"""Lowering of reductions and normalisations: staged row statistics, then an elementwise formula."""
+"""Lowering of reductions, argmax and norms: staged row statistics, then an elementwise formula."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
 
-from strata.core.dims import product
-from strata.core.dtypes import DType
+from strata.core.dims import Dim, Shape, product
+from strata.core.dtypes import DType, i32, i64
 from strata.graph.nodes import Node
 from strata.loop import build as b
 from strata.loop.nodes import Expr, size
@@ -65,6 +65,76 @@ def _lower_reduction(ctx: Context, node: Node, init: float, combine: Callable[[E
 LOWERINGS.add("sum", lambda ctx, node: _lower_reduction(ctx, node, 0.0, b.add))
 LOWERINGS.add("mean", lambda ctx, node: _lower_reduction(ctx, node, 0.0, b.add))
 LOWERINGS.add("max", lambda ctx, node: _lower_reduction(ctx, node, -inf, b.maximum))
+
+
+ARGMAX_PART = 2048  # elements of a part: a vocabulary has some for every thread, and few maxima to go through
+
+
+@LOWERINGS.register("argmax")
+def lower_argmax(ctx: Context, node: Node) -> Access:
+    """The largest element of each part of a row, the first part that has the largest of all, its place there.
+
+    ::
+
+        part      0         1         2     (begins early: it ends with the row)
+        row   |---------|---------|---------|       top of each part: on all threads
+                              |---------|           place: within one part only
+
+    Elements that two parts have do no harm: the earlier part is found first. Short rows are one part. The
+    result is that of one search from left to right, however the parts are shared among threads.
+    """
+    x = node.inputs[0]
+    shape, axis = x.tensor.shape, node.attrs["axis"] % x.tensor.rank
+    kept, extent, dtype = (*shape[:axis], *shape[axis + 1 :]), shape[axis], compute_type(x.tensor.dtype)
+    value = widened(ctx.access(x))
+
+    def along(i: Index, place: Expr) -> Expr:
+        return value((*i[:axis], place, *i[axis:]))
+
+    if not isinstance(extent, int) or extent < 2 * ARGMAX_PART:
+        top = _largest(ctx, "top", kept, extent, dtype, along)
+        place = _first(ctx, "place", kept, extent, along, top)
+        return lambda i: b.cast(i32, place(i))
+    parts = -(-extent // ARGMAX_PART)
+
+    def begin(part: Expr) -> Expr:
+        return b.minimum(b.mul(part, ARGMAX_PART), extent - ARGMAX_PART)
+
+    def in_part(i: Index, k: Expr) -> Expr:
+        return along(i[:-1], b.add(begin(i[-1]), k))
+
+    part_top = _largest(ctx, "part_top", (*kept, parts), ARGMAX_PART, dtype, in_part)
+    top = _largest(ctx, "top", kept, parts, dtype, lambda i, k: part_top((*i, k)))
+    chosen = _first(ctx, "chosen", kept, parts, lambda i, k: part_top((*i, k)), top)
+
+    def start(i: Index) -> Expr:
+        return begin(b.cast(i64, chosen(i)))
+
+    place = _first(ctx, "place", kept, ARGMAX_PART, lambda i, k: along(i, b.add(start(i), k)), top)
+    return lambda i: b.cast(i32, b.add(start(i), b.cast(i64, place(i))))
+
+
+def _largest(
+    ctx: Context, name: str, kept: Shape, extent: Dim, dtype: DType, value: Callable[[Index, Expr], Expr]
+) -> Access:
+    """Stage the largest ``value(i, k)`` over ``k``; NaN if there is one."""
+    return _row_reduce(
+        ctx, name, (*kept, extent), (len(kept),), dtype, -inf, b.maximum, lambda i: value(i[:-1], i[-1])
+    )
+
+
+def _first(
+    ctx: Context, name: str, kept: Shape, extent: Dim, value: Callable[[Index, Expr], Expr], top: Access
+) -> Access:
+    """Stage the first ``k`` whose ``value(i, k)`` is the largest, i32: NaN or not less than ``top(i)``."""
+    last = b.cast(i32, b.sub(size(extent), 1))
+
+    def found(i: Index, k: Index) -> Expr:
+        element = value(i, k[0])
+        is_top = b.or_(b.ge(element, top(i)), b.ne(element, element))
+        return b.select(is_top, b.cast(i32, k[0]), last)
+
+    return ctx.reduce(name, kept, i32, (extent,), last, b.minimum, found)
 
 
 @LOWERINGS.register("softmax")

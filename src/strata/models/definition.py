@@ -33,7 +33,8 @@ class ModelDefinition:
     """A model, ready to be compiled.
 
     Attributes:
-        module: Functions ``prefill``, ``decode`` and ``score``, or those that were asked for.
+        module: Functions ``prefill`` and ``decode`` (logits and likeliest token of each sequence) and
+            ``score`` (logits of each token), or those that were asked for.
         sources: Recipe of each weight and vector as a float tensor, in the order of ``module.params``.
         formats: Format of the weights that are stored as codes, by the name of the recipe; each is several
             params of the module.

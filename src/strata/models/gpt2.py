@@ -8,6 +8,7 @@ from __future__ import annotations
 from strata.core.dtypes import DType, f32
 from strata.core.errors import UnsupportedError, UserError
 from strata.frontend import nn
+from strata.frontend.nn import op
 
 from . import config as configs
 from .config import ModelConfig, Positions
@@ -94,12 +95,14 @@ class GPT2LMHeadModel(nn.Module):
         x = self.transformer.ln_f(x)
         return self.transformer.wte.as_head(x, f32) if self.lm_head is None else self.lm_head(x)
 
-    def prefill(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.PagedKVCache]:
-        """Logits ``[num_seqs, vocab]`` after the last token of each sequence."""
-        x = self.transformer(ids, cache)
-        return self.head(cache.last_tokens(x)), cache
+    def prefill(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.Tensor, nn.PagedKVCache]:
+        """Logits ``[num_seqs, vocab]`` after the last token of each sequence; the likeliest token, i32
+        ``[num_seqs]``.
+        """
+        logits = self.head(cache.last_tokens(self.transformer(ids, cache)))
+        return logits, op.argmax(logits), cache
 
-    def decode(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.PagedKVCache]:
+    def decode(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.Tensor, nn.PagedKVCache]:
         """The same; compiled apart, for one token per sequence."""
         return self.prefill(ids, cache)
 

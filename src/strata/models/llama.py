@@ -113,12 +113,14 @@ class LlamaForCausalLM(nn.Module):
         x = self.model.norm(x)
         return self.model.embed_tokens.as_head(x, f32) if self.lm_head is None else self.lm_head(x)
 
-    def prefill(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.PagedKVCache]:
-        """Logits ``[num_seqs, vocab]`` after the last token of each sequence."""
-        x = self.model(ids, cache)
-        return self.head(cache.last_tokens(x)), cache
+    def prefill(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.Tensor, nn.PagedKVCache]:
+        """Logits ``[num_seqs, vocab]`` after the last token of each sequence; the likeliest token, i32
+        ``[num_seqs]``.
+        """
+        logits = self.head(cache.last_tokens(self.model(ids, cache)))
+        return logits, op.argmax(logits), cache
 
-    def decode(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.PagedKVCache]:
+    def decode(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.Tensor, nn.PagedKVCache]:
         """The same; compiled apart, for one token per sequence."""
         return self.prefill(ids, cache)
 

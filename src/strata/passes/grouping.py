@@ -35,7 +35,7 @@ _CHEAP = _COPIED | {
     *("logical_and", "logical_or", "logical_not"),
 }
 # How often a loop reads one element of operand 0: passes over a row, or the two halves of a rotation.
-_READS = {"rms_norm": 2, "layer_norm": 3, "softmax": 3, "rope": 2}
+_READS = {"rms_norm": 2, "layer_norm": 3, "softmax": 3, "argmax": 2, "rope": 2}
 _NEVER_INSIDE = frozenset(
     {"concat", "tensor_expr"}
 )  # they fill a buffer piece by piece, or have loops of their own

@@ -126,7 +126,7 @@ def plan_memory(
         UserError: a dim has no usable upper bound, so that the arena would be larger than 64 TiB.
         VerifyError: two results of the function share memory (``fuse`` copies one of them).
     """
-    known = {**_sequence_limit(function, limits or {}), **(limits or {})}
+    known = {**sequence_limit(function, limits), **(limits or {})}
     order = launches(function)
     outputs = _outputs(function)
     buffers = _buffers(function, order, known, reuse)
@@ -150,11 +150,12 @@ def plan_memory(
     )
 
 
-def _sequence_limit(function: Function, limits: Mapping[str, int]) -> dict[str, int]:
-    rows: list[int] = []
+def sequence_limit(function: Function, limits: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Upper bound of ``num_seqs`` by its name: rows that ``last_tokens`` chooses from; none without it."""
+    rows, known = list[int](), limits or {}
     for node in function.nodes:
         inner = node.attrs["body"].nodes if node.op == "fused" else (node,)
-        rows += [upper_bound(n.inputs[0].tensor.shape[0], limits) for n in inner if n.op == "last_tokens"]
+        rows += [upper_bound(n.inputs[0].tensor.shape[0], known) for n in inner if n.op == "last_tokens"]
     return {NUM_SEQUENCES.name: min(max(rows), NUM_SEQUENCES.hi)} if rows else {}
 
 

@@ -14,7 +14,7 @@ from strata.graph.nodes import Function, Node
 from strata.graph.types import CACHE_SYMBOLS, CacheType, TensorType
 from strata.loop.nodes import Func
 from strata.lower.context import PAGED_FIELDS
-from strata.passes.memory_plan import ALIGNMENT_BYTES, MemoryPlan, plan_memory, storage
+from strata.passes.memory_plan import ALIGNMENT_BYTES, MemoryPlan, plan_memory, sequence_limit, storage
 from strata.runtime.records import (
     CACHE_DIMS,
     ArgKind,
@@ -32,7 +32,7 @@ from .composites import node_options
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder, group_body
 from .types import Candidate, Choice, Stack
-from .workspace import WORKSPACE
+from .workspace import WORKSPACE, upper_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class _Assembler:
     params: Mapping[str, int]
     constants: Mapping[int, str]
     memory: MemoryPlan
+    limits: Mapping[str, int]  # upper bounds of dims that are tighter than their own
     places: dict[int, ArgRef] = field(default_factory=dict)
     workspace_bytes: int = 0
 
@@ -123,7 +124,7 @@ class _Assembler:
         """Buffer arguments of a launch."""
         refs: list[ArgRef] = []
         offset = self.memory.arena_bytes
-        sizes = iter(kernels.workspace_bytes)
+        sizes = iter(upper_bytes(buffer, self.limits) for buffer in kernels.workspace)
         for binding in kernels.bindings:
             if binding.operand == WORKSPACE:
                 refs.append(ArgRef(ArgKind.ARENA, offset))
@@ -151,7 +152,7 @@ def plan_function(
         params: Position of every param in the param table.
         constants: Param name of every array constant, by node id.
     """
-    asm = _Assembler(function, params, constants, plan_memory(function))
+    asm = _Assembler(function, params, constants, plan_memory(function), sequence_limit(function))
     asm.place_boundary()
     launches: list[Launch] = []
     planned: list[PlannedLaunch] = []
@@ -167,7 +168,7 @@ def plan_function(
             func = candidates[choice.candidate].func
             funcs[func.name] = func
         picked = tuple(KernelChoice(candidates[c.candidate].func.name, c.when) for c in choices)
-        launches.append(Launch(name, picked, asm.args(node, kernels), op, len(kernels.workspace_bytes)))
+        launches.append(Launch(name, picked, asm.args(node, kernels), op, len(kernels.workspace)))
         operands = _operands(kernels, len(node.inputs))
         planned.append(PlannedLaunch(name, op, kernels.stack, choices, node, operands, kernels.rows))
     record = FunctionRecord(

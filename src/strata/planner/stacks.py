@@ -17,7 +17,7 @@ from strata.graph.nodes import Function, LoopText, Node
 from strata.graph.types import TensorType
 from strata.loop.check import LOOP_LOWERED, check
 from strata.loop.layout import Layout
-from strata.loop.nodes import Func
+from strata.loop.nodes import Buffer, Func
 from strata.lower import Binding
 from strata.passes.base import function_key
 from strata.passes.loops import LoopStage, run_loop_passes
@@ -33,7 +33,7 @@ from .fuse_loops import LOOP_NOTE, lowered_node, operand_layouts
 from .measure import is_worthwhile, measure_task
 from .options import PlanOptions
 from .types import Candidate, Estimate, Stack
-from .workspace import hoist_workspace, share_workspace, upper_bytes, with_workspace
+from .workspace import hoist_workspace, share_workspace, with_workspace
 
 _NOTES = (LOOP_NOTE, COMPOSITE_NOTE)  # they tell apart nodes of equal bodies
 Estimates = tuple[tuple[int, Estimate], ...]
@@ -50,13 +50,13 @@ class Kernels:
         task: The group.
         stack: The candidates; every candidate's ``func`` has the same parameters.
         bindings: What each buffer parameter is bound to.
-        workspace_bytes: Extra memory per ``WORKSPACE`` parameter, at the upper bounds of the dims.
+        workspace: What the ``WORKSPACE`` parameters are bound to, in their order.
     """
 
     task: Task
     stack: Stack
     bindings: tuple[Binding, ...]
-    workspace_bytes: tuple[int, ...] = ()
+    workspace: tuple[Buffer, ...] = ()
 
     @property
     def rows(self) -> Dim:
@@ -128,8 +128,7 @@ class StackBuilder:
             )
         )
         bindings = with_workspace(task.lowered.bindings, task.lowered.func.num_outputs, len(slots))
-        sizes = tuple(upper_bytes(b) for b in slots)
-        return Kernels(task, Stack(task.node, candidates), bindings, sizes)
+        return Kernels(task, Stack(task.node, candidates), bindings, slots)
 
     def _estimates(self, task: Task, offers: Sequence[Offer], funcs: Sequence[Func]) -> list[Estimates]:
         """Cost of every candidate at the same sizes: measured if asked for or if a model is missing."""

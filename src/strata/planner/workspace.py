@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from strata.core.dims import bounds as dim_bounds
+from strata.core.dims import product
 from strata.core.errors import VerifyError
 from strata.loop.nodes import Alloc, Buffer, For, Func, MemSpace, Stmt, seq
 from strata.loop.rewrite import map_stmt, walk_stmts
 from strata.lower import Binding
+from strata.passes.memory_plan import upper_bound
 
 WORKSPACE = -2  # Binding.operand of an intermediate
 
@@ -104,9 +105,6 @@ def with_workspace(bindings: tuple[Binding, ...], num_outputs: int, count: int) 
     return (*bindings[:split], *[Binding(WORKSPACE)] * count, *bindings[split:])
 
 
-def upper_bytes(buffer: Buffer) -> int:
-    """Size of a buffer at the upper bounds of its dims."""
-    total = buffer.dtype.itemsize_bytes
-    for dim in buffer.shape:
-        total *= dim_bounds(dim)[1]
-    return total
+def upper_bytes(buffer: Buffer, limits: Mapping[str, int]) -> int:
+    """Size of a buffer at the upper bounds of its dims, or at ``limits`` by name where they are tighter."""
+    return buffer.dtype.itemsize_bytes * upper_bound(product(buffer.shape), limits)

@@ -43,7 +43,7 @@ from .safetensors_file import SafetensorsFile, TensorShape, write_safetensors
 from .tensors import type_text
 
 FORMAT = "strata-artifact"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 CODE = "code.bin"
 WEIGHTS = "weights.safetensors"

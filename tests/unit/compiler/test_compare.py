@@ -176,7 +176,8 @@ def test_models_agree_with_pytorch(folders, models, name, format_, function):
     report = compare(report_pass, reference)
     assert report.agrees, report.first
     assert report.compared[0].node.index == 0  # the embedding
-    assert report.compared[-1].node.name == names(report_pass)[-1]  # the head
+    head = next(n for n in reversed(names(report_pass)) if not n.endswith(":argmax"))
+    assert report.compared[-1].node.name == head
     assert all(n.op not in ("matmul", "rms_norm", "layer_norm") for n in report.unmatched)
 
 
@@ -237,7 +238,8 @@ def test_recorded_values(models, tmp_path):
     assert recorded.forward.all_ids.tolist() == IDS
     report = compare(recorded.forward, recorded)
     assert report.agrees
-    assert len(report.compared) == len(nodes)
+    assert [n.op for n in report.unmatched] == ["argmax"]  # which of nearly equal logits is largest
+    assert len(report.compared) == len(nodes) - 1
     assert all(d.max_abs == 0 for d in report.compared)
     model.stepping_program.swap(DOWN, scaled(1.5), "decode")
     assert compare(recorded.forward, recorded).first.node.name == DOWN

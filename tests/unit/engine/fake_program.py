@@ -17,11 +17,15 @@ from strata.runtime.records import (
     CacheRecord,
     FunctionRecord,
     ProgramRecord,
+    TensorSpec,
 )
 
 CACHE = CacheRecord(
     num_layers=2, num_kv_heads=1, head_dim=4, dtype="f32", page_size=4, rope="none", rotary_dim=0
 )
+
+
+OUTPUTS = (TensorSpec("out0", "f32", ("num_seqs", 40)), TensorSpec("out1", "i32", ("num_seqs",)))
 
 
 def logits_of_history(history: list[int], vocab: int) -> np.ndarray:
@@ -90,7 +94,7 @@ class FakeFunction:
             assert out.shape == result.shape
             out[...] = result
             return out
-        return result
+        return result if self.every_row else (result, result.argmax(axis=1).astype(np.int32))
 
 
 class FakeProgram:
@@ -119,7 +123,7 @@ class FakeProgram:
             "prefill_chunk": chunk,
         }
         self.record = ProgramRecord(
-            functions=tuple(FunctionRecord(name, (), (), (), (), 0) for name in self.functions),
+            functions=tuple(FunctionRecord(name, (), OUTPUTS, (), (), 0) for name in self.functions),
             params=(),
             cache=CACHE,
             target="fake",

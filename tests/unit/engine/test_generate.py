@@ -225,8 +225,9 @@ def test_an_answer_begins_without_the_space_of_its_first_token():
     model = make(tokenizer, FakeProgram(vocab=tokenizer.vocab_size))
     token = tokenizer.token_id("▁h")
     for row in ("prefill", "decode"):
-        model.program.functions[row] = lambda ids, view, out=None: np.eye(
-            1, tokenizer.vocab_size, token, np.float32
+        model.program.functions[row] = lambda ids, view, out=None: (
+            np.eye(1, tokenizer.vocab_size, token, np.float32),
+            np.array([token], np.int32),
         )
     model.program.functions["prefill"].dim_range = lambda dim: (1, 16)
     model = make(tokenizer, model.program)
@@ -345,6 +346,15 @@ def test_bad_requests(call, match):
     with pytest.raises(UserError, match=match):
         call(model)
     assert is_clean(model)
+
+
+def test_models_that_give_logits_only():
+    program = FakeProgram()
+    functions = tuple(dataclasses.replace(f, outputs=f.outputs[:1]) for f in program.record.functions)
+    program.record = dataclasses.replace(program.record, functions=functions)
+    want = r"prefill: got outputs \(f32\[num_seqs,40\]\); expected logits f32\[num_seqs,vocab\] and"
+    with pytest.raises(UserError, match=want):
+        make(program=program)
 
 
 def test_bad_models(tmp_path):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strata.core.errors import UserError
-from strata.engine.sampling import Sampler, SamplingParams, sampling_params
+from strata.engine.sampling import Sampler, SamplingParams, _drawn, sampling_params
 
 VOCAB = 50
 
@@ -100,6 +100,35 @@ def test_greedy():
     logits = np.zeros(VOCAB, np.float32)
     logits[[3, 4]] = 3, 2.5
     assert [penalised.sample(logits) for _ in range(2)] == [3, 4]
+
+
+def test_the_largest_is_not_looked_for_where_it_is_known():
+    class Opaque(np.ndarray):
+        def argmax(self, *args, **options):
+            raise AssertionError("it is known")
+
+    logits = logits_of(0)
+    assert Sampler(SamplingParams(), [1], VOCAB).sample(logits.view(Opaque), 7) == 7
+    penalised = Sampler(SamplingParams(presence_penalty=2.0), [], VOCAB)
+    logits[[3, 4]] = 30, 29
+    assert [penalised.sample(logits, 3) for _ in range(2)] == [3, 4]  # what is known is of other scores
+    logits[3] = np.nan
+    with pytest.raises(UserError, match="the best logit is nan"):
+        Sampler(SamplingParams(), [], VOCAB).sample(logits, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 511, 512, 513, 1024, 5000])
+def test_draws_are_where_the_running_sum_passes(size):
+    rng = np.random.default_rng(size)
+    weights = rng.integers(0, 3, size).astype(np.float64)  # whole numbers: every sum is exact
+    weights[0] += 1
+    weights[-1:] *= 0 if size > 1 else 1
+    sums = np.cumsum(weights)
+    for part in (0.0, *rng.random(200), np.nextafter(1.0, 0.0)):
+        assert _drawn(weights, part) == np.searchsorted(sums, part * sums[-1], side="right")
+    odd = np.where(weights > 0, rng.random(size) * 10.0 ** rng.integers(-20, 1, size), 0.0)
+    for part in (*rng.random(200), np.nextafter(1.0, 0.0)):
+        assert odd[_drawn(odd, part)] > 0
 
 
 def test_a_tiny_temperature_is_greedy():

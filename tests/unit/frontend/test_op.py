@@ -95,6 +95,7 @@ CASES: list[tuple[Callable[..., Any], tuple[np.ndarray, ...], np.ndarray]] = [
     (lambda x: op.sum(x), (X,), X.sum()),
     (lambda x: op.mean(x, -1, keepdims=True), (X,), X.mean(-1, keepdims=True)),
     (lambda x: op.max(x, (0, 2)), (X,), X.max((0, 2))),
+    (lambda x: op.argmax(x, 1), (X,), X.argmax(1)),
     (lambda x: op.sum(op.softmax(x, 1), 1), (X,), np.ones((2, 4), np.float32)),
     (lambda x, w: op.rms_norm(x, w, 0.0), (X, W), X / np.sqrt((X * X).mean(-1, keepdims=True)) * W),
     (

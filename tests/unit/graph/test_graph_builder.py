@@ -42,6 +42,7 @@ def test_identities_make_no_node() -> None:
 
 
 def test_axes_are_normalised() -> None:
+    assert b.argmax(x, 0).type == b.tensor_type(x.tensor.shape[1:], "i32")
     assert b.softmax(x).attrs["axis"] == 1
     assert b.sum(x, -1).attrs["axes"] == (1,)
     assert b.max(x, (-2, 1), keepdims=True).attrs["axes"] == (0, 1)

@@ -18,7 +18,7 @@ from strata.lower import lower_group
 from strata.passes import run_passes
 from strata.planner.layouts import choose_layouts
 from strata.planner.stacks import Kernels, StackBuilder, anchor_op, group_body
-from strata.planner.workspace import WORKSPACE, hoist_workspace
+from strata.planner.workspace import WORKSPACE, hoist_workspace, upper_bytes
 from strata.schedule import Proposal, propose
 from strata.target import Target, get_target
 
@@ -153,7 +153,8 @@ def test_workspace_becomes_a_parameter() -> None:
     node = b.fused((x,), body)
     kernels = StackBuilder({}, TARGET).kernels_of(node)
     assert [k.operand for k in kernels.bindings] == [0, WORKSPACE, -1]
-    assert kernels.workspace_bytes == (N.hi * 4,)
+    (buffer,) = kernels.workspace
+    assert (buffer.shape, upper_bytes(buffer, {}), upper_bytes(buffer, {"n": 8})) == ((N,), N.hi * 4, 32)
 
 
 def test_a_global_buffer_in_a_loop_is_our_bug() -> None:

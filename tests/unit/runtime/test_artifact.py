@@ -96,7 +96,7 @@ def edit(folder: Path, **values) -> None:
     ("values", "match"),
     [
         ({"format": "gguf"}, r"manifest.json: format: got 'gguf'; expected 'strata-artifact'"),
-        ({"version": 99}, r"manifest.json: version: got 99; expected 1; compile the model again"),
+        ({"version": 99}, r"manifest.json: version: got 99; expected 2; compile the model again"),
         ({"machine": "pdp11"}, rf"machine: got 'pdp11'; expected '{platform.machine()}'"),
         ({"machine": None}, r"machine: got None; expected a text"),
         ({"code": 3}, r"manifest.json: code: got 3; expected an object"),
@@ -217,4 +217,4 @@ def test_module_has_no_compiler_imports():
         "assert not bad and 'llvmlite' not in sys.modules, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert artifact_module.VERSION == 1
+    assert artifact_module.VERSION == 2

@@ -57,7 +57,7 @@ class Runner:
         ids, sequences = np.zeros(batch, np.int32), list(range(batch))
         start = time.perf_counter()
         for _ in range(tokens):
-            ids[:] = self._step("decode", sequences, [1] * batch, ids).argmax(axis=1)
+            ids[:] = self._step("decode", sequences, [1] * batch, ids)
         return time.perf_counter() - start
 
     def _bring_to(self, context: int, batch: int) -> None:
@@ -83,10 +83,11 @@ class Runner:
         return [b - a for a, b in pairwise(moments)]
 
     def _step(self, function: str, sequences: list[int], lengths: list[int], ids: np.ndarray) -> np.ndarray:
+        """The likeliest next token of each sequence, i32 ``[len(sequences)]``; valid until the next call."""
         view = self._cache.begin_forward(sequences, lengths)
-        logits = self._program[function](ids, view)
+        _, best = self._program[function](ids, view)
         self._cache.end_forward()
-        return logits
+        return best
 
 
 @dataclass(frozen=True, slots=True)

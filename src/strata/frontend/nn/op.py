@@ -420,6 +420,11 @@ def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fal
     return _emit("max", x, axes=_axes("max", x, axis), keepdims=keepdims)
 
 
+def argmax(x: Tensor, axis: int = -1) -> Tensor:
+    """Position of the largest element along ``axis``, i32: the first of equal ones; the first NaN wins."""
+    return _emit("argmax", x, axis=_axis("argmax", x, axis))
+
+
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """``exp(x)`` divided by its sum along ``axis``, in f32."""
     return _emit("softmax", x, axis=_axis("softmax", x, axis))

@@ -1,4 +1,7 @@
-"""Reductions over whole axes, softmax, norms. Sums and statistics of floats are in f32 (f64 for f64)."""
+"""Reductions over whole axes, argmax, softmax, norms.
+
+Sums and statistics of floats are in f32 (f64 for f64).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.core.dims import Dim
+from strata.core.dims import Dim, bounds
 from strata.core.dtypes import bf16, f16, f32, f64, i32, i64
 from strata.core.errors import ShapeError
 from strata.graph.types import TensorType, Type
@@ -34,6 +37,7 @@ from .common import (
 )
 
 _FLOATS = (f32, f16, bf16, f64)
+MAX_INDEX = 2**31 - 1  # i32
 
 
 def _per_element(op_count: int) -> Callable[[Types, Attrs], Dim]:
@@ -89,6 +93,10 @@ def _reduce_samples(op: str) -> Callable[[], Iterator[Sample]]:
         yield Sample((t(f32, 4, 3),), {"axes": ()})
         large = np.array([[1e8, 1.0, -1e8, 1.0], [3e38, -3e38, 1e-44, 0.0]], np.float32)
         yield Sample((t(f32, 2, 4),), {"axes": (1,)}, {0: large} if op == "max" else {0: large / 2**24})
+        nan = np.arange(120, dtype=np.float32).reshape(3, 40)
+        nan[0, 5], nan[1, 39], nan[2, 0] = np.nan, np.nan, np.nan
+        yield Sample((t(f32, 3, 40),), {"axes": (1,)}, {0: nan})
+        yield Sample((t(f32, 3, 40),), {"axes": (0,)}, {0: nan})
 
     return samples
 
@@ -115,6 +123,61 @@ for _name, _function, _doc in _REDUCTIONS:
             _doc,
         )
     )
+
+
+# ---- argmax ----
+
+
+def _argmax_infer(types: Types, attrs: Attrs) -> Type:
+    (x,) = tensors("argmax", types, ("x",))
+    want_dtype("argmax", "x", x, is_number, "a float or integer dtype")
+    axis = normal_axis("argmax", attrs["axis"], x.rank)
+    lo, hi = bounds(x.shape[axis])
+    if lo < 1 or hi > MAX_INDEX + 1:
+        raise ShapeError(
+            f"argmax: x {x} has extent {x.shape[axis]} along axis {axis}; expected 1 .. {MAX_INDEX + 1}"
+        )
+    return TensorType((*x.shape[:axis], *x.shape[axis + 1 :]), i32)
+
+
+def _argmax_reference(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
+    (x,) = operands
+    return np.asarray(np.argmax(widen(x), axis=attrs["axis"]), np.int32)
+
+
+def _argmax_samples() -> Iterator[Sample]:
+    for dtype in (*_FLOATS, i32, i64):
+        yield Sample((t(dtype, 3, 17),))
+        yield Sample((t(dtype, 5, 4),), {"axis": 0})
+    yield Sample((t(f32, 2, 3, 5),), {"axis": 1})
+    yield Sample((t(f32, 33),), {"axis": 0})
+    yield Sample((t(f32, 4, 1),))
+    nan, inf = np.nan, np.inf
+    ties = [[1.0, 7.0, 7.0, 2.0], [0.0, -0.0, -0.0, 0.0], [-0.0, 0.0, -1.0, 0.0], [5.0, nan, 9.0, nan]]
+    ends = [[-inf, -inf, -inf, -inf], [-inf, -inf, -inf, -3e38], [inf, 3e38, inf, nan], [nan, inf, 1.0, 2.0]]
+    yield Sample((t(f32, 8, 4),), {}, {0: np.array(ties + ends, np.float32)})
+    for extent in (4096, 5003):  # long enough to be searched in parts
+        far = np.random.default_rng(extent).standard_normal((7, extent)).astype(np.float32)
+        for row, columns in enumerate([(0,), (extent - 1,), (2047, 2048), (3000, 4095), (), (900, 4000)]):
+            far[row, list(columns)] = 9.0
+        far[4], far[5, 3600], far[6, [2060, 4090]] = 1.0, nan, -nan
+        yield Sample((t(f32, 7, extent),), {}, {0: far})
+    yield Sample((t(bf16, 2, 4500),))
+    yield Sample((t(i64, 4100, 3),), {"axis": 0})
+
+
+define_op(
+    OpDef(
+        "argmax",
+        _argmax_infer,
+        _argmax_reference,
+        Pattern.REDUCTION,
+        {"axis": Attr((int,), -1, "axis to search")},
+        _argmax_samples,
+        _per_element(1),
+        "Position of the largest element along an axis, i32: the first of equal ones; the first NaN wins.",
+    )
+)
 
 
 # ---- softmax ----

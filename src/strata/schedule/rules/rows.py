@@ -119,12 +119,17 @@ def _partial_sums(draft: Draft, stage: str, lanes: int) -> bool:
     if extent is None or extent % lanes or extent < 2 * lanes:
         return False
     width = 2 * lanes if extent % (2 * lanes) == 0 and extent >= 8 * lanes else lanes
+    return draft.quietly(*partial_sums(stage, k, width, lanes))
+
+
+def partial_sums(stage: str, k: str, width: int, lanes: int) -> list[Step]:
+    """Steps that reduce over loop ``k`` into ``width`` partial results, in vectors of ``lanes``."""
     steps: list[Step] = [Split(k, width), RFactor(stage, k + "i"), DecomposeReduction(stage, k + "i_f")]
     for loop in (k + "i_rf_init", k + "i", k + "i_f"):
         if width > lanes:
             steps += [Split(loop, lanes), Unroll(loop + "o")]
         steps.append(Vectorize(loop + "i" if width > lanes else loop))
-    return draft.quietly(*steps)
+    return steps
 
 
 def _long_vector(draft: Draft, stage: str) -> None:
