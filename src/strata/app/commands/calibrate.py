@@ -15,6 +15,8 @@ from strata.app.options import JsonOption, ThreadsOption
 
 if TYPE_CHECKING:
     from strata.app.calibration import Calibration, Predicted
+    from strata.models import ModelConfig
+    from strata.target.hardware import Machine
 
 _CHECKED = (("prefill", 96), ("prefill", 200), ("prefill", 384), ("decode", 64), ("decode", 300))
 
@@ -45,9 +47,11 @@ def command(
     from strata.app.files import write_text
     from strata.app.progress import progress_bar
     from strata.core.errors import UserError
-    from strata.target.hardware.read import machine_text, read_machine, this_machine_path
+    from strata.models.shapes import shape_config
+    from strata.target.hardware.read import THIS, machine_text, read_machine, this_machine_path
 
     formats = format or ["bf16"]
+    config = None if check is None else shape_config(check)
     path = output or this_machine_path()
     found: Calibration | None = None
     if not only_check:
@@ -58,21 +62,22 @@ def command(
     elif check is None:
         raise UserError("calibrate: --only-check needs a shape: --check tinyllama-1.1b")
     predicted: dict[str, tuple[Predicted, ...]] = {}
-    if check is not None:
-        machine = read_machine(path)
-        predicted = {f: _predict(machine, check, f, threads) for f in formats}
+    if config is not None:
+        machine = read_machine(output or THIS)
+        predicted = {f: _predict(machine, config, f, threads) for f in formats}
     if as_json:
         sys.stdout.write(json.dumps(_json(path, found, predicted), indent=2) + "\n")
     else:
         _print(path, found, predicted)
 
 
-def _predict(machine: Any, shape: str, format_: str, threads: int | None) -> tuple[Predicted, ...]:
+def _predict(
+    machine: Machine, config: ModelConfig, format_: str, threads: int | None
+) -> tuple[Predicted, ...]:
     from strata.app.calibration import measurable, predict_and_measure
     from strata.app.progress import progress_bar
-    from strata.models.shapes import shape_config
 
-    model = measurable(shape_config(shape), format_, threads)
+    model = measurable(config, format_, threads)
     with progress_bar() as report:
         return predict_and_measure(machine, model, _CHECKED, report)
 
