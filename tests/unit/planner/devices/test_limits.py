@@ -218,3 +218,13 @@ def test_an_effort_that_is_too_small():
         UnsupportedError, match=r"in 1e-09 deterministic seconds no plan was found .* raise effort"
     ):
         solve(graph, OBJECTIVES[0], Limits(effort=1e-9, power_w=1e-3, budgets=(Budget("loss", 9.5, losses),)))
+
+
+def test_the_makespan_within_limits():
+    graph = layered_graph(1)
+    makespan = parse_objective("makespan")
+    plan = solve(graph, makespan)
+    assert plan.lower_bound <= plan.time_s == max(slot.end_s for slot in plan.orders[0])
+    assert solve(graph, makespan, Limits(energy_j=plan.energy_j * 2)).time_s == plan.time_s
+    with pytest.raises(UnsupportedError, match=r"the least makespan exceeds a limit; plan for time, energy"):
+        solve(graph, makespan, Limits(time_s=plan.time_s / 2))
