@@ -1,6 +1,7 @@
 """Random stacked graphs, and the best plan of one by trying all of them."""
 
 import itertools
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -23,11 +24,11 @@ from strata.target.hardware import CPU, GPU, PHU, Machine, Memory
 DEVICES = ("a", "b", "c", "d")
 
 
-def machine(num_devices=3, num_memories=3):
+def machine(num_devices=3, num_memories=3, capacity_bytes=math.inf):
     memories = [
         Memory(
             name=f"m{k}",
-            capacity_bytes=1e9,
+            capacity_bytes=capacity_bytes,
             bandwidth_bytes_per_s=1e9,
             read_j_per_byte=0.0,
             write_j_per_byte=0.0,

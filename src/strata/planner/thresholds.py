@@ -23,8 +23,8 @@ from .choose import by_size
 from .devices.build import Rules, stacked_graph
 from .devices.encode import Encoding, encode
 from .devices.objective import Objective, parse_objective
-from .devices.solve import refuse_endless
 from .devices.types import DeviceCandidate, Points, StackedGraph
+from .devices.weighted import refuse_endless
 from .select.eliminate import Block, blocks, structure_of
 from .select.problem import Problem
 from .select.sequence import Sequence, sequence
@@ -143,7 +143,7 @@ def plan_ranges(
     at: Mapping[str, int] | None = None,
     rules: Rules | None = None,
 ) -> PlanRanges:
-    """The best plan of ``workload`` on ``machine`` at all lengths ``lo..hi``.
+    """The best plan of ``workload`` on ``machine`` at all lengths ``lo..hi``; capacities are not looked at.
 
     Args:
         workload: With one symbolic dim, the length, besides those in ``at``.

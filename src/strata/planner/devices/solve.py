@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 
-from strata.core.errors import UserError
-from strata.planner.select.eliminate import minimise, structure_of
 from strata.planner.select.hull import Vertex, lower_hull, minimise_product
-from strata.planner.select.sequence import Sequence, sequence
 
-from .encode import Encoding, encode
+from .constrained import LimitedSearch, within
+from .limits import Limits
 from .objective import Objective, parse_objective
 from .result import MachinePlan, Slot, totals
 from .types import StackedGraph
+from .weighted import Weighted
 
-POINTS_AT_ONCE = 16384  # whose costs are weighted in memory at the same time
 _TIME = Objective("time", per_second=1.0)
+_WITHIN_MEMORY = Limits()
 
 
-def solve(graph: StackedGraph, objective: Objective) -> MachinePlan:
+def solve(graph: StackedGraph, objective: Objective, limits: Limits = _WITHIN_MEMORY) -> MachinePlan:
     """The plan with the least objective at each point, and the proof: ``bounds``.
 
     Sums and the energy-delay product are exact. For the product see :mod:`strata.planner.select.hull`. The
-    makespan is searched for, with a bound, by :mod:`strata.planner.order`.
+    makespan is searched for, with a bound, by :mod:`strata.planner.order`. Only where the best of all plans
+    exceeds a limit, the best one within the limits is searched for, by integer programming: exact to 1e-8,
+    or what is missing is in the gap.
+
+    Args:
+        graph: What to choose from.
+        objective: What to minimise.
+        limits: What a plan may not exceed; by default the capacities of the machine's memories.
 
     Raises:
-        UserError: no plan takes finite time and energy.
-        UnsupportedError: the graph is so strongly coupled that no exact plan is within reach.
+        UserError: no plan takes finite time and energy, or none is within the limits.
+        UnsupportedError: the graph is so strongly coupled that no exact plan is within reach; the makespan
+            within limits that do not hold by themselves; limits that hold not, without OR-Tools.
     """
     weighted = Weighted(graph)
     if objective.text == "makespan":
-        return _makespan(graph, objective, weighted.sum(_TIME))
-    if objective.text == "edp":
-        choices = minimise_product(weighted, graph.num_points)
+        plan = _makespan(graph, objective, weighted.sum(_TIME))
+    elif objective.text == "edp":
+        plan = _exact(graph, objective, minimise_product(weighted, graph.num_points))
     else:
-        choices = weighted.sum(objective)
-    return exact_plan(graph, objective, choices)
+        plan = _exact(graph, objective, weighted.sum(objective))
+    return within(plan, limits)
 
 
-def exact_plan(graph: StackedGraph, objective: Objective, choices: np.ndarray) -> MachinePlan:
+def _exact(graph: StackedGraph, objective: Objective, choices: np.ndarray) -> MachinePlan:
     """The plan of choices that are proven best: its bound is its own value, free of the solver's rounding."""
     times_s, energies_j = totals(graph, choices)
     values = objective.value(times_s, energies_j)
@@ -59,84 +69,56 @@ def _makespan(graph: StackedGraph, objective: Objective, starts: np.ndarray) -> 
     return MachinePlan(graph, objective, choices, times_s, energies_j, times_s, bounds, tuple(orders))
 
 
-class Weighted:
-    """Minimises weighted sums of time and energy of a graph; what does not depend on weights is kept."""
-
-    def __init__(self, graph: StackedGraph) -> None:
-        self.graph = graph
-        self.encoding: Encoding = encode(graph)
-        self.order: Sequence | None = None
-
-    def sum(self, objective: Objective) -> np.ndarray:
-        """Choices i16 ``[W, P]`` with the least sum at all points of the graph."""
-        choices = np.empty((len(self.graph.stacks), self.graph.num_points), np.int16)
-        for at in _portions(np.arange(self.graph.num_points)):
-            choices[:, at] = self._minimise(at, objective.per_second, objective.per_joule)
-        return choices
-
-    def __call__(
-        self, at: np.ndarray, x_weight: np.ndarray, y_weight: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Choices ``[W, T]``, their time and energy ``[T]``, at the points ``at`` with a weight each."""
-        choices = np.empty((len(self.graph.stacks), len(at)), np.int16)
-        time_s, energy_j = np.empty(len(at)), np.empty(len(at))
-        for part in _portions(np.arange(len(at))):
-            choices[:, part] = self._minimise(at[part], x_weight[part], y_weight[part])
-            time_s[part], energy_j[part] = totals(self.graph.at(at[part], terms=False), choices[:, part])
-        return choices, time_s, energy_j
-
-    def _minimise(
-        self, at: np.ndarray, per_second: float | np.ndarray, per_joule: float | np.ndarray
-    ) -> np.ndarray:
-        problem = self.encoding.problem(per_second, per_joule, at)
-        if self.order is None:
-            self.order = sequence(structure_of(problem)[0])
-        selection = minimise(problem, self.order)
-        refuse_endless(self.graph, at, selection.cost)
-        return selection.choices[: len(self.graph.stacks)]
-
-
-def _portions(numbers: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(numbers, range(POINTS_AT_ONCE, len(numbers), POINTS_AT_ONCE))
-
-
-def refuse_endless(graph: StackedGraph, at: np.ndarray, cost: np.ndarray) -> None:
-    """Raise a UserError that names the first of the points ``at`` whose least cost is ``inf``."""
-    if (endless := np.isinf(cost)).any():
-        point = int(at[endless.argmax()])
-        raise UserError(
-            f"plan of {where(graph, point)}: every choice takes or draws inf; expected one that is finite; "
-            "allow another device, or give it a finite cost"
-        )
-
-
-def where(graph: StackedGraph, point: int) -> str:
-    """A point of a graph in words."""
-    dims = "".join(f", {name}={values[point]}" for name, values in graph.points.items())
-    return f"{graph.workload.name} on {graph.machine.name}{dims}"
-
-
-def pareto(graph: StackedGraph, point: int = 0) -> tuple[MachinePlan, ...]:
+def pareto(
+    graph: StackedGraph, point: int = 0, *, between: int = 0, limits: Limits = _WITHIN_MEMORY
+) -> tuple[MachinePlan, ...]:
     """The front of time against energy at one point, ascending in time.
 
     All vertices of its lower hull, exactly: every plan that a weighted sum can prefer to all others. Each is
     a plan of that one point, whose objective is a sum that it minimises.
 
+    Args:
+        graph: What to choose from.
+        point: Where.
+        between: How many plans to look for between two neighbours, beyond their line: the fastest ones under
+            energies that divide the way in equal parts.
+        limits: What a plan may not exceed.
+
     Raises:
         UserError, UnsupportedError: as :func:`solve`.
     """
     here = graph.at(np.array([point]))
-    vertices = lower_hull(Weighted(here))
-    objectives = [_sum_for(vertices, k) for k in range(len(vertices))]
-    return tuple(exact_plan(here, o, v.choices[:, None]) for o, v in zip(objectives, vertices, strict=True))
+    weighted = Weighted(here)
+    vertices = lower_hull(weighted)
+    ends = [_plan_of(here, vertices, k) for k in range(len(vertices))]
+    if any(within(plan, limits) is not plan for plan in ends):
+        vertices = lower_hull(LimitedSearch(here, limits))
+        ends = [_plan_of(here, vertices, k) for k in range(len(vertices))]
+    inner = [
+        within(_exact(here, _TIME, weighted.sum(_TIME)), replace(limits, energy_j=float(energy_j)))
+        for a, b in itertools.pairwise(vertices)
+        for energy_j in np.linspace(a.y, b.y, between + 2)[1:-1]
+    ]
+    return _front([*ends, *inner])
 
 
-def _sum_for(vertices: tuple[Vertex, ...], k: int) -> Objective:
-    """A sum that the vertex minimises: along the line through its neighbours."""
+def _front(plans: list[MachinePlan]) -> tuple[MachinePlan, ...]:
+    """Plans that no other one beats in both, ascending in time."""
+    kept: list[MachinePlan] = []
+    for plan in sorted(plans, key=lambda p: (p.time_s, p.energy_j)):
+        if not kept or plan.energy_j < kept[-1].energy_j:
+            kept.append(plan)
+    return tuple(kept)
+
+
+def _plan_of(graph: StackedGraph, vertices: tuple[Vertex, ...], k: int) -> MachinePlan:
+    """A vertex as a plan; its objective is a sum that it minimises: along the line through its neighbours."""
     if k == 0:
-        return _TIME
-    if k == len(vertices) - 1:
-        return parse_objective("energy")
-    before, after = vertices[k - 1], vertices[k + 1]
-    joules_per_second = (before.y - after.y) / (after.x - before.x)
-    return parse_objective(f"{joules_per_second!r}*time+energy")
+        objective = _TIME
+    elif k == len(vertices) - 1:
+        objective = parse_objective("energy")
+    else:
+        before, after = vertices[k - 1], vertices[k + 1]
+        joules_per_second = (before.y - after.y) / (after.x - before.x)
+        objective = parse_objective(f"{joules_per_second!r}*time+energy")
+    return _exact(graph, objective, vertices[k].choices[:, None])
