@@ -113,7 +113,7 @@ def test_tutorials_run(run, tutorial):
         assert (tutorial.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["add_device.md", "add_op_cost.md", "simulate_photonics.md"])
+@pytest.mark.parametrize("page", ["add_device.md", "add_op_cost.md", "explore.md", "simulate_photonics.md"])
 def test_how_tos_of_machines_run(run, page, tmp_path):
     """A block that begins with a file's name is that file; then the commands run, or the files if none."""
     text = (ROOT / "docs" / "howto" / page).read_text(encoding="utf-8")
