@@ -14,9 +14,12 @@ from strata.core.errors import UserError
 from .progress import progress_bar
 from .units import si
 
+LOSS_TOKENS = 512  # that each product's loss is measured on
+
 if TYPE_CHECKING:
     from strata.compiler.accuracy import Sensitivity, SweepRow
     from strata.compiler.simulate import Simulation
+    from strata.planner.devices.limits import Budget
     from strata.planner.devices.result import MachinePlan
 
 
@@ -41,6 +44,31 @@ def simulated(plan: MachinePlan, model: str | None, graph: Path | None) -> Simul
     with progress_bar() as show:
         report = None if show is None else lambda done, total: show(done, total, "simulating")
         return simulate(model or DEMO_MODEL, plan, progress=report)
+
+
+def loss_budget(limit: float, machine: str, model: str | None, graph: Path | None) -> Budget:
+    """A budget of lost accuracy: what each product costs on each photonic unit, measured with a progress bar.
+
+    Args:
+        limit: Nats per token.
+        machine: Whose units.
+        model: Folder or hub id; ``None`` = the demo model.
+        graph: Or a graph without weights, which cannot be run.
+
+    Raises:
+        UserError: no weights, or as :func:`strata.compiler.accuracy.measure_sensitivity`.
+    """
+    from strata.assets import DEMO_MODEL
+    from strata.compiler.accuracy import measure_sensitivity
+    from strata.planner.devices.limits import Budget
+
+    if graph is not None:
+        raise UserError(f"--max-loss: {graph} has no weights; expected a model folder")
+    with progress_bar() as show:
+        measured = measure_sensitivity(
+            model or DEMO_MODEL, machine, group=str, tokens=LOSS_TOKENS, progress=show
+        )
+    return Budget("accuracy loss", limit, measured.losses(), "nat per token")
 
 
 def simulation_figures(simulation: Simulation) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from strata.graph.workload import Workload
 from strata.graph.works import LENGTH, Phase
 from strata.models.workload import Granularity
 from strata.planner.devices.build import Rules, stacked_graph
+from strata.planner.devices.limits import WITHIN_MEMORY, Limits
 from strata.planner.devices.objective import Objective, parse_objective
 from strata.planner.devices.request import RequestPlan, solve_request
 from strata.planner.devices.result import MachinePlan
@@ -52,6 +53,7 @@ def plan(
     pins: Mapping[str, str] | None = None,
     allowed: Mapping[str, Sequence[str]] | None = None,
     devices: Sequence[str] | None = None,
+    limits: Limits = WITHIN_MEMORY,
     **options: Any,
 ) -> MachinePlan | RequestPlan:
     """Choose the device of every op of a model so that a run costs least: exactly, with the proof.
@@ -67,12 +69,14 @@ def plan(
         pins: Device of ops, by a pattern of their name or op: ``{"lm_head": "gpu"}``.
         allowed: Devices that ops may run on, by a pattern: ``{"softmax": ("cpu", "gpu")}``.
         devices: Devices that may be used at all; ``None`` = every one.
+        limits: What a run may not exceed: time, energy, power, memories, other budgets. Of a request, each
+            of its runs.
         options: Fields of :class:`~strata.compiler.workloads.WorkloadOptions`: ``batch``, ``format``,
             ``kv_dtype``, ``activations``, ``granularity``, ``max_context``, ``traced_len``.
 
     Raises:
         UserError: something cannot be read, an op that no device can do, a rule that fits nothing, a length
-            outside the model.
+            outside the model, or no plan within the limits.
         UnsupportedError: an architecture that Strata lacks.
     """
     found, goal = machine_of(machine), parse_objective(objective)
@@ -81,9 +85,9 @@ def plan(
     if phase == REQUEST or new_tokens is not None:
         if phase not in (REQUEST, Phase.PREFILL, Phase.PREFILL.value):
             raise UserError(f"plan: got new_tokens and phase {Phase(phase).value}; expected phase request")
-        return _request(model, found, goal, rules, seq_len, new_tokens, known)
+        return _request(model, found, goal, rules, seq_len, new_tokens, limits, known)
     workload = read_workload(model, phase, known)
-    return solve(stacked_graph(workload, found, points_of(workload, seq_len), rules), goal)
+    return solve(stacked_graph(workload, found, points_of(workload, seq_len), rules), goal, limits)
 
 
 def thresholds(
@@ -143,6 +147,7 @@ def _request(
     rules: Rules,
     prompt: Lengths | None,
     new_tokens: int | None,
+    limits: Limits,
     options: WorkloadOptions,
 ) -> RequestPlan:
     if not isinstance(prompt, int | str) or len(lengths_of(prompt)) != 1:
@@ -157,7 +162,7 @@ def _request(
         workload = read_workload(model, Phase.DECODE, options)
         points = points_of(workload, range(count, count + new))
         decode = stacked_graph(workload, machine, points, rules)
-    return solve_request(prefill, decode, objective, count, options.batch)
+    return solve_request(prefill, decode, objective, count, options.batch, limits)
 
 
 def points_of(workload: Workload, seq_len: Lengths | None) -> Points:

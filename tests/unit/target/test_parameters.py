@@ -1,4 +1,4 @@
-"""Parameters of machines: every number has a path; a machine with others is checked as a file is."""
+"""Parameters of machines: each number of a file has a path; machines with others are checked as files are."""
 
 import pytest
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from strata.core.errors import UserError
 
 if TYPE_CHECKING:
+    from strata.planner.devices.limits import Limits
     from strata.planner.devices.request import RequestPlan
     from strata.planner.devices.result import MachinePlan
 
@@ -26,6 +27,8 @@ class MachineOptions:
         pin: ``PATTERN=DEVICE``.
         allow: ``PATTERN=DEVICE,DEVICE``.
         devices: With commas.
+        power_cap, time_limit, energy_limit: W, s and J of a run.
+        max_loss: Nats per token.
     """
 
     machine: str
@@ -47,6 +50,26 @@ class MachineOptions:
     allow: Sequence[str] = ()
     devices: str | None = None
     load: Sequence[Path] = ()
+    power_cap: float | None = None
+    time_limit: float | None = None
+    energy_limit: float | None = None
+    max_loss: float | None = None
+
+    def limits(self) -> Limits:
+        """What a plan may not exceed; a loss of accuracy is measured on the model, product by product.
+
+        Raises:
+            UserError: a number that is not > 0, or no weights to measure a loss with.
+        """
+        from strata.app.simulation import loss_budget
+        from strata.planner.devices.limits import Limits
+
+        budgets = ()
+        if self.max_loss is not None:
+            budgets = (loss_budget(self.max_loss, self.machine, self.model, self.graph),)
+        return Limits(
+            time_s=self.time_limit, energy_j=self.energy_limit, power_w=self.power_cap, budgets=budgets
+        )
 
     def arguments(self) -> dict[str, Any]:
         """What the Python functions take, besides objective, lengths and phase; runs the user's files.
@@ -113,6 +136,7 @@ def run(
         seq_len=lengths,
         phase=REQUEST if is_request else options.phase,
         new_tokens=options.new_tokens,
+        limits=options.limits(),
         **options.arguments(),
     )
     if isinstance(found, RequestPlan):

@@ -55,7 +55,8 @@ _OF_KERNELS = (
 )  # fmt: skip
 _OF_MACHINES = (
     "objective", "seq_len", "phase", "prompt", "new_tokens", "batch", "graph", "traced_len", "allow",
-    "devices", "kv_dtype", "activations", "granularity", "max_context", "explain", "report", "simulate",
+    "devices", "kv_dtype", "activations", "granularity", "max_context", "power_cap", "time_limit",
+    "energy_limit", "max_loss", "explain", "report", "simulate",
 )  # fmt: skip
 
 
@@ -96,6 +97,13 @@ def command(
     activations: ActivationsOption = None,
     granularity: GranularityOption = None,
     max_context: LongestOption = None,
+    power_cap: Annotated[float | None, typer.Option(help="Most power, W: energy over time")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Most time of a run, s")] = None,
+    energy_limit: Annotated[float | None, typer.Option(help="Most energy of a run, J")] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="Most that photonic units may cost in accuracy, nats per token: measured first"),
+    ] = None,
     explain: Annotated[
         str | None, typer.Option(help="All candidates of ops of this name or kind, and why one won")
     ] = None,

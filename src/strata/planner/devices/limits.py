@@ -111,6 +111,9 @@ class Use:
         return ~(self.used <= self.limit * (1 + TOLERANCE))
 
 
+WITHIN_MEMORY = Limits()  # what fits the machine's memories
+
+
 def uses(
     graph: StackedGraph, limits: Limits, choices: np.ndarray, times_s: np.ndarray, energies_j: np.ndarray
 ) -> tuple[Use, ...]:

@@ -9,10 +9,13 @@ import numpy as np
 
 from strata.planner.select.hull import minimise_product
 
+from .constrained import within
+from .limits import WITHIN_MEMORY, Limits
 from .objective import Objective
 from .result import DeviceLoad, MachinePlan, totals
-from .solve import Weighted, solve
+from .solve import solve
 from .types import StackedGraph
+from .weighted import Weighted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,12 @@ class RequestPlan:
 
 
 def solve_request(
-    prefill: StackedGraph, decode: StackedGraph | None, objective: Objective, prompt: int, batch: int
+    prefill: StackedGraph,
+    decode: StackedGraph | None,
+    objective: Objective,
+    prompt: int,
+    batch: int,
+    limits: Limits = WITHIN_MEMORY,
 ) -> RequestPlan:
     """The plans of all runs that together have the least objective.
 
@@ -96,14 +104,15 @@ def solve_request(
         objective: What to minimise.
         prompt: Tokens of it per sequence.
         batch: Sequences.
+        limits: What each of the runs may not exceed.
 
     Raises:
         UserError, UnsupportedError: as :func:`~strata.planner.devices.solve.solve`.
     """
     graphs = (prefill,) if decode is None else (prefill, decode)
-    plans = [solve(graph, objective) for graph in graphs]
+    plans = [solve(graph, objective, limits) for graph in graphs]
     if objective.text == "edp":
-        plans = _least_product(plans)
+        plans = [within(plan, limits) for plan in _least_product(plans)]
     new_tokens = 0 if decode is None else decode.num_points
     found = RequestPlan(prompt, new_tokens, batch, plans[0], plans[1] if decode is not None else None, 0.0)
     bound = found.value if objective.text == "edp" else float(sum(p.bounds.sum() for p in plans))

@@ -10,17 +10,16 @@ import numpy as np
 from strata.planner.select.hull import Vertex, lower_hull, minimise_product
 
 from .constrained import LimitedSearch, within
-from .limits import Limits
+from .limits import WITHIN_MEMORY, Limits
 from .objective import Objective, parse_objective
 from .result import MachinePlan, Slot, totals
 from .types import StackedGraph
 from .weighted import Weighted
 
 _TIME = Objective("time", per_second=1.0)
-_WITHIN_MEMORY = Limits()
 
 
-def solve(graph: StackedGraph, objective: Objective, limits: Limits = _WITHIN_MEMORY) -> MachinePlan:
+def solve(graph: StackedGraph, objective: Objective, limits: Limits = WITHIN_MEMORY) -> MachinePlan:
     """The plan with the least objective at each point, and the proof: ``bounds``.
 
     Sums and the energy-delay product are exact. For the product see :mod:`strata.planner.select.hull`. The
@@ -70,7 +69,7 @@ def _makespan(graph: StackedGraph, objective: Objective, starts: np.ndarray) -> 
 
 
 def pareto(
-    graph: StackedGraph, point: int = 0, *, between: int = 0, limits: Limits = _WITHIN_MEMORY
+    graph: StackedGraph, point: int = 0, *, between: int = 0, limits: Limits = WITHIN_MEMORY
 ) -> tuple[MachinePlan, ...]:
     """The front of time against energy at one point, ascending in time.
 
