@@ -126,8 +126,10 @@ def test_edges_go_forward_to_what_exists(tiny):
     decode = tiny["functions"][1]
     kinds = {n["inputs"][1]["kind"] for n in decode["nodes"] if n["op"] == "matmul"}
     assert kinds == {"param"}
-    assert decode["outputs"][0]["from"] == len(decode["nodes"]) - 1
-    assert decode["nodes"][decode["outputs"][1]["from"]]["op"] == "kv_append"
+    logits, best, cache = (v["from"] for v in decode["outputs"])
+    assert (logits, best) == (len(decode["nodes"]) - 2, len(decode["nodes"]) - 1)
+    assert decode["nodes"][best]["op"] == "argmax"
+    assert decode["nodes"][cache]["op"] == "kv_append"
 
 
 def test_layers_that_repeat(tiny):
@@ -468,8 +470,8 @@ def test_a_browser_follows_clicks_and_keys(page):
     found = re.search(r'data-log="([^"]*)"', shown)
     assert found is not None
     log = json.loads(html.unescape(found[1]))
-    assert (log["folded"], log["open"], log["layers"], log["none"]) == (14, 84, 8, 0)
-    assert log["edges"] > 14
+    assert (log["folded"], log["open"], log["layers"], log["none"]) == (15, 85, 8, 0)
+    assert log["edges"] > 15
     assert log["found"]
     assert all("layers.5.mlp" in name for name in log["found"])
     assert log["panel"] == "model.layers.0.mlp.gate_up_proj"
@@ -496,4 +498,4 @@ def test_a_browser_shows_passes_as_diffs(page):
     assert any("permute_dims" in text_of(x) for x in removed)
     assert any("<mark>" in x and "transpose_b=true" in text_of(x) for x in added)
     assert "unchanged lines" in panel[0]
-    assert "decode: 291 → 258 nodes, 33 lines added, 66 removed" in text_of(panel[0])
+    assert "decode: 292 → 259 nodes, 33 lines added, 66 removed" in text_of(panel[0])

@@ -68,7 +68,7 @@ def test_without_a_plan(program, tmp_path):
 def test_the_graph_says_what_is_launched(program, folder):
     """The schema of docs/artifact.md."""
     data = json.loads((folder / MANIFEST).read_text())
-    assert (data["format"], data["version"]) == ("strata-artifact", 1)
+    assert (data["format"], data["version"]) == ("strata-artifact", 2)
     (function,) = data["program"]["functions"]
     assert function["name"] == "forward"
     assert [launch["node"] for launch in function["launches"]] == [n.name for n in program.nodes("forward")]
