@@ -192,8 +192,10 @@ class _Ranges:
 
     def __init__(self, workload: Workload, objective: Objective) -> None:
         self.workload, self.objective = workload, objective
-        self.stacks: tuple[tuple[tuple[str, str], ...], ...] = ()
+        self.stacks: list[list[tuple[str, str]]] = [[] for _ in workload.works]
+        self.offered: tuple[tuple[tuple[str, str], ...], ...] = ()  # at the lengths now gone through
         self.order: Sequence | None = None
+        self.places: list[list[int]] = []  # number of each offered candidate in ``stacks``
         self.scopes: object = None
         self.plan: np.ndarray | None = None  # i16 [V]: with the variables that are no works
         self.starts: list[int] = []
@@ -201,13 +203,6 @@ class _Ranges:
 
     def add(self, graph: StackedGraph, lengths: np.ndarray) -> None:
         stacks = tuple(map(_names, graph.stacks))
-        if self.stacks and stacks != self.stacks:
-            k = next(k for k, (old, new) in enumerate(zip(self.stacks, stacks, strict=True)) if old != new)
-            raise UserError(
-                f"thresholds: {self.workload.works[k].name}: other candidates from {lengths[0]} on; expected "
-                "the same ones at all lengths; give inf as the cost where one cannot be used"
-            )
-        self.stacks = stacks
         encoding = encode(graph)
         problem = encoding.problem(self.objective.per_second, self.objective.per_joule)
         structure, _ = structure_of(problem)
@@ -216,6 +211,8 @@ class _Ranges:
         scopes = (len(encoding.nodes), [edge[:2] for edge in encoding.edges])
         if self.scopes != scopes:  # other variables: those of the plan say nothing about them
             self.scopes, self.plan = scopes, None
+        if self.offered != stacks:
+            self._rename(stacks)
         compare = _Comparison(encoding, problem)
         for block in blocks(problem, self.order):
             refuse_endless(graph, np.arange(block.begin, block.end), block.cost)
@@ -238,6 +235,9 @@ class _Ranges:
             return
         moves: dict[int, list[int]] = {}
         for part in compare.parts(np.flatnonzero(self.plan != best).tolist()):
+            if (self.plan[part] < 0).any():
+                moves.setdefault(begin, []).extend(part)
+                continue
             pays = compare.excess(part, self.plan, best, begin, end) > EQUAL * cost[: end - begin]
             if pays.any():
                 moves.setdefault(begin + int(pays.argmax()), []).extend(part)
@@ -246,16 +246,34 @@ class _Ranges:
             self.plan[moves[point]] = best[moves[point]]
             self._record(int(lengths[point]))
 
+    def _rename(self, offered: tuple[tuple[tuple[str, str], ...], ...]) -> None:
+        """Other candidates are offered from here on: those that are better nowhere are left out by profiles.
+
+        A candidate of the plan that is not offered any more becomes -1, which costs more than any other.
+        """
+        for k, (old, new) in enumerate(zip(self.offered or offered, offered, strict=True)):
+            self.stacks[k] += [name for name in new if name not in self.stacks[k]]
+            if self.plan is not None and old != new:
+                name = old[self.plan[k]]
+                self.plan[k] = new.index(name) if name in new else -1
+        self.offered = offered
+        self.places = [[s.index(name) for name in new] for s, new in zip(self.stacks, offered, strict=True)]
+
     def _record(self, length: int) -> None:
         assert self.plan is not None
-        choices = self.plan[: len(self.workload.works)]
+        choices = np.array([at[k] for at, k in zip(self.places, self.plan.tolist(), strict=False)], np.int16)
         if not self.choices or not np.array_equal(choices, self.choices[-1]):
             self.starts.append(length)
             self.choices.append(choices)
 
     def finish(self, dim: str, hi: int) -> PlanRanges:
         return PlanRanges(
-            self.workload, self.stacks, dim, tuple(self.starts), hi, np.array(self.choices, np.int16)
+            self.workload,
+            tuple(map(tuple, self.stacks)),
+            dim,
+            tuple(self.starts),
+            hi,
+            np.array(self.choices, np.int16),
         )
 
 

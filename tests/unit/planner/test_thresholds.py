@@ -1,6 +1,7 @@
 """Thresholds of whole plans, against all plans at every length."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from strata.planner.choose import by_size
 from strata.planner.devices.build import Rules, stacked_graph
 from strata.planner.devices.objective import parse_objective
 from strata.planner.devices.result import totals
+from strata.planner.devices.types import Estimates
 from strata.planner.thresholds import EQUAL, plan_ranges, thresholds
 from strata.planner.types import Choice
 from strata.runtime.records import DimRange
@@ -152,13 +154,35 @@ def test_refusals():
         thresholds(workload, hardware, "time", 1, 5000)
 
 
-def test_refuses_candidates_that_come_and_go(monkeypatch):
-    class Fickle(Steps):
-        def candidates(self, machine, workload, work, points):
-            return super().candidates(machine, workload, work, points)[: 1 if points["L"][0] > 50 else 2]
+def test_candidates_that_come_and_go(monkeypatch):
+    class Full(Steps):
+        """A third way to do ``p``, good for short lengths only."""
 
-    PROFILES.add("test-fickle", Fickle(0))
-    monkeypatch.setattr(module, "LENGTHS_AT_ONCE", 60)
-    hardware = Machine(machine(2, 2).devices, "fickle", "test-fickle", machine(2, 2).memories)
-    with pytest.raises(UserError, match=r"layers\.0\.p: other candidates from 61 on; expected the same"):
-        thresholds(chain_workload("pqr", 1), hardware, "time", 1, 90)
+        def candidates(self, machine, workload, work, points):
+            found = super().candidates(machine, workload, work, points)
+            if work.op != "p":
+                return found
+            cost = np.where(points["L"] < 20, 0.01, 1e4) * points["L"]
+            return (replace(found[0], name="short", estimates=Estimates(cost, cost)), *found)
+
+    class Thrifty(Full):
+        """Leaves it out where it is good nowhere."""
+
+        def candidates(self, machine, workload, work, points):
+            found = super().candidates(machine, workload, work, points)
+            return tuple(c for c in found if c.name != "short" or points["L"][0] < 20)
+
+    PROFILES.add("test-full", Full(1))
+    PROFILES.add("test-thrifty", Thrifty(1))
+    parts = machine(2, 2)
+    full, thrifty = (
+        Machine(parts.devices, name, f"test-{name}", parts.memories) for name in ("full", "thrifty")
+    )
+    workload = chain_workload("pqr", 2)
+    whole = plan_ranges(workload, full, "time", 1, 90)
+    assert whole.stacks[0][whole.choices[0, 0]][1] == "short"
+    for portion in (7, 19, 30):  # 19: it is there to the very last length before it is not offered
+        monkeypatch.setattr(module, "LENGTHS_AT_ONCE", portion)
+        found = plan_ranges(workload, thrifty, "time", 1, 90)
+        assert found.stacks == whole.stacks
+        assert found.thresholds() == whole.thresholds()
