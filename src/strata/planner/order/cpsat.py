@@ -229,6 +229,7 @@ class _Model:
         solver.parameters.max_deterministic_time = limit
         solver.parameters.relative_gap_limit = GAP
         solver.parameters.linearization_level = linearization
+        solver.parameters.presolve_inclusion_work_limit = 0  # it loses solutions: google/or-tools#5293
         status = solver.solve(self.model)
         if status not in (self.cp.OPTIMAL, self.cp.FEASIBLE):
             return None, status
