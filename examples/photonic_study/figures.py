@@ -77,6 +77,8 @@ def draw_mapping(rows: Rows) -> Figure:
     names = [r["machine"] for r in chosen]
     _finish(axis, yticks=range(len(chosen)), yticklabels=names, xlabel=f"products on light, {longest} tokens")
     axis.axvline(chosen[0]["products"], color="k", linewidth=0.6)
+    axis.invert_yaxis()
+    axis.legend(fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -118,13 +120,26 @@ def draw_sensitivity(rows: Rows) -> Figure:
             for r in _where(mine, knob=knob):
                 color = "C2" if r["ratio"] < middle else "C3"
                 axis.plot([middle, r["ratio"]], [n, n], color=color, linewidth=7, solid_capstyle="butt")
-                axis.annotate(r["setting"], (r["ratio"], n), fontsize=6, va="center")
+                if abs(math.log(r["ratio"] / middle)) > 0.02:
+                    side = "right" if r["ratio"] < middle else "left"
+                    axis.annotate(r["setting"], (r["ratio"], n), fontsize=6, va="center", ha=side)
         axis.axvline(middle, color="k", linewidth=0.8, label="base")
         axis.axvline(1, color="k", linewidth=0.8, linestyle=":", label="no gain")
         axis.set(yticks=range(len(knobs)), yticklabels=knobs)
         axis.tick_params(axis="y", labelsize=7)
         _finish(axis, xscale="log", xlabel="energy, all products on light / without light", title=base)
+        _ratio_ticks(axis)
     return figure
+
+
+def _ratio_ticks(axis: Any) -> None:
+    """Room for texts beside the bars, and ticks that do not run into each other."""
+    axis.margins(x=0.15)
+    low, high = axis.get_xlim()
+    steps = (1, 2, 5) if high / low < 1000 else (1,)
+    ticks = [n * 10.0**e for e in range(-4, 7) for n in steps if low <= n * 10.0**e <= high]
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_xticks([], minor=True)
 
 
 def draw_breakeven(rows: Rows, bits: Iterable[Row]) -> Figure:
@@ -132,13 +147,19 @@ def draw_breakeven(rows: Rows, bits: Iterable[Row]) -> Figure:
     free = [r for r in rows if r["adc_j"] > 0 and r["idle"] == "nobody"]
     figure = _figure(7, 4.2)
     axis = figure.subplots()
-    for phase in _values(free, "phase"):
-        for electronics in _values(free, "electronics"):
+    for phase in _values(rows, "phase"):
+        for electronics in _values(rows, "electronics"):
             mine = _where(free, phase=phase, electronics=electronics)
+            if not mine:
+                axis.plot([], [], label=f"{phase}, {electronics}: never")
+                continue
             _curve(axis, mine, "tile", "adc_j", 1e12, label=f"{phase}, {electronics}")
     for row in bits:
         axis.axhline(row["adc_j"] * 1e12, color="k", linewidth=0.5, linestyle=":")
-        axis.annotate(f"{row['bits']} bits", (rows[0]["tile"], row["adc_j"] * 1e12), fontsize=7)
+        style = {"xycoords": axis.get_yaxis_transform(), "ha": "right", "fontsize": 7}
+        axis.annotate(
+            f"{row['bits']} bits", where, xycoords=axis.get_yaxis_transform(), ha="right", fontsize=7
+        )
     label = f"pJ per ADC sample for {TARGET:.0%}"
     axis.plot([], [], "k:", linewidth=0.5, label="LightCode's ADC at other bits")
     _finish(axis, xscale="log", yscale="log", xlabel="side of the tile of weights", ylabel=label)
@@ -203,6 +224,7 @@ def draw_cores(rows: Rows) -> Figure:
         ratios = [1 - r["forced_saving"] for r in mine]
         axis.scatter(ratios, range(len(labels)), label=f"{phase}, {length} tokens")
     axis.axvline(1, color="k", linewidth=0.6)
+    axis.invert_yaxis()
     axis.set(yticks=range(len(labels)), yticklabels=[f"{c}\n{b}" for c, b in labels])
     axis.tick_params(axis="y", labelsize=7)
     _finish(axis, xscale="log", xlabel="energy with all products on light / without light")

@@ -24,6 +24,7 @@ from variants import (
     CORE,
     DAC_J,
     GPU_J_PER_MAC,
+    GPU_LAUNCH_S,
     H100_HBM_J,
     H100_J_PER_MAC,
     H100_W,
@@ -32,6 +33,7 @@ from variants import (
     LASER_J_PER_MAC,
     LIGHTCODES_PHU,
     PEAK_CORES,
+    SUMS,
     Electronics,
     Idle,
     Setup,
@@ -57,6 +59,10 @@ def _pct(share: float) -> str:
     return f"{share:.1%}"
 
 
+def _times(factor: float) -> str:
+    return f"{factor:,.0f}" if factor >= 100 else f"{factor:.3g}"
+
+
 def _ratio(row: Row) -> float:
     """Energy with all products on light over that without."""
     return 1 - row["forced_saving"]
@@ -71,7 +77,9 @@ def _cell(key: str, value: Any) -> str:
     if key in ("saving", "published_saving", "bound", "faster"):
         return _pct(value)
     if key == "forced_saving":
-        return f"{1 - value:.3g}"
+        return _times(1 - value)
+    if key in ("ratio", "slowdown"):
+        return _times(value)
     for suffix, unit in (("_s", "s"), ("_j", "J"), ("_w", "W")):
         if key.endswith(suffix):
             return si(value, unit) if value > 0 else f"{value:.3g} {unit}"
@@ -93,9 +101,29 @@ def write_study(tables: Tables, scope: Scope) -> Document:
         "model is named. 'Saving' is that of the best plan against the best one without the photonic "
         "unit, so it is never negative; 'ratio' is the energy with every product on light over that "
         "without light.",
-        tuple(conclusion for conclusion, _ in written),
+        (_in_short(tables, scope), *(conclusion for conclusion, _ in written)),
         tuple(section for _, section in written),
         _limits(),
+    )
+
+
+def _in_short(tables: Tables, scope: Scope) -> str:
+    length = scope.main.lengths[-1]
+    rows = where(tables["claims"], model=scope.main.name, length=length)
+    saving = {r["machine"]: _pct(r["saving"]) for r in rows}
+    added = where(tables["ablation"], model=scope.main.name, length=length, kind="base and")
+    added = [r for r in added if "GPU at its power" not in r["charge"] and r["charge"] != "nothing else"]
+    ends = sum(r["saving"] < _NOTHING for r in added)
+    slow = pick(rows, machine=CHARGED)
+    verdict = "Most of these charges leave a saving."
+    if 2 * ends > len(added):
+        verdict = "The claimed saving rests on what is not charged."
+    return (
+        f"In short: of the {saving[AS_PUBLISHED]} that light saves in LightCode's model, {saving[CHARGED]} "
+        "remain while static power, laser and the short life of analog values are left out, at "
+        f"{_times(slow['best_s'] / slow['electronic_s'])} times the time; {ends} of {len(added)} ways to "
+        "charge one of these leave nothing. Against a GPU that costs what its datasheet says, a unit that "
+        f"holds weights saves {saving[HELD]} before its laser. {verdict}"
     )
 
 
@@ -123,7 +151,7 @@ def _claim_energy(tables: Tables, scope: Scope) -> Part:
         f"{_pct(own['saving'])} ({'as its own figures say' if same else 'NOT what its figures say'}; at "
         f"most {_pct(most)} at any length). With conversion, memories, launches charged and nothing "
         f"disputed it is {_pct(charged['saving'])}, at "
-        f"{charged['photonic_s'] / charged['electronic_s']:.3g} times the time; as the machine "
+        f"{_times(charged['photonic_s'] / charged['electronic_s'])} times the time; as the machine "
         f"lightcode-honest charges it, static power included, {_pct(honest['saving'])}. With a GPU at the "
         f"power of its datasheet: {_pct(real['saving'])} if analog values could be kept, "
         f"{_pct(held['saving'])} for a unit that holds weights in 64 x 64 tiles."
@@ -148,7 +176,14 @@ def _claim_energy(tables: Tables, scope: Scope) -> Part:
         "tile row. The third to last favours light twice: the GPU's energy is that of a whole chip, the "
         "unit's is light, converters and memories only."
     )
-    return conclusion, Section("(i) Energy", (first, second), _grid(chosen, columns), ("claims",))
+    shortest = max(where(tables["claims"], machine=AS_HONEST), key=lambda r: r["saving"])
+    third = (
+        f"lightcode-honest saves at most {_pct(shortest['saving'])} at any length, at {shortest['length']} "
+        f"tokens of {shortest['model']}; its unit starts an op in no time, its GPU in "
+        f"{si(GPU_LAUNCH_S, 's')} with {HONEST.static_w:.0f} W drawn meanwhile, which is what any saving "
+        "at few tokens there comes from."
+    )
+    return conclusion, Section("(i) Energy", (first, second, third), _grid(chosen, columns), ("claims",))
 
 
 def _lengths(scope: Scope, model: str) -> tuple[int, ...]:
@@ -164,13 +199,14 @@ def _claim_latency(tables: Tables, scope: Scope) -> Part:
     behind = best["photonic_s"] / best["electronic_s"]
     helped = any(r["fastest_s"] < r["electronic_s"] * (1 - _NOTHING) for r in rows)
     conclusion = (
-        f"Latency, claim (ii): multiplexing 1 to 20 makes the all-photonic run {gain:.3g} times faster in "
-        f"LightCode's model ({'more' if gain > 10 else 'not more'} than 10, as claimed), but of its own "
-        f"slowest case: the same run takes {fast['photonic_s'] / fast['electronic_s']:.3g} times as long "
-        f"as electronics alone there, and {charged['photonic_s'] / charged['electronic_s']:.3g} times with "
-        "elementwise work and bandwidth costed physically. The fastest plan "
+        f"Latency, claim (ii): multiplexing 1 to 20 makes the all-photonic run {_times(gain)} times faster "
+        f"in LightCode's model ({'more than 10, as claimed' if gain > 10 else 'not more than 10'}), but of "
+        f"its own slowest case: the same run takes {_times(fast['photonic_s'] / fast['electronic_s'])} "
+        "times as long as electronics alone there, and "
+        f"{_times(charged['photonic_s'] / charged['electronic_s'])} times with elementwise work and "
+        "bandwidth costed physically. The fastest plan "
         f"{'uses light in some case' if helped else 'never gains time by light'} in this sweep; at "
-        f"{best['multiplex']} products per cycle light still takes {behind:.3g} times as long."
+        f"{best['multiplex']} products per cycle light still takes {_times(behind)} times as long."
     )
     columns = {"multiplex": "products per cycle", "machine": "machine", "photonic_s": "all on light"}
     columns |= {"electronic_s": "electronics", "fastest_s": "fastest plan"}
@@ -194,8 +230,8 @@ def _claim_mapping(tables: Tables, scope: Scope) -> Part:
         f"Mappings, claim (iii): plans for time and energy put {apart(own)} products on different devices "
         f"in LightCode's model, {apart(charged)} with everything undisputed charged, {apart(honest)} on "
         f"lightcode-honest, {apart(held)} for held weights beside an H100. They differ on "
-        f"{', '.join(r['machine'] for r in rows if r['apart']) or 'none'}; they are the same on "
-        f"{', '.join(r['machine'] for r in rows if not r['apart']) or 'none'}."
+        f"{'; '.join(r['machine'] for r in rows if r['apart']) or 'none'}; they are the same on "
+        f"{'; '.join(r['machine'] for r in rows if not r['apart']) or 'none'}."
     )
     columns = {"machine": "machine", "on_phu_for_energy": "on light for energy"}
     columns |= {"on_phu_for_time": "on light for time", "apart": "products apart", "products": "of"}
@@ -219,8 +255,8 @@ def _charges(tables: Tables, scope: Scope) -> Part:
         f"on-chip memories {_pct(before['+ on-chip memories'])}; + conversion "
         f"{_pct(before['+ conversion'])}; + bandwidth {_pct(before['+ bandwidth'])}; + re-reads "
         f"{_pct(before['+ re-reads'])}; + launches {_pct(before['+ launches'])}. What ends the saving: "
-        f"{fatal or 'none of the charges'}, in this order; alone, {', '.join(alone) or 'none'}; on top of "
-        f"the undisputed ones, any of: {', '.join(branches) or 'none'}."
+        f"{fatal or 'none of the charges'}, in this order; alone, {'; '.join(alone) or 'none'}; on top of "
+        f"the undisputed ones, any of: {'; '.join(branches) or 'none'}."
     )
     paragraphs = (
         f"Charges in the order {', '.join(CHARGES)}; laser: that of the published core, "
@@ -276,14 +312,17 @@ def _static(tables: Tables, scope: Scope) -> Part:
         for e in (Electronics.LIGHTCODE, Electronics.H100_8BIT)
     }
     lightcode, real = spare[Electronics.LIGHTCODE], spare[Electronics.H100_8BIT]
+    decides = none["saving"] >= TARGET and whole["saving"] < _NOTHING
+    waits = ", because then the GPU pays for waiting and the unit for nothing"
+    more = waits if gated["saving"] > none["saving"] else ""
     conclusion = (
-        f"Static power decides, and is an assumption: nobody's, saving {_pct(none['saving'])}; whole "
-        f"machine idles ({Setup(idle=Idle.ALL).machine().static_w:.0f} W), {_pct(whole['saving'])} (ratio "
-        f"{_ratio(whole):.3g}); the same with {PEAK_CORES} photonic cores, {_pct(many['saving'])}; only of "
-        f"the device that works, {_pct(gated['saving'])}, because then the GPU pays for waiting and the "
-        f"unit for nothing. One unit of LightCode's size may draw {_watts(lightcode['spare_w'])} for "
-        f"lasers, tuning, clocks and control together before the saving is gone ({_watts(real['spare_w'])} "
-        "against an H100 at its power)."
+        f"Static power {'decides' if decides else 'matters'}, and is an assumption: nobody's, saving "
+        f"{_pct(none['saving'])}; whole machine idles ({Setup(idle=Idle.ALL).machine().static_w:.0f} W), "
+        f"{_pct(whole['saving'])} (ratio {_times(_ratio(whole))}); the same with {PEAK_CORES} photonic "
+        f"cores, {_pct(many['saving'])}; only of the device that works, {_pct(gated['saving'])}{more}. One "
+        f"unit of LightCode's size may draw {_watts(lightcode['spare_w'])} for lasers, tuning, clocks and "
+        f"control together before the saving is gone ({_watts(real['spare_w'])} against an H100 at its "
+        "power)."
     )
     text = (
         f"Allowed power while it works, and for the {PEAK_CORES} cores that have the GPU's peak; negative "
@@ -375,7 +414,9 @@ def _breakeven(tables: Tables, scope: Scope) -> Part:
         f"The largest energy of an ADC sample at which the best plan still saves {TARGET:.0%}, found by "
         "bisection to 5 %; the dotted lines are LightCode's ADC at other resolutions, twice the energy "
         "per bit. Below, the same with the static power of the whole machine, where wavelengths matter "
-        "because time does. Loading a tile takes no time here, and a DAC sample per weight."
+        "because time does: the larger arrays have more than the GPU's peak, and what they save then is its "
+        "static power. No power of their own is charged for their size. Loading a tile takes no time here, "
+        "and a DAC sample per weight."
     )
     columns = {"phase": "phase", "electronics": "GPU", "idle": "static power of", "tile": "tile"}
     columns |= {"wavelengths": "wavelengths", "adc_j": "ADC sample"}
@@ -393,10 +434,13 @@ def _decode(tables: Tables, scope: Scope) -> Part:
     rows = where(tables["decode"], phase="decode")
     single = [r for r in rows if r["batch"] == 1]
     most = max(rows, key=lambda r: r["saving"])
+    why = "of what one token takes"
+    if max(r["bound"] for r in single) < TARGET:
+        why = "because nearly all of the energy is that of reading weights and the cache"
     conclusion = (
         "Decoding one sequence: free light and free conversion would save "
         f"{' and '.join(_pct(r['bound']) for r in single)} ({'; '.join(r['base'] for r in single)}), "
-        "because the energy is that of reading weights; charged, the most saved at any batch up to "
+        f"{why}; charged, the most saved at any batch up to "
         f"{max(r['batch'] for r in rows)} is {_pct(most['saving'])} (batch {most['batch']})."
     )
     text = (
@@ -417,7 +461,7 @@ def _cores(tables: Tables, scope: Scope) -> Part:
     conclusion = (
         f"Published cores beside an H100: {len(saves)} of {len(rows)} cases save {TARGET:.0%} or more; the "
         f"best is {best['core']}, {_pct(best['saving'])} ({best['beside']}, {best['phase']}, "
-        f"{best['length']} tokens, {best['slowdown']:.3g} times the "
+        f"{best['length']} tokens, {_times(best['slowdown'])} times the "
         f"time){'; never: ' + ', '.join(lost) if lost else ''}. Lightening-Transformer is simulated by its "
         "authors; Lightmatter's is built and measured, with the power of its whole package."
     )
@@ -475,9 +519,11 @@ def _limits() -> tuple[str, ...]:
         f"LightCode's GPU (its own number) and {si(H100_HBM_J, 'J')} with an H100's.",
         "In favour of light: no loss, crosstalk, calibration, tuning of rings, drift, link between chips "
         "or area; conversion once per number and op unless said otherwise; 8 bits everywhere; the H100's "
-        "energies are those of a whole chip at peak, the unit's those of named parts.",
+        "energies are those of a whole chip at peak (its HBM's too, which is charged again), the unit's "
+        "those of named parts.",
         "Against light: one op at a time, so that nothing overlaps with a slow unit; no fusion of "
         "elementwise ops into it; products of one op are never shared between devices.",
+        f"A core that holds weights has room for the sums of {SUMS} rows; batches of more tokens spill them.",
         "Energies of converters double per bit (Walden); from about 10 effective bits on they grow faster.",
         "LightCode's graphs compute attention in full and every op apart; the models from configs skip "
         "what a causal mask hides and have fewer ops. Both have one byte per number.",

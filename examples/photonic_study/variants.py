@@ -42,7 +42,8 @@ PEAK_CORES = round(
     * _LIGHTCODES_GPU.clock_hz
     / (LIGHTCODES_PHU.multiplex * LIGHTCODES_PHU.clock_hz)
 )
-BUFFER_BYTES = 1 << 20  # assumed, as in lightmatter-2025: holds the sums of a tile
+SUMS = 4096  # assumed: rows whose sums find room in a core, 4 bytes per column of its tile
+MIN_COLS = 64
 EVERY_SUM = 1 << 20  # an integrator that adds up over any depth of a model before it is read
 
 
@@ -208,7 +209,7 @@ class Setup:
             phu = replace(phu, busy_w=phu.busy_w + LIGHTCODES_PHU.busy_w * self.cores * self.laser_scale)
         if self.optics is Optics.KEPT:
             return self._charged(phu)
-        phu = replace(phu, buffer_bytes=BUFFER_BYTES)
+        phu = replace(phu, buffer_bytes=4 * SUMS * max(self.tile, MIN_COLS))
         if self.optics is Optics.EVERY_CYCLE:
             across = next(n for n in range(math.isqrt(self.multiplex), 0, -1) if self.multiplex % n == 0)
             cols, rows = self.multiplex // across, 1
@@ -268,6 +269,6 @@ def beside(machine: Machine, change: Callable[[GPU], GPU]) -> Machine:
 
 
 H100_J_PER_MAC = at_its_power(_H100S_GPU).j_per_mac  # 16-bit
-GPU_J_PER_MAC = _LIGHTCODES_GPU.j_per_mac
+GPU_J_PER_MAC, GPU_LAUNCH_S = _LIGHTCODES_GPU.j_per_mac, _LIGHTCODES_GPU.launch_s
 DAC_J = math.nan if LIGHTCODES_PHU.dac is None else LIGHTCODES_PHU.dac.j_per_sample
 HBM_J, H100_HBM_J = (m.memory(m.home).read_j_per_byte for m in (HONEST, H100))
