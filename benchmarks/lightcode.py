@@ -7,8 +7,8 @@ time (no matrix product on the photonic unit) and one for energy (all of them) p
 choices, costed by the profile ``lightcode`` and ordered by its rule. *Best* is the exact minimum of what the
 plan is for, under the same costs: joules, or seconds one op at a time, since LightCode's own order is no
 function of the choices alone (see ``lightcode_schedule``). Change is best against theirs, both costed alike;
-it is 0 where LightCode found the best plan, and is never above 0. With ``--makespan``, plans for time are also
-ordered by us, works of the same devices and cores side by side: seconds beside those of its order.
+it is 0 where LightCode found the best plan, and is never above 0. With ``--makespan``, plans for time are
+also ordered by us, works of the same devices and cores side by side: seconds beside those of its order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,20 +101,13 @@ def table(found: list[Row]) -> Table:
     out = Table(title="LightCode: published, here, and the best plan under its own costs")
     for header in ("graph", "L", "plan for"):
         out.add_column(header)
-    for header in (
-        "published s",
-        "here s",
-        "published mJ",
-        "here mJ",
-        "same digits",
-        "best",
-        "change",
-        "our order",
-    ):
+    amounts = ("published s", "here s", "published mJ", "here mJ")
+    for header in (*amounts, "same digits", "best", "change", "our order"):
         out.add_column(header, justify="right")
     for row in found:
         times, energies = (row.published_s, row.here_s), (row.published_j * 1e3, row.here_j * 1e3)
         same = all(f"{a:.5g}" == f"{b:.5g}" for a, b in (times, energies))
+        ours = row.makespan_s
         best = f"{row.best:.5g} s" if row.objective == "time" else f"{row.best * 1e3:.5g} mJ"
         figures = [f"{v:.5g}" for v in (*times, *energies)]
         out.add_row(
@@ -124,9 +118,7 @@ def table(found: list[Row]) -> Table:
             "all 5" if same else "[red]no[/red]",
             best,
             f"{row.change:+.2%}",
-            ""
-            if row.makespan_s is None
-            else f"{row.makespan_s:.5g} s ({row.makespan_s / row.here_s - 1:+.2%})",
+            "" if ours is None else f"{ours:.5g} s ({ours / row.here_s - 1:+.2%})",
         )
     return out
 
@@ -142,7 +134,7 @@ def main() -> None:
     if options.json:
         print(json.dumps([dataclasses.asdict(row) | {"change": row.change} for row in found], indent=1))
     else:
-        Console().print(table(found))
+        Console(width=None if sys.stdout.isatty() else 140).print(table(found))
 
 
 if __name__ == "__main__":
