@@ -157,9 +157,7 @@ def draw_breakeven(rows: Rows, bits: Iterable[Row]) -> Figure:
     for row in bits:
         axis.axhline(row["adc_j"] * 1e12, color="k", linewidth=0.5, linestyle=":")
         style = {"xycoords": axis.get_yaxis_transform(), "ha": "right", "fontsize": 7}
-        axis.annotate(
-            f"{row['bits']} bits", where, xycoords=axis.get_yaxis_transform(), ha="right", fontsize=7
-        )
+        axis.annotate(f"{row['bits']} bits", (0.99, row["adc_j"] * 1e12), **style)
     label = f"pJ per ADC sample for {TARGET:.0%}"
     axis.plot([], [], "k:", linewidth=0.5, label="LightCode's ADC at other bits")
     _finish(axis, xscale="log", yscale="log", xlabel="side of the tile of weights", ylabel=label)
