@@ -22,6 +22,7 @@ from experiments import (
 from report import Document, Grid, Section
 from variants import (
     CORE,
+    CORE_LASER_W,
     DAC_J,
     GPU_J_PER_MAC,
     GPU_LAUNCH_S,
@@ -263,9 +264,9 @@ def _charges(tables: Tables, scope: Scope) -> Part:
         f"{si(LASER_J_PER_MAC, 'J')} per multiply-add ({CORE.busy_w / CORE.cores:.2f} W of a {CORE.rows} x "
         f"{CORE.cols} core over {CORE.multiplex} wavelengths at {si(CORE.clock_hz, 'Hz')}), which "
         f"LightCode's {si(LIGHTCODES_PHU.j_per_mac, 'J')} may or may not include: detectors alone take "
-        f"{si(CORE.j_per_mac, 'J')} in that core. lightcode-honest has {LIGHTCODES_PHU.busy_w:.2f} W drawn "
-        f"by a unit of {LIGHTCODES_PHU.multiplex} products per cycle, which is 'laser of a whole core' "
-        "below, and too hard on it.",
+        f"{si(CORE.j_per_mac, 'J')} in that core. All {CORE_LASER_W:.2f} W for "
+        f"LightCode's unit of {LIGHTCODES_PHU.multiplex} products per cycle is 'laser of a whole core', "
+        "and too hard on it; lightcode-honest charges its share.",
         _rereads(before),
         _conversions(tables, scope),
     )

@@ -33,6 +33,7 @@ LIGHTCODES_PHU, CORE = _part(HONEST, "phu", PHU), _part(PUBLISHED_CORE, "phu", P
 _NO_ENERGY = {"read_j_per_byte": 0.0, "write_j_per_byte": 0.0}
 
 # Laser of the published core over its peak rate: what a multiply-add's share of the light costs.
+CORE_LASER_W = CORE.busy_w / CORE.cores
 LASER_J_PER_MAC = CORE.busy_w / (CORE.cores * CORE.rows * CORE.cols * CORE.multiplex * CORE.clock_hz)
 H100_W = 700.0  # NVIDIA H100 datasheet (SXM), maximum thermal design power
 # Photonic cores of LightCode's size that have the GPU's peak.
@@ -79,7 +80,7 @@ class Laser(Enum):
 
     NONE = "in the 0.04 pJ"
     PER_MAC = "per MAC"  # the published core's laser power over its peak rate
-    WHOLE = "1.54 W"  # as lightcode-honest has it: the laser of a whole published core of 1728 MAC per cycle
+    WHOLE = "1.54 W"  # the laser of a whole published core, of 1728 MAC per cycle, whatever the unit does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ class Setup:
         if self.laser is Laser.PER_MAC:
             phu = replace(phu, j_per_mac=phu.j_per_mac + LASER_J_PER_MAC * self.laser_scale)
         elif self.laser is Laser.WHOLE:
-            phu = replace(phu, busy_w=phu.busy_w + LIGHTCODES_PHU.busy_w * self.cores * self.laser_scale)
+            phu = replace(phu, busy_w=phu.busy_w + CORE_LASER_W * self.cores * self.laser_scale)
         if self.optics is Optics.KEPT:
             return self._charged(phu)
         phu = replace(phu, buffer_bytes=4 * SUMS * max(self.tile, MIN_COLS))

@@ -81,7 +81,10 @@ def test_rows_are_the_plans_of_each_machine(name):
         assert {n: (ops, matmuls) for n, ops, matmuls in row.devices} == loads
         assert row.ops == sum(ops for ops, _ in loads.values()) == len(plan.graph.workload.works)
         assert row.matmuls == sum(matmuls for _, matmuls in loads.values()) > 0
-    assert len({row.value for row in rows if row.objective == "time" and row.seq_len == 500}) > 1
+    distinct = {row.value for row in rows if row.objective == "edp" and row.seq_len == 500}
+    assert (len(distinct) > 1) == (
+        name == "lightcode"
+    )  # the honest one never uses light for a model so small
 
 
 def test_models_and_machines_are_combined():
