@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from strata.core.dims import SymDim
-from strata.core.dtypes import bf16, f16, f32
+from strata.core.dtypes import bf16, f16, f32, i32
 from strata.core.errors import UserError
 from strata.graph import interp
 from strata.graph.interp import CacheValue
@@ -25,8 +25,9 @@ def test_functions_of_a_model() -> None:
         assert (ids.attrs["name"], ids.tensor.shape, ids.tensor.dtype.name) == ("ids", (n,), "i32")
         assert isinstance(cache.type, CacheType)
         assert (function.dims[0].lo, function.dims[0].hi) == (1, 64)
-        logits, out_cache = function.outputs
+        logits, *best, out_cache = function.outputs
         rows = n if function.name == "score" else NUM_SEQUENCES
+        assert [b.type for b in best] == ([] if function.name == "score" else [TensorType((rows,), i32)])
         assert logits.type == TensorType((rows, 512), f32)
         assert out_cache.op == "kv_append"
     assert definition.config == {
@@ -99,7 +100,7 @@ def run_prefill(definition: ModelDefinition) -> np.ndarray:
     assert isinstance(type_, CacheType)
     cache = CacheValue.empty(type_, 4, 64, inv_freq=definition.cache_record.rope_inv_freq)
     ids = np.arange(9, dtype=np.int32)
-    logits, _ = interp.run(
+    logits, *_ = interp.run(
         definition.module["prefill"], [ids, cache.view([0], [9])], dict(random_params(definition))
     )
     return logits

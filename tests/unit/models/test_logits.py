@@ -42,7 +42,7 @@ class Runner:
     def step(self, function: str, past: list[int], sequences: list[list[int]]) -> np.ndarray:
         ids = np.array([t for s in sequences for t in s], np.int32)
         view = self.cache.view(past, [len(s) for s in sequences])
-        logits, self.cache = interp.run(self.definition.module[function], [ids, view], self.params)
+        logits, *_, self.cache = interp.run(self.definition.module[function], [ids, view], self.params)
         return logits
 
 
