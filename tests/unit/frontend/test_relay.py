@@ -157,8 +157,12 @@ def test_no_such_file(tmp_path):
     ("name", "raw", "message"),
     [
         ("a.json.gz", b"{}", "not a gzip file"),
-        ("a.json.gz", gzip.compress(b"{}" * 999)[:-9], "not a gzip file, or a broken one"),
-        ("a.json.gz", gzip.compress(b"{}" * 999)[:12] + b"\xff" * 20, "not a gzip file, or a broken one"),
+        ("a.json.gz", gzip.compress(b"{}" * 999, mtime=0)[:-9], "not a gzip file, or a broken one"),
+        (
+            "a.json.gz",
+            gzip.compress(b"{}" * 999, mtime=0)[:12] + b"\xff" * 20,
+            "not a gzip file, or a broken one",
+        ),
         ("a.json", b"{]", "a.json: not JSON"),
         ("a.json", b"\xff\xfe", "a.json: not JSON"),
         ("a.json", b"[]", 'got no "nodes"; expected a list of at least one node'),
