@@ -318,6 +318,7 @@ def _run(text: str, path: Path) -> Machine:
     except UserError as error:
         raise UserError(f"{path.name}: {error}") from error
     except Exception as error:
+        # The file is the user's: whatever it raises is shown as a mistake in it.
         raise UserError(f"{path.name}: {type(error).__name__}: {error}") from error
     finally:
         del sys.modules[module.__name__]
