@@ -45,6 +45,7 @@ def test_this_computer_becomes_a_machine_for_plans(small):
         assert p["predicted_s"] == pytest.approx(sum(time_s for *_, time_s in p["kernels"]))
         assert p["error"] == pytest.approx(p["predicted_s"] / p["measured_s"] - 1)
         assert 0 <= p["share_within_25_percent"] <= 1
+        assert p["bandwidth"] > 0
     machine = read_machine("this")
     assert isinstance(machine.devices[0], FittedCPU)
     assert {source for part in (*machine.devices, *machine.memories) for _, source in part.sources}
@@ -59,6 +60,7 @@ def test_the_table_and_a_check_later(small):
     again = run("--format", "f32", "--only-check", "--check", "tiny", "--output", str(small / "mine.toml"))
     assert again.exit_code == 0
     assert "lengths that the calibration did not see" in again.stdout
+    assert " GB/s " in again.stdout
     assert "families" not in again.stdout
 
 

@@ -99,6 +99,7 @@ def test_ctrl_c_prints_what_there_is_and_keeps_it(small, tmp_path):
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 130, err.decode()
     figures = json.loads(out)
     assert figures["interrupted"]

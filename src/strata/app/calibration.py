@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.app.machine import measure_ceilings
+from strata.app.machine import measure_bandwidth, measure_ceilings
 from strata.compiler.api import Options, compile_definition, define
 from strata.core.errors import VerifyError
 from strata.engine.forward import forward_pass
@@ -30,10 +30,14 @@ from strata.runtime.program import Program
 from strata.target import Target, detect_host
 from strata.target.hardware import Machine, Memory
 from strata.target.hardware.fitted import Family, FittedCPU, Knot
+from strata.target.hardware.parameters import with_parameters
 
 LENGTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of a prefill
 CONTEXTS = (16, 128, 512, 1024)  # tokens in the cache of a decode step
 REPEATS = 7  # of every pass; the median counts
+STEADY = 0.1  # the bandwidth before and after a pass differs by less, or the pass is measured again ...
+TRIES = 5  # ... up to so many times
+_BANDWIDTH_BYTES = 1 << 28  # read to measure it: some milliseconds
 _CACHES = 4  # weights of a model are this many times the last-level cache
 _VOCAB = 16000
 # No datasheet says what a byte or a multiply-add costs here; these are the numbers of a 45 nm processor's
@@ -135,6 +139,7 @@ class Measurable:
     config: ModelConfig
     format: str
     program: Program
+    threads: int
 
     def workload(self, function: str) -> Workload:
         """Its kernels as works, in the order in which they are launched."""
@@ -148,7 +153,22 @@ def measurable(config: ModelConfig, format_: str, threads: int | None) -> Measur
     options = Options(format_)
     definition = define(config, options, "calibration")
     program = compile_definition(definition, options).program(random_params(definition), threads)
-    return Measurable(config, format_, program)
+    return Measurable(config, format_, program, threads or os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A pass, every kernel timed.
+
+    Attributes:
+        workload: Its kernels as works, in the order of the launches.
+        profile: Their times.
+        bandwidth: Bytes per second of main memory, measured beside it.
+    """
+
+    workload: Workload
+    profile: Profile
+    bandwidth: float
 
 
 def model_samples(model: Measurable, step: Callable[[int, str], None]) -> list[Sample]:
@@ -157,13 +177,14 @@ def model_samples(model: Measurable, step: Callable[[int, str], None]) -> list[S
     samples: list[Sample] = []
     for number, (function, length) in enumerate(calls):
         step(number, f"{function} {length}")
-        workload, measured = measured_pass(model, function, length, REPEATS)
-        samples += kernel_samples(workload, measured, length)
+        samples += kernel_samples(measured_pass(model, function, length, REPEATS), length)
     return samples
 
 
-def measured_pass(model: Measurable, function: str, length: int, repeats: int) -> tuple[Workload, Profile]:
+def measured_pass(model: Measurable, function: str, length: int, repeats: int) -> Measured:
     """Time every kernel of the last pass over a sequence of random tokens.
+
+    Where memory changed its speed meanwhile, once more: the times would be of neither.
 
     Args:
         model: The model.
@@ -171,36 +192,46 @@ def measured_pass(model: Measurable, function: str, length: int, repeats: int) -
         length: Tokens.
         repeats: Repetitions, of which the median counts.
     """
-    vocab = model.program.record.config["vocab_size"]
-    assert isinstance(vocab, int)
-    tokens = length + (function == "decode")
-    ids = np.random.default_rng(0).integers(0, vocab, tokens, dtype=np.int32)
-    forward = forward_pass(model.program, function, ids, computes_past=False)
-    measured = profile(forward.step, forward, repeats=repeats, work_dims=forward.work_dims)
+    after = measure_bandwidth(model.threads, _BANDWIDTH_BYTES)
+    tries = 0
+    while True:
+        before, tries = after, tries + 1
+        measured = _profile(model, function, length, repeats)
+        after = measure_bandwidth(model.threads, _BANDWIDTH_BYTES)
+        if abs(after / before - 1) <= STEADY or tries == TRIES:
+            break
     workload = model.workload(function)
     if len(workload.works) != len(measured.nodes):
         raise VerifyError(
             f"calibration: {function} has {len(workload.works)} works and {len(measured.nodes)} launches"
         )
-    return workload, measured
+    return Measured(workload, measured, (before + after) / 2)
 
 
-def kernel_samples(workload: Workload, measured: Profile, length: int) -> list[Sample]:
+def _profile(model: Measurable, function: str, length: int, repeats: int) -> Profile:
+    vocab = model.program.record.config["vocab_size"]
+    assert isinstance(vocab, int)
+    tokens = length + (function == "decode")
+    ids = np.random.default_rng(0).integers(0, vocab, tokens, dtype=np.int32)
+    forward = forward_pass(model.program, function, ids, computes_past=False)
+    return profile(forward.step, forward, repeats=repeats, work_dims=forward.work_dims)
+
+
+def kernel_samples(measured: Measured, length: int) -> list[Sample]:
     """One sample per distinct kernel and amount of work: the median over equal launches."""
-    groups: dict[tuple[str, int, int, float, float], list[float]] = {}
-    points = {"L": np.array([length])}
-    for work, timing in zip(workload.works, measured.nodes, strict=True):
-        rows, touched, flop = (float(x[0]) for x in amounts(workload, work, points))
-        key = (work.op, weight_width(workload, work), int(rows), touched, flop)
-        groups.setdefault(key, []).append(timing.time_s)
+    groups: dict[tuple[str, int, int, float, float, float], list[float]] = {}
+    points, workload = {"L": np.array([length])}, measured.workload
+    for work, timing in zip(workload.works, measured.profile.nodes, strict=True):
+        of = amounts(workload, work, points, measured.bandwidth)
+        sizes = (int(of.rows[0]), float(of.weight_s[0]), float(of.bytes[0]), float(of.flop[0]))
+        groups.setdefault((work.op, weight_width(workload, work), *sizes), []).append(timing.time_s)
     return [Sample(*key, time_s=float(np.median(times))) for key, times in groups.items()]
 
 
 def _anything(ceilings: Ceilings) -> Family:
     """What a kernel without a family takes: its bytes at the bandwidth, its flop at the f32 peak."""
-    knot = Knot(
-        rows=1, launch_s=2e-6, s_per_byte=1 / ceilings.bytes_per_s, s_per_flop=1 / ceilings.flop_per_s["f32"]
-    )
+    s_per_byte, s_per_flop = 1 / ceilings.bytes_per_s, 1 / ceilings.flop_per_s["f32"]
+    knot = Knot(rows=1, launch_s=2e-6, weight_reads=1.0, s_per_byte=s_per_byte, s_per_flop=s_per_flop)
     return Family(op="*", weight_bits=0, knots=(knot,), sources=(("", "measured ceilings; launch assumed"),))
 
 
@@ -252,6 +283,7 @@ class Predicted:
 
     Attributes:
         function, length: Which pass.
+        bandwidth: Bytes per second of main memory beside it, with which the prediction was made.
         measured_s: Median of the native entry, which makes all launches.
         predicted_s: Sum over the kernels.
         kernels: ``(name, op, measured_s, predicted_s)`` of each.
@@ -259,6 +291,7 @@ class Predicted:
 
     function: str
     length: int
+    bandwidth: float
     measured_s: float
     predicted_s: float
     kernels: tuple[tuple[str, str, float, float], ...]
@@ -280,6 +313,8 @@ def predict_and_measure(
 ) -> tuple[Predicted, ...]:
     """Predict passes of a model on a calibrated machine, and time them.
 
+    Predictions are for the bandwidth that memory has beside each pass.
+
     Args:
         machine: With the profile ``fitted``.
         model: What to run.
@@ -290,12 +325,18 @@ def predict_and_measure(
     for number, (function, length) in enumerate(calls):
         if report is not None:
             report(number, len(calls), f"{function} {length}")
-        workload, measured = measured_pass(model, function, length, REPEATS)
-        graph = stacked_graph(workload, machine, {"L": np.array([length])})
+        measured = measured_pass(model, function, length, REPEATS)
+        now = with_parameters(
+            machine, {("memories", machine.home, "bandwidth_bytes_per_s"): measured.bandwidth}
+        )
+        graph = stacked_graph(measured.workload, now, {"L": np.array([length])})
         times = [float(stack[0].estimates.time_s[0]) for stack in graph.stacks]
         kernels = tuple(
             (work.name, work.op, timing.time_s, time_s)
-            for work, timing, time_s in zip(workload.works, measured.nodes, times, strict=True)
+            for work, timing, time_s in zip(
+                measured.workload.works, measured.profile.nodes, times, strict=True
+            )
         )
-        found.append(Predicted(function, length, measured.whole_s, sum(times), kernels))
+        whole_s = measured.profile.whole_s
+        found.append(Predicted(function, length, measured.bandwidth, whole_s, sum(times), kernels))
     return tuple(found)

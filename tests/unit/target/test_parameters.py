@@ -19,8 +19,8 @@ clock_hz = 1e9
 op = "*"
 weight_bits = 16
 knots = [
-  { rows = 1, launch_s = 1e-6, s_per_byte = 1e-10, s_per_flop = 1e-10 },
-  { rows = 64, launch_s = 1e-6, s_per_byte = 1e-10, s_per_flop = 1e-11 },
+  { rows = 1, launch_s = 1e-6, weight_reads = 1, s_per_byte = 1e-10, s_per_flop = 1e-10 },
+  { rows = 64, launch_s = 1e-6, weight_reads = 1, s_per_byte = 1e-10, s_per_flop = 1e-11 },
 ]
 """
 

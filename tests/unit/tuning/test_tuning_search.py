@@ -1,6 +1,8 @@
 """The search and the tuner on a runner whose times are exact: no processes, no luck."""
 
 import random
+import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -150,6 +152,27 @@ def test_ctrl_c_ends_cleanly_and_everything_is_stored(tasks, database):
     assert report.trials == 2
     assert len(Database(database.path)) == untuned + 2
     assert report.results[0].tuned_s <= report.results[0].untuned_s
+
+
+class Finalised:
+    """Python drops what a finaliser raises, a signal's ``KeyboardInterrupt`` too."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)  # where handlers of signals run
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_dropped_ends_the_search_too(tasks, database):
+    def hook(number, trial):
+        if number == 2:
+            Finalised()
+        return ""
+
+    report = tune(tasks, database, StaticRunner(hook), few(trials=100, batch=4))
+    assert report.interrupted
+    assert len(Database(database.path)) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_task_whose_untuned_kernels_fail_is_reported_and_the_others_go_on(tasks, database):

@@ -117,11 +117,12 @@ def _print(path: Path, found: Calibration | None, predicted: dict[str, tuple[Pre
         console.print(f"wrote {path}; strata plan MODEL --machine this uses it")
     for format_, passes in predicted.items():
         rows = Table(title=f"{format_}: lengths that the calibration did not see")
-        for column in ("pass", "measured", "predicted", "error", "time of kernels within 25 %"):
+        for column in ("pass", "memory", "measured", "predicted", "error", "time of kernels within 25 %"):
             rows.add_column(column)
         for p in passes:
             rows.add_row(
                 f"{p.function} {p.length}",
+                f"{p.bandwidth / 1e9:.0f} GB/s",
                 f"{p.measured_s * 1e3:.2f} ms",
                 f"{p.predicted_s * 1e3:.2f} ms",
                 f"{p.error:+.1%}",

@@ -1,14 +1,16 @@
 """The cost profile of a computer that was measured, and the fit behind it.
 
 Works are whole kernels here (a product with the norm before it and the activation after it is one), since
-kernels are what was measured. Their time is a function of three amounts that a plan knows of each: rows,
-bytes and flop. For each family of kernels and each number of rows that was measured,
+kernels are what was measured. Their time is a function of four amounts that a plan knows of each: rows,
+bytes of weights, other bytes and flop. For each family of kernels and each number of rows that was measured,
 
-    time = a + b * bytes + c * flop        a, b, c >= 0
+    time = a + b * weight bytes / bandwidth + c * other bytes + d * flop        a, b, c, d >= 0
 
 fitted to kernels of several widths by least squares of the relative error; between two numbers of rows the
 times are interpolated on logarithmic scales. That is a table of measured rates rather than a model of a
-processor: caches, instructions and threads are in the measurements.
+processor: caches, instructions and threads are in the measurements. Weights come from main memory, whose
+bandwidth may change while we measure (on a virtual machine it does): it is measured beside each sample, and
+a prediction takes that of the machine's memory. Everything else is in a cache when a kernel begins.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Sample:
         op: Heaviest op.
         weight_bits: Width of its weight, 0 = none.
         rows: Rows of the activations.
-        bytes: Operands and results, each touched once.
+        weight_s: Time to read its weights once, at the bandwidth measured beside it.
+        bytes: Other operands and results, each touched once.
         flop: Arithmetic operations.
         time_s: Measured.
     """
@@ -46,9 +49,20 @@ class Sample:
     op: str
     weight_bits: int
     rows: int
+    weight_s: float
     bytes: float
     flop: float
     time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What a kernel's time depends on, f64 ``[P]`` each: fields as in :class:`Sample`."""
+
+    rows: np.ndarray
+    weight_s: np.ndarray
+    bytes: np.ndarray
+    flop: np.ndarray
 
 
 def fit(samples: Iterable[Sample], source: str = "measured") -> tuple[Family, ...]:
@@ -65,8 +79,8 @@ def _family(op: str, bits: int, samples: Sequence[Sample], source: str) -> Famil
         at.setdefault(sample.rows, []).append(sample)
     knots = tuple(_knot(rows, at[rows]) for rows in sorted(at))
     family = Family(op=op, weight_bits=bits, knots=knots)
-    fitted = np.array([float(predict(family, *_amounts(s))[0]) for s in samples])
-    errors = fitted / np.array([s.time_s for s in samples]) - 1
+    fields = {name: np.array([float(getattr(s, name)) for s in samples]) for name in Amounts.__slots__}
+    errors = predict(family, Amounts(**fields)) / np.array([s.time_s for s in samples]) - 1
     return Family(
         op=op,
         weight_bits=bits,
@@ -77,40 +91,46 @@ def _family(op: str, bits: int, samples: Sequence[Sample], source: str) -> Famil
     )
 
 
-def _amounts(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.array([float(sample.rows)]), np.array([sample.bytes]), np.array([sample.flop])
-
-
 def _knot(rows: int, samples: Sequence[Sample]) -> Knot:
     """Least squares of the relative error with coefficients >= 0.
 
-    With three of them, all sets of those that are not 0 can be tried: the best feasible one is the solution
+    With four of them, all sets of those that are not 0 can be tried: the best feasible one is the solution
     (Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23).
     """
     times = np.array([s.time_s for s in samples])
-    columns = np.array([[1.0, s.bytes, s.flop] for s in samples]) / times[:, None]
-    best, least = np.zeros(3), np.inf
-    for count in (1, 2, 3):
-        for kept in itertools.combinations(range(3), min(count, 3)):
-            if count > len(samples):
-                continue
+    columns = np.array([[1.0, s.weight_s, s.bytes, s.flop] for s in samples]) / times[:, None]
+    best, least = np.zeros(4), np.inf
+    for count in range(1, min(4, len(samples)) + 1):
+        for kept in itertools.combinations(range(4), count):
             part = columns[:, kept]
             scale = np.maximum(np.abs(part).max(axis=0), 1e-300)
             found = np.linalg.lstsq(part / scale, np.ones(len(samples)), rcond=None)[0] / scale
             error = float(np.sum((part @ found - 1) ** 2))
             if (found >= 0).all() and error < least * (1 - 1e-9):
-                best, least = np.zeros(3), error
+                best, least = np.zeros(4), error
                 best[list(kept)] = found
-    return Knot(rows=rows, launch_s=float(best[0]), s_per_byte=float(best[1]), s_per_flop=float(best[2]))
+    launch_s, weight_reads, s_per_byte, s_per_flop = map(float, best)
+    return Knot(
+        rows=rows,
+        launch_s=launch_s,
+        weight_reads=weight_reads,
+        s_per_byte=s_per_byte,
+        s_per_flop=s_per_flop,
+    )
 
 
-def predict(family: Family, rows: np.ndarray, bytes: np.ndarray, flop: np.ndarray) -> np.ndarray:
-    """Time of a kernel of ``family``, s ``[P]``, from its amounts ``[P]``."""
-    times = np.stack([k.launch_s + bytes * k.s_per_byte + flop * k.s_per_flop for k in family.knots])
+def predict(family: Family, of: Amounts) -> np.ndarray:
+    """Time of a kernel of ``family``, s ``[P]``, from its amounts."""
+    times = np.stack(
+        [
+            k.launch_s + of.weight_s * k.weight_reads + of.bytes * k.s_per_byte + of.flop * k.s_per_flop
+            for k in family.knots
+        ]
+    )
     if len(times) == 1:
         return times[0]
     at = np.log([k.rows for k in family.knots])
-    x = np.clip(np.log(np.maximum(rows, 1.0)), at[0], at[-1])
+    x = np.clip(np.log(np.maximum(of.rows, 1.0)), at[0], at[-1])
     after = np.clip(np.searchsorted(at, x, side="left"), 1, len(at) - 1)
     share = (x - at[after - 1]) / (at[after] - at[after - 1])
     points = np.arange(len(x))
@@ -165,7 +185,8 @@ class Fitted:
         if not isinstance(device, FittedCPU):
             return None
         family = family_of(device, work.op, weight_width(workload, work))
-        return None if family is None else kernel_estimates(device, family, workload, work, points)
+        bandwidth = machine.memory(device.memory).bandwidth_bytes_per_s
+        return None if family is None else kernel_estimates(device, family, bandwidth, workload, work, points)
 
     def move(
         self, machine: Machine, value: Value, source: str | None, to: str, points: Points
@@ -175,31 +196,48 @@ class Fitted:
 
 
 def kernel_estimates(
-    device: FittedCPU, family: Family, workload: Workload, work: Work, points: Points
+    device: FittedCPU, family: Family, bandwidth: float, workload: Workload, work: Work, points: Points
 ) -> Estimates:
-    """Time of a kernel by its family; energy by the device's constants."""
-    rows, moved, flop = amounts(workload, work, points)
-    time_s = predict(family, rows, moved, flop)
+    """Time of a kernel by its family and the bandwidth of memory; energy by the device's constants."""
+    of = amounts(workload, work, points, bandwidth)
+    time_s = predict(family, of)
     macs = 0.0 if work.contraction is None else evaluate(work.contraction.macs, points)
-    energy_j = macs * device.j_per_mac + (flop - 2 * macs) * device.j_per_op
+    energy_j = macs * device.j_per_mac + (of.flop - 2 * macs) * device.j_per_op
+    moved = of.bytes + _weight_bytes(workload, work, points)
     zero = np.zeros_like(time_s)
     terms = (
-        Term(Cause.COMPUTE, device.name, time_s, energy_j, flop, "flop"),
+        Term(Cause.COMPUTE, device.name, time_s, energy_j, of.flop, "flop"),
         Term(Cause.MEMORY, device.memory, zero, moved * device.j_per_byte, moved, "byte"),
     )
     return Estimates.of(terms, overlapped=False, source="measured" if family.op != "*" else "model")
 
 
-def amounts(workload: Workload, work: Work, points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, bytes (operands and results, each touched once) and flop of a kernel, f64 ``[P]`` each."""
+def amounts(workload: Workload, work: Work, points: Points, bandwidth: float) -> Amounts:
+    """What the time of a kernel depends on, with memory of ``bandwidth`` bytes/s."""
     values = workload.values
-    flop, rows = evaluate(work.flop, points), evaluate(_rows(workload, work), points)
-    moved = np.zeros_like(flop)
-    for k, elems in zip(work.inputs, work.reads, strict=True):
-        moved = moved + evaluate(elems, points) * (values[k].bits / 8)
-    for k in work.outputs:
-        moved = moved + evaluate(values[k].elems, points) * (values[k].bits / 8)
-    return rows, moved, flop
+    others = [
+        (values[k], elems)
+        for k, elems in zip(work.inputs, work.reads, strict=True)
+        if values[k].kind is not ValueKind.WEIGHT
+    ]
+    others += [(values[k], values[k].elems) for k in work.outputs]
+    return Amounts(
+        rows=evaluate(_rows(workload, work), points),
+        weight_s=_weight_bytes(workload, work, points) / bandwidth,
+        bytes=_bytes(others, points),
+        flop=evaluate(work.flop, points),
+    )
+
+
+def _weight_bytes(workload: Workload, work: Work, points: Points) -> np.ndarray:
+    reads = [(workload.values[k], elems) for k, elems in zip(work.inputs, work.reads, strict=True)]
+    return _bytes([(v, elems) for v, elems in reads if v.kind is ValueKind.WEIGHT], points)
+
+
+def _bytes(parts: Iterable[tuple[Value, Dim]], points: Points) -> np.ndarray:
+    return sum(
+        (evaluate(elems, points) * (v.bits / 8) for v, elems in parts), start=0.0 * evaluate(0, points)
+    )
 
 
 def _rows(workload: Workload, work: Work) -> Dim:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 from .database import Database
 from .problem import Outcome
@@ -127,16 +131,18 @@ class _Tuner:
         self.options, self.progress = options, progress
         self.start = time.monotonic()
         self.trials = 0
+        self.check: Callable[[], None] = lambda: None
 
     def run(self) -> TuneReport:
         interrupted = False
         try:
-            while (number := self._next()) is not None:
-                self._round(number)
-            searched = [s for s in self.searches.values() if s.trials]
-            for search in searched:
-                self._settle(search)
-            self._sweep(searched)
+            with _interrupts() as self.check:
+                while (number := self._next()) is not None:
+                    self._round(number)
+                searched = [s for s in self.searches.values() if s.trials]
+                for search in searched:
+                    self._settle(search)
+                self._sweep(searched)
         except KeyboardInterrupt:
             interrupted = True
         return self._report(interrupted)
@@ -201,6 +207,7 @@ class _Tuner:
         """Outcomes as they come in, each in the database already."""
         for number, outcome in self.runner.run([search.trial(p) for p in points]):
             self.database.add(search.record(points[number], outcome))
+            self.check()
             yield points[number], outcome
 
     def _settle(self, search: TaskSearch) -> None:
@@ -238,6 +245,34 @@ class _Tuner:
     def _report(self, interrupted: bool) -> TuneReport:
         results = tuple(_result(self.searches[k]) for k in sorted(self.searches))
         return TuneReport(results, self.trials, self._elapsed(), interrupted)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Gives a function that raises ``KeyboardInterrupt`` if Ctrl-C was pressed and nothing came of it.
+
+    The exception is lost where Python has nowhere to raise it: in a finaliser, in a callback from C.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield lambda: None  # signals are the main thread's, and a handler of the user's is theirs
+        return
+    pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _result(search: TaskSearch) -> TaskResult:

@@ -11,17 +11,23 @@ from .machine import CPU, Part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knot(Part):
-    """A kernel family at one number of rows: ``time = launch_s + bytes * s_per_byte + flop * s_per_flop``.
+    """A kernel family at one number of rows.
+
+    ``time = launch_s + weight_reads * (weight bytes / bandwidth) + bytes * s_per_byte + flop * s_per_flop``,
+    where the bandwidth is that of the device's memory: 1 / ``weight_reads`` is the fraction of it that the
+    kernel reaches while it waits for nothing else.
 
     Attributes:
         rows: Rows of the activations.
         launch_s: Whatever the size.
-        s_per_byte: Per byte of operands and results, each touched once.
+        weight_reads: Per reading of the weight at the bandwidth of the memory.
+        s_per_byte: Per byte of other operands and results, each touched once.
         s_per_flop: Per arithmetic operation.
     """
 
     rows: int
     launch_s: float
+    weight_reads: float
     s_per_byte: float
     s_per_flop: float
 

@@ -269,7 +269,7 @@ def _expected(f: Field[Any]) -> str:
         "tuple[str, ...]": 'a list of texts, ["a", ...]',
         "Converter | None": "a table with the fields of a converter",
         "tuple[Family, ...]": "a list of tables, each a family of kernels",
-        "tuple[Knot, ...]": "a list of tables, each with rows, launch_s, s_per_byte and s_per_flop",
+        "tuple[Knot, ...]": "a list of tables, each with rows and costs such as s_per_flop",
     }.get(str(f.type), "a text")
 
 
