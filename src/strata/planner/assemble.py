@@ -27,7 +27,7 @@ from strata.runtime.records import (
     TensorSpec,
 )
 
-from .choose import choose
+from .choose import Favour, choose
 from .composites import node_options
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder, group_body
@@ -162,8 +162,7 @@ def plan_function(
         kernels = builder.kernels_of(node)
         candidates = kernels.stack.candidates
         op = kernels.task.anchor.op
-        favoured = favoured_by(node_options(builder.options, node), name, op)
-        choices = choose(candidates, kernels.rows, favoured)
+        choices = choose(candidates, kernels.rows, favour(node_options(builder.options, node), name, op))
         for choice in choices:
             func = candidates[choice.candidate].func
             funcs[func.name] = func
@@ -208,12 +207,16 @@ def _operands(kernels: Kernels, count: int) -> tuple[int | None, ...]:
     return tuple(places.get(number) for number in range(count))
 
 
-def favoured_by(options: PlanOptions, name: str, op: str) -> Callable[[Candidate], bool]:
-    """Which candidates of a node the user wants: those of its pin, else those that are preferred."""
-    pin = options.pin_of(name, op)
-    if pin is not None:
-        return lambda c: fnmatchcase(c.name, pin.candidate)
-    return lambda c: options.prefers(c.name)
+def favour(options: PlanOptions, name: str, op: str) -> Favour:
+    """Which candidates of a node the user wants: those of its first pin, else those that are preferred."""
+    pins = options.pins_of(name, op)
+
+    def holds(candidate: Candidate, size: int | None) -> bool:
+        pin = next((p for p in pins if p.covers(size)), None)
+        return options.prefers(candidate.name) if pin is None else fnmatchcase(candidate.name, pin.candidate)
+
+    ranges = [p.sizes for p in pins if p.sizes is not None]
+    return Favour(holds, tuple(border for lo, hi in ranges for border in (lo - 1, hi)))
 
 
 def check_obeyed(functions: Iterable[PlannedFunction], options: PlanOptions) -> None:
@@ -224,7 +227,7 @@ def check_obeyed(functions: Iterable[PlannedFunction], options: PlanOptions) -> 
     """
     launches = [x for f in functions for x in f.launches]
     for pin in options.pins:
-        nodes = [x for x in launches if options.pin_of(x.node, x.op) == pin]
+        nodes = [x for x in launches if pin in options.pins_of(x.node, x.op)]
         _require(f"--pin {pin}", nodes, launches, lambda c, pin=pin: fnmatchcase(c.name, pin.candidate))
     for prefix in options.prefer:
         only = PlanOptions(prefer=(prefix,))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from strata.core.dims import Dim, SymDim
 from strata.runtime.records import DimRange
@@ -14,28 +16,43 @@ from .types import Candidate, Choice
 SWITCH_GAIN = 1.05  # an estimate is not better than this: switching for less would only make the plan long
 
 
-def choose(
-    candidates: tuple[Candidate, ...], rows: Dim, favoured: Callable[[Candidate], bool] = lambda _: False
-) -> tuple[Choice, ...]:
+@dataclass(frozen=True, slots=True)
+class Favour:
+    """Candidates that win wherever they are correct, whatever their cost.
+
+    Attributes:
+        holds: Whether a candidate is one, for a number of rows (``None``: for all numbers).
+        borders: Numbers of rows after which that may change.
+    """
+
+    holds: Callable[[Candidate, int | None], bool]
+    borders: tuple[int, ...] = ()
+
+
+NONE = Favour(lambda candidate, size: False)
+
+
+def choose(candidates: tuple[Candidate, ...], rows: Dim, favour: Favour = NONE) -> tuple[Choice, ...]:
     """Split the range of ``rows`` where the cheapest candidate changes.
 
     Args:
         candidates: Not empty; each with estimates at the same sample sizes. One of them at least is correct
             for all sizes.
         rows: Number of rows of the activations. The choice depends on it where it is a symbolic dim.
-        favoured: Candidates that win wherever they are correct, whatever their cost.
+        favour: What the user wants.
 
     Returns:
         Choices in ascending order of size; the last one is unconditional. Candidates that are correct only
         for ranges of other dims than ``rows`` are chosen if they are favoured, and come first.
     """
     everywhere = [k for k, c in enumerate(candidates) if _only_by(rows, c)]
-    first = [Choice(k, c.when) for k, c in enumerate(candidates) if k not in everywhere and favoured(c)]
-    best = [k for k in everywhere if favoured(candidates[k])]
+    elsewhere = [(k, c) for k, c in enumerate(candidates) if k not in everywhere]
+    first = [Choice(k, c.when) for k, c in elsewhere if favour.holds(c, None)]
     if not isinstance(rows, SymDim):
+        best = [k for k in everywhere if favour.holds(candidates[k], rows if isinstance(rows, int) else None)]
         unranged = [k for k in best or everywhere if not candidates[k].when] or everywhere
         return (*first, Choice(_safest(candidates, unranged)))
-    winners = _winners(candidates, everywhere, best, rows)
+    winners = _winners(candidates, everywhere, favour, rows)
     return (*first, *by_size(rows.name, rows.lo, winners))
 
 
@@ -61,13 +78,15 @@ def _only_by(rows: Dim, candidate: Candidate) -> bool:
 
 
 def _winners(
-    candidates: Sequence[Candidate], everywhere: Sequence[int], favoured: Sequence[int], rows: SymDim
+    candidates: Sequence[Candidate], everywhere: Sequence[int], favour: Favour, rows: SymDim
 ) -> list[tuple[int, int]]:
-    """(size, winner) at every sample size; the first one until another is clearly cheaper, and so on."""
+    """(size, winner) at every sample size and border; one wins until another is clearly cheaper."""
+    samples = [size for size, _ in candidates[0].estimates]
     winners: list[tuple[int, int]] = []
-    for at, (size, _) in enumerate(candidates[0].estimates):
+    for size in sorted({*samples, *(b for b in favour.borders if rows.lo <= b <= samples[-1])}):
+        at = bisect_left(samples, size)
         legal = [k for k in everywhere if all(r.lo <= size <= r.hi for r in candidates[k].when)]
-        pool = [k for k in favoured if k in legal] or legal
+        pool = [k for k in legal if favour.holds(candidates[k], size)] or legal
         times = {k: candidates[k].estimates[at][1].time_s for k in pool}
         best = min(pool, key=times.__getitem__)
         before = winners[-1][1] if winners else pool[0]

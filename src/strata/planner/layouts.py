@@ -24,7 +24,7 @@ from strata.schedule.rules.matmul import weight_layout
 from strata.schedule.rules.quantized import quantized_layout
 from strata.target import Target, get_target
 
-from .assemble import favoured_by
+from .assemble import favour
 from .composites import node_options
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder
@@ -188,9 +188,10 @@ _FAVOUR = 1e6  # outweighs any ratio of times
 
 def _score(kernels: Kernels, node: Node, options: PlanOptions) -> float:
     """How good a stack is: minus the mean logarithm of the best times; a favoured candidate counts most."""
-    favoured = favoured_by(node_options(options, node), node.name, kernels.task.anchor.op)
+    wanted = favour(node_options(options, node), node.name, kernels.task.anchor.op)
     candidates = kernels.stack.candidates
-    sizes = range(len(candidates[0].estimates))
-    best = [min(c.estimates[k][1].time_s for c in candidates) for k in sizes]
+    sizes = [size for size, _ in candidates[0].estimates]
+    best = [min(c.estimates[k][1].time_s for c in candidates) for k in range(len(sizes))]
     mean = sum(math.log(max(t, 1e-12)) for t in best) / len(best)
-    return -mean + (_FAVOUR if any(favoured(c) for c in candidates) else 0.0)
+    is_wanted = any(wanted.holds(c, size) for c in candidates for size in (None, *sizes))
+    return -mean + (_FAVOUR if is_wanted else 0.0)

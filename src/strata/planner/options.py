@@ -5,6 +5,7 @@ Imports nothing of the compiler: a start from the cache needs it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,39 +13,52 @@ from pathlib import Path
 from strata.core.errors import UserError
 from strata.core.knobs import cache_folder
 
+_PIN = re.compile(r"(?P<node>[^=@]+)(@(?P<lo>\d{1,9})\.\.(?P<hi>\d{1,9}))?=(?P<candidate>.+)")
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The candidate that a node must use.
+    """The candidate that a node must use, for all sizes or some.
 
-    Text form: ``NODE=CANDIDATE``, both with ``*`` and ``?`` as in file names.
+    Text form: ``NODE=CANDIDATE`` or ``NODE@LO..HI=CANDIDATE``, names with ``*`` and ``?`` as in file names.
 
     Attributes:
         node: Pattern of node names or ops (``"*.mlp.*"``, ``"matmul"``).
         candidate: Pattern of candidate names (``"user.my_dense"``, ``"cpu.matmul.dot6x64"``).
+        sizes: First and last number of rows that it holds for; ``None`` = all.
     """
 
     node: str
     candidate: str
+    sizes: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return f"{self.node}={self.candidate}"
+        sizes = "" if self.sizes is None else f"@{self.sizes[0]}..{self.sizes[1]}"
+        return f"{self.node}{sizes}={self.candidate}"
 
     def holds_for(self, name: str, op: str) -> bool:
         """Whether it speaks of the node with this name and op."""
         return fnmatchcase(name, self.node) or op == self.node
 
+    def covers(self, size: int | None) -> bool:
+        """Whether it speaks of this number of rows (``None``: of no number in particular)."""
+        return self.sizes is None or (size is not None and self.sizes[0] <= size <= self.sizes[1])
+
 
 def parse_pin(text: str) -> Pin:
-    """Parse ``NODE=CANDIDATE``.
+    """Parse ``NODE=CANDIDATE`` or ``NODE@LO..HI=CANDIDATE``.
 
     Raises:
         UserError: not of that form.
     """
-    node, eq, candidate = text.partition("=")
-    if not (node and eq and candidate):
-        raise UserError(f"--pin: got {text!r}; expected NODE=CANDIDATE, e.g. '*.mlp.*=cpu.matmul.tile4x64'")
-    return Pin(node, candidate)
+    found = _PIN.fullmatch(text)
+    if found is None or (found["lo"] and int(found["lo"]) > int(found["hi"])):
+        raise UserError(
+            f"--pin: got {text!r}; expected NODE=CANDIDATE or NODE@LO..HI=CANDIDATE, "
+            "e.g. '*.mlp.*=cpu.matmul.tile4x64', '*.mlp.*@1..8=user.skinny'"
+        )
+    sizes = (int(found["lo"]), int(found["hi"])) if found["lo"] else None
+    return Pin(found["node"], found["candidate"], sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +86,9 @@ class PlanOptions:
     database: Path | None = None
     sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def pin_of(self, name: str, op: str) -> Pin | None:
-        """The pin for a node, if any."""
-        return next((p for p in self.pins if p.holds_for(name, op)), None)
+    def pins_of(self, name: str, op: str) -> tuple[Pin, ...]:
+        """The pins that speak of a node, in order."""
+        return tuple(p for p in self.pins if p.holds_for(name, op))
 
     def prefers(self, candidate: str) -> bool:
         """Whether a candidate's name starts with something preferred."""

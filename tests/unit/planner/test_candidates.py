@@ -215,7 +215,12 @@ def test_pins() -> None:
     assert pin.holds_for("layers.0.mlp.up", "matmul")
     assert not pin.holds_for("layers.0.attn", "matmul")
     assert parse_pin("matmul=openblas").holds_for("anything", "matmul")
-    for text in ("matmul", "=x", "x="):
+    some = parse_pin("*.mlp.*@1..8=user.skinny@n=4")
+    assert (some.node, some.candidate, some.sizes) == ("*.mlp.*", "user.skinny@n=4", (1, 8))
+    assert str(some) == "*.mlp.*@1..8=user.skinny@n=4"
+    assert [some.covers(size) for size in (None, 1, 8, 9)] == [False, True, True, False]
+    assert pin.covers(None)
+    for text in ("matmul", "=x", "x=", "x@8..1=y"):
         with pytest.raises(UserError, match=f"--pin: got '{text}'; expected NODE=CANDIDATE"):
             parse_pin(text)
     options = PlanOptions(prefer=("openblas",), pins=(pin,))

@@ -11,7 +11,7 @@ from strata.core.dims import SymDim
 from strata.graph import builder as b
 from strata.graph.nodes import Function
 from strata.loop.nodes import Func, Seq
-from strata.planner.choose import SWITCH_GAIN, choose
+from strata.planner.choose import SWITCH_GAIN, Favour, choose
 from strata.planner.cost import loop_estimate, matmul_estimate, sample_sizes
 from strata.planner.stacks import StackBuilder
 from strata.planner.types import Candidate, Choice, Estimate
@@ -65,6 +65,17 @@ def test_switches_once_for_a_clear_gain() -> None:
     assert choose((gemv, tile), dim) == (Choice(0, (DimRange("n", 1, 3),)), Choice(1))
     close = candidate([1.0, 1.97, 2.96, 3.97], sizes)
     assert choose((gemv, close), dim) == (Choice(0),)
+
+
+def test_favour_for_some_sizes_is_exact_at_its_borders() -> None:
+    sizes = [1, 16, 256]
+    dim = SymDim("n", 1, 256)
+    slow, fast = candidate([9.0, 9.0, 9.0], sizes), candidate([1.0, 1.0, 1.0], sizes)
+    wanted = Favour(lambda c, size: c is slow and size is not None and 3 <= size <= 40, (2, 40))
+    choices = choose((slow, fast), dim, wanted)
+    assert [size for size in range(1, 257) if picked(choices, size) == 0] == list(range(3, 41))
+    assert choose((slow, fast), 7, Favour(lambda c, size: c is slow and size == 7)) == (Choice(0),)
+    assert choose((slow, fast), 2 * dim, Favour(lambda c, size: c is slow and size == 7)) == (Choice(1),)
 
 
 def test_without_a_symbolic_dim_the_worst_case_decides() -> None:
