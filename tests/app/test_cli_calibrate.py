@@ -20,6 +20,8 @@ def small(monkeypatch, tmp_path):
     """Two tiny models, few passes, one repetition, and a cache of our own for the result."""
     monkeypatch.setattr(calibration, "LENGTHS", (2, 16))
     monkeypatch.setattr(calibration, "CONTEXTS", (8,))
+    monkeypatch.setattr(calibration, "OTHERS_LENGTHS", (2,))
+    monkeypatch.setattr(calibration, "OTHERS_CONTEXTS", (8,))
     monkeypatch.setattr(calibration, "REPEATS", 1)
     monkeypatch.setattr(calibration, "_configs", lambda format_, target: [("tiny", dict(SHAPES["tiny"]))])
     monkeypatch.setattr("strata.app.commands.calibrate._CHECKED", (("prefill", 5), ("decode", 20)))

@@ -24,6 +24,7 @@ from strata.models.registry import ReadOptions, parse_config
 from strata.models.shapes import random_params
 from strata.models.workload import model_workload
 from strata.planner.devices.build import stacked_graph
+from strata.planner.options import PlanOptions
 from strata.planner.profiles.fitted import Sample, amounts, fit, weight_width
 from strata.runtime.profile import Ceilings, Profile, profile
 from strata.runtime.program import Program
@@ -34,6 +35,8 @@ from strata.target.hardware.parameters import with_parameters
 
 LENGTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of a prefill
 CONTEXTS = (16, 128, 512, 1024)  # tokens in the cache of a decode step
+# Where kernels are measured that a model does not choose by itself: at more rows, their rates stay.
+OTHERS_LENGTHS, OTHERS_CONTEXTS = (2, 4, 8, 16, 32, 64), (128,)
 REPEATS = 7  # of every pass; the median counts
 STEADY = 0.1  # the bandwidth before and after a pass differs by less, or the pass is measured again ...
 TRIES = 5  # ... up to so many times
@@ -78,25 +81,44 @@ def calibrate(
     """
     target = detect_host()
     models = [(f, name, values) for f in formats for name, values in _configs(f, target)]
-    passes = len(LENGTHS) + len(CONTEXTS)
     samples: list[Sample] = []
     for number, (format_, name, values) in enumerate(models):
-        step = _stepper(report, number * passes, len(models) * passes, f"{format_} {name}")
-        step(0, "compile")
-        config = parse_config(values, name, ReadOptions())
-        samples += model_samples(measurable(config, format_, threads), step)
+        steps = _Steps(report, number, len(models), f"{format_} {name}")
+        samples += _all_samples(parse_config(values, name, ReadOptions()), format_, threads, steps)
     count = threads or os.cpu_count() or 1
     ceilings = measure_ceilings(count)
     families = (*fit(samples, _source(target)), _anything(ceilings))
     return Calibration(_machine(target, families, ceilings), tuple(samples), ceilings)
 
 
-def _stepper(report: Report | None, before: int, total: int, title: str) -> Callable[[int, str], None]:
-    def step(done: int, what: str) -> None:
-        if report is not None:
-            report(before + done, total, f"{title}: {what}")
+class _Steps:
+    """Reports the steps of one model among ``models``."""
 
-    return step
+    def __init__(self, report: Report | None, model: int, models: int, title: str) -> None:
+        self.report, self.model, self.models, self.title = report, model, models, title
+        self.done, self.expected = 0, len(LENGTHS) + len(CONTEXTS) + 1
+
+    def __call__(self, what: str) -> None:
+        """``what`` begins."""
+        if self.report is not None:
+            done = self.model + self.done / max(self.expected, self.done + 1)
+            self.report(round(100 * done), 100 * self.models, f"{self.title}: {what}")
+        self.done += 1
+
+
+def _all_samples(config: ModelConfig, format_: str, threads: int | None, steps: _Steps) -> list[Sample]:
+    """Of a model as it is compiled, and of the kernels that it would choose for other sizes."""
+    steps("compile")
+    model = measurable(config, format_, threads)
+    kernels = other_kernels(model)
+    steps.expected += len(kernels) * (len(OTHERS_LENGTHS) + len(OTHERS_CONTEXTS) + 1)
+    samples = model_samples(model, LENGTHS, CONTEXTS, steps)
+    for kernel in kernels:
+        steps(f"compile with {kernel}")
+        other = measurable(config, format_, threads, prefer=kernel)
+        found = model_samples(other, OTHERS_LENGTHS, OTHERS_CONTEXTS, steps)
+        samples += [s for s in found if s.kernel == kernel]
+    return samples
 
 
 def _configs(format_: str, target: Target) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -148,9 +170,9 @@ class Measurable:
         )
 
 
-def measurable(config: ModelConfig, format_: str, threads: int | None) -> Measurable:
-    """Compile a model and give it random weights."""
-    options = Options(format_)
+def measurable(config: ModelConfig, format_: str, threads: int | None, prefer: str = "") -> Measurable:
+    """Compile a model, with the kernel ``prefer`` wherever it applies, and give it random weights."""
+    options = Options(format_, plan=PlanOptions(prefer=(prefer,) if prefer else ()))
     definition = define(config, options, "calibration")
     program = compile_definition(definition, options).program(random_params(definition), threads)
     return Measurable(config, format_, program, threads or os.cpu_count() or 1)
@@ -171,12 +193,20 @@ class Measured:
     bandwidth: float
 
 
-def model_samples(model: Measurable, step: Callable[[int, str], None]) -> list[Sample]:
-    """Samples of all kernels of a model at ``LENGTHS`` and ``CONTEXTS``."""
-    calls = [("prefill", n) for n in LENGTHS] + [("decode", n) for n in CONTEXTS]
+def other_kernels(model: Measurable) -> tuple[str, ...]:
+    """Kernels of the products with weights, of which a model chooses one for each number of rows."""
+    nodes = model.program.nodes("prefill")
+    return tuple(dict.fromkeys(c.name for n in nodes if len(n.candidates) > 1 for c in n.candidates))
+
+
+def model_samples(
+    model: Measurable, lengths: Sequence[int], contexts: Sequence[int], step: Callable[[str], None]
+) -> list[Sample]:
+    """Samples of all kernels of a model: prefill of ``lengths``, decode with ``contexts``."""
+    calls = [("prefill", n) for n in lengths] + [("decode", n) for n in contexts]
     samples: list[Sample] = []
-    for number, (function, length) in enumerate(calls):
-        step(number, f"{function} {length}")
+    for function, length in calls:
+        step(f"{function} {length}")
         samples += kernel_samples(measured_pass(model, function, length, REPEATS), length)
     return samples
 
@@ -219,12 +249,13 @@ def _profile(model: Measurable, function: str, length: int, repeats: int) -> Pro
 
 def kernel_samples(measured: Measured, length: int) -> list[Sample]:
     """One sample per distinct kernel and amount of work: the median over equal launches."""
-    groups: dict[tuple[str, int, int, float, float, float], list[float]] = {}
+    groups: dict[tuple[str, str, int, int, float, float, float], list[float]] = {}
     points, workload = {"L": np.array([length])}, measured.workload
     for work, timing in zip(workload.works, measured.profile.nodes, strict=True):
         of = amounts(workload, work, points, measured.bandwidth)
         sizes = (int(of.rows[0]), float(of.weight_s[0]), float(of.bytes[0]), float(of.flop[0]))
-        groups.setdefault((work.op, weight_width(workload, work), *sizes), []).append(timing.time_s)
+        key = (work.op, timing.candidate, weight_width(workload, work), *sizes)
+        groups.setdefault(key, []).append(timing.time_s)
     return [Sample(*key, time_s=float(np.median(times))) for key, times in groups.items()]
 
 
@@ -330,7 +361,7 @@ def predict_and_measure(
             machine, {("memories", machine.home, "bandwidth_bytes_per_s"): measured.bandwidth}
         )
         graph = stacked_graph(measured.workload, now, {"L": np.array([length])})
-        times = [float(stack[0].estimates.time_s[0]) for stack in graph.stacks]
+        times = [min(float(c.estimates.time_s[0]) for c in stack) for stack in graph.stacks]
         kernels = tuple(
             (work.name, work.op, timing.time_s, time_s)
             for work, timing, time_s in zip(

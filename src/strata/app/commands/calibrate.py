@@ -93,7 +93,8 @@ def _json(
     return {
         "machine": str(path),
         "families": [
-            {name: getattr(f, name) for name in ("op", "weight_bits", "samples", "error")} for f in families
+            {name: getattr(f, name) for name in ("op", "kernel", "weight_bits", "samples", "error")}
+            for f in families
         ],
         "predicted": {format_: [pass_json(p) for p in passes] for format_, passes in predicted.items()},
     }
@@ -106,13 +107,13 @@ def _print(path: Path, found: Calibration | None, predicted: dict[str, tuple[Pre
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False)
     if found is not None:
         rows = Table(title="families of kernels")
-        for column in ("op", "weights", "rows", "samples", "error of the fit"):
+        for column in ("op", "kernel", "weights", "rows", "samples", "error of the fit"):
             rows.add_column(column)
         for f in found.machine.devices[0].families:  # type: ignore[attr-defined]
             span = f"{f.knots[0].rows}..{f.knots[-1].rows}"
             bits = f"{f.weight_bits} bits" if f.weight_bits else "-"
             error = f"{f.error:.1%}" if f.samples else "not fitted"
-            rows.add_row(f.op, bits, span, str(f.samples), error)
+            rows.add_row(f.op, f.kernel, bits, span, str(f.samples), error)
         console.print(rows)
         console.print(f"wrote {path}; strata plan MODEL --machine this uses it")
     for format_, passes in predicted.items():

@@ -38,6 +38,7 @@ class Sample:
 
     Attributes:
         op: Heaviest op.
+        kernel: Name of the implementation.
         weight_bits: Width of its weight, 0 = none.
         rows: Rows of the activations.
         weight_s: Time to read its weights once, at the bandwidth measured beside it.
@@ -47,6 +48,7 @@ class Sample:
     """
 
     op: str
+    kernel: str
     weight_bits: int
     rows: int
     weight_s: float
@@ -66,23 +68,24 @@ class Amounts:
 
 
 def fit(samples: Iterable[Sample], source: str = "measured") -> tuple[Family, ...]:
-    """One family per op and width of weights, with a knot per number of rows."""
-    groups: dict[tuple[str, int], list[Sample]] = {}
+    """One family per op, width of weights and kernel, with a knot per number of rows."""
+    groups: dict[tuple[str, int, str], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.op, sample.weight_bits), []).append(sample)
-    return tuple(_family(op, bits, members, source) for (op, bits), members in sorted(groups.items()))
+        groups.setdefault((sample.op, sample.weight_bits, sample.kernel), []).append(sample)
+    return tuple(_family(*key, members, source) for key, members in sorted(groups.items()))
 
 
-def _family(op: str, bits: int, samples: Sequence[Sample], source: str) -> Family:
+def _family(op: str, bits: int, kernel: str, samples: Sequence[Sample], source: str) -> Family:
     at: dict[int, list[Sample]] = {}
     for sample in samples:
         at.setdefault(sample.rows, []).append(sample)
     knots = tuple(_knot(rows, at[rows]) for rows in sorted(at))
-    family = Family(op=op, weight_bits=bits, knots=knots)
+    family = Family(op=op, kernel=kernel, weight_bits=bits, knots=knots)
     fields = {name: np.array([float(getattr(s, name)) for s in samples]) for name in Amounts.__slots__}
     errors = predict(family, Amounts(**fields)) / np.array([s.time_s for s in samples]) - 1
     return Family(
         op=op,
+        kernel=kernel,
         weight_bits=bits,
         knots=knots,
         samples=len(samples),
@@ -138,10 +141,12 @@ def predict(family: Family, of: Amounts) -> np.ndarray:
     return np.exp(low + share * (high - low))
 
 
-def family_of(device: FittedCPU, op: str, weight_bits: int) -> Family | None:
-    """The family of kernels with this op: of this width of weights, or the one for everything else."""
-    known = {(f.op, f.weight_bits): f for f in device.families}
-    return known.get((op, weight_bits)) or known.get(("*", 0))
+def families_of(device: FittedCPU, op: str, weight_bits: int) -> tuple[Family, ...]:
+    """The families of kernels with this op: on this width of weights, or those for everything else."""
+    known: dict[tuple[str, int], list[Family]] = {}
+    for family in device.families:
+        known.setdefault((family.op, family.weight_bits), []).append(family)
+    return tuple(known.get((op, weight_bits)) or known.get(("*", 0), ()))
 
 
 def weight_width(workload: Workload, work: Work) -> int:
@@ -168,25 +173,25 @@ class Fitted:
         self, machine: Machine, workload: Workload, work: Work, points: Points
     ) -> tuple[DeviceCandidate, ...]:
         """Of the devices that were measured, and of those with a cost function of the user's."""
-        found = []
-        for device in machine.devices:
-            estimates = self._estimates(device, machine, workload, work, points)
-            if estimates is not None:
-                name = f"{device.name}.{work.op}"
-                found.append(DeviceCandidate(name, device.name, device.memory, estimates))
-        return tuple(found)
+        return tuple(
+            DeviceCandidate(name, device.name, device.memory, estimates)
+            for device in machine.devices
+            for name, estimates in self._estimates(device, machine, workload, work, points)
+        )
 
     def _estimates(
         self, device: Device, machine: Machine, workload: Workload, work: Work, points: Points
-    ) -> Estimates | None:
-        function = user_cost(device, work.op)
+    ) -> Iterable[tuple[str, Estimates]]:
+        name, function = f"{device.name}.{work.op}", user_cost(device, work.op)
         if function is not None:
-            return function(device, machine, workload, work, points)
-        if not isinstance(device, FittedCPU):
-            return None
-        family = family_of(device, work.op, weight_width(workload, work))
-        bandwidth = machine.memory(device.memory).bandwidth_bytes_per_s
-        return None if family is None else kernel_estimates(device, family, bandwidth, workload, work, points)
+            found = function(device, machine, workload, work, points)
+            if found is not None:
+                yield name, found
+        elif isinstance(device, FittedCPU):
+            bandwidth = machine.memory(device.memory).bandwidth_bytes_per_s
+            for family in families_of(device, work.op, weight_width(workload, work)):
+                estimates = kernel_estimates(device, family, bandwidth, workload, work, points)
+                yield family.kernel or name, estimates
 
     def move(
         self, machine: Machine, value: Value, source: str | None, to: str, points: Points
@@ -222,7 +227,7 @@ def amounts(workload: Workload, work: Work, points: Points, bandwidth: float) ->
     ]
     others += [(values[k], values[k].elems) for k in work.outputs]
     return Amounts(
-        rows=evaluate(_rows(workload, work), points),
+        rows=evaluate(rows_of(workload, work), points),
         weight_s=_weight_bytes(workload, work, points) / bandwidth,
         bytes=_bytes(others, points),
         flop=evaluate(work.flop, points),
@@ -240,7 +245,7 @@ def _bytes(parts: Iterable[tuple[Value, Dim]], points: Points) -> np.ndarray:
     )
 
 
-def _rows(workload: Workload, work: Work) -> Dim:
+def rows_of(workload: Workload, work: Work) -> Dim:
     """Rows of activations: the first extent of the first thing that is read and is no weight."""
     values = [workload.values[k] for k in work.inputs]
     return next((v.shape[0] for v in values if v.kind is not ValueKind.WEIGHT and v.shape), 1)

@@ -34,10 +34,11 @@ class Knot(Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family(Part):
-    """Kernels of one op on weights of one width.
+    """Kernels of one op on weights of one width, made in one way.
 
     Attributes:
         op: Heaviest op of the kernel; ``"*"`` = every op that has no family.
+        kernel: Name of the implementation, as stacks of a compiled model have it (``"cpu.matmul.dot6x64"``).
         weight_bits: 32, 16, 8 or 4 per element of its weight; 0 = without weights.
         knots: By ascending rows; between two of them time is interpolated, on logarithmic scales.
         samples: Measurements that it was fitted to.
@@ -48,6 +49,7 @@ class Family(Part):
     """
 
     op: str
+    kernel: str = ""
     weight_bits: int
     knots: tuple[Knot, ...]
     samples: int = 0
@@ -65,7 +67,7 @@ class FittedCPU(CPU):
     """A processor with measured families of kernels; see ``strata calibrate``.
 
     Attributes:
-        families: Each (op, width of weights) once.
+        families: Each (op, width of weights, kernel) once.
         j_per_byte: Energy per byte of memory traffic.
     """
 

@@ -29,7 +29,7 @@ def samples(op="matmul", rows=(1, 16, 256), noise=0.0):
             bandwidth = 65e9 if k % 2 else 36e9  # as memory had it when the sample was taken
             weight_s, bytes, flop = 1e6 * k / bandwidth, 1e3 * r * (1 + k % 5), 2e6 * k * r * (1 + k % 3)
             time_s = law(weight_s, bytes, flop) * (1 + noise * rng.standard_normal())
-            yield Sample(op, 16, r, weight_s, bytes, flop, time_s)
+            yield Sample(op, "k", 16, r, weight_s, bytes, flop, time_s)
 
 
 def test_coefficients_come_back_from_exact_times():
@@ -60,14 +60,14 @@ def test_noise_shows_as_the_error_of_the_fit():
 
 
 def test_a_negative_slope_is_not_fitted():
-    falling = [Sample("add", 0, 1, 0.0, 1e6 * k, 1.0, 1e-3 / k) for k in range(1, 5)]
+    falling = [Sample("add", "k", 0, 1, 0.0, 1e6 * k, 1.0, 1e-3 / k) for k in range(1, 5)]
     (family,) = fit(falling)
     assert family.knots[0].s_per_byte == 0
     assert family.error > 0.1
 
 
 def test_one_sample_is_met():
-    (family,) = fit([Sample("add", 0, 4, 0.0, 1e6, 1e6, 2e-5)])
+    (family,) = fit([Sample("add", "k", 0, 4, 0.0, 1e6, 1e6, 2e-5)])
     assert predict(family, amounts(4, 0, 1e6, 1e6)) == pytest.approx(2e-5)
 
 
