@@ -223,6 +223,11 @@ def compile_(
     load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(help="Use the kernels of the best plan for this machine of strata calibrate: this"),
+    ] = None,
+    objective: Annotated[str, typer.Option(help="Of that plan: time, or a sum of time and energy")] = "time",
     print_after: PrintAfterOption = "",
     dump: DumpOption = None,
     as_json: JsonOption = False,
@@ -241,7 +246,7 @@ def compile_(
         ranges=planning.dim_ranges(),
         kv_dtype=kv_dtype,
     )
-    figures = session.compile_to(source, output, max_batch, target)
+    figures = session.compile_to(source, output, max_batch, target, machine, objective)
     if as_json:
         _print_json(figures)
     else:

@@ -259,21 +259,40 @@ def compile_report(show: Report) -> Progress:
     return report
 
 
-def compile_to(source: Source, output: Path, max_batch: int, target: str = "host") -> dict[str, Any]:
+def compile_to(
+    source: Source,
+    output: Path,
+    max_batch: int,
+    target: str = "host",
+    machine: str | None = None,
+    objective: str = "time",
+) -> dict[str, Any]:
     """Compile ``source.model`` to an artifact for ``target``; returns the figures to print.
 
+    Args:
+        source: What to compile, and how.
+        output: Folder.
+        max_batch: Sequences per forward pass.
+        target: Name of the machine to compile for.
+        machine: One of ``strata calibrate``, whose plan says which kernels run; ``None`` = their own costs.
+        objective: Of that plan.
+
     Raises:
-        UserError: the model cannot be read, ``output`` cannot be written, or there is no such target.
+        UserError: the model cannot be read, ``output`` cannot be written, or there is no such target or
+            machine.
     """
-    from strata.compiler.api import Options, compile_model
+    from strata.compiler.api import Options, compile_model, planned_for
     from strata.target import get_target
 
-    machine = get_target(target)
+    compiled_for = get_target(target)
     start = time.perf_counter()
     planning = _planning(source, pipeline_text(source.pipeline))
     options = Options(source.format, source.max_context, max_batch, **planning)
+    model = source.model or DEMO_MODEL
+    if machine is not None:
+        options = planned_for(model, options, machine, objective)
     with compile_progress() as progress, debugging(source.print_after, source.dump) as fresh:
-        folder = compile_model(source.model or DEMO_MODEL, output, options, machine, progress, fresh)
+        folder = compile_model(model, output, options, compiled_for, progress, fresh)
     return {
         "artifact": str(folder),
         "seconds": time.perf_counter() - start,

@@ -12,9 +12,10 @@ import numpy as np
 
 from strata.assets import DEMO_MODEL
 from strata.codegen.object_cache import Progress
-from strata.core.dtypes import bf16, f16, f32
+from strata.core.dtypes import DType, bf16, f16, f32
 from strata.core.errors import UserError
 from strata.core.knobs import current
+from strata.core.weight_format import FormatChoice, WeightFormat
 from strata.engine.generate import LanguageModel
 from strata.engine.tokenizer import Tokenizer
 from strata.frontend.nn import Exported
@@ -33,6 +34,7 @@ from .program_cache import load_program, program_key, store_program
 
 if TYPE_CHECKING:
     from strata.planner.tuning.tuner import TuneReport
+    from strata.target.hardware import Machine
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -92,12 +94,17 @@ def plan_options(
     return replace(base, prefer=(*names, *base.prefer), pins=(*added, *base.pins))
 
 
+def format_of(config: ModelConfig, options: Options) -> FormatChoice | WeightFormat | DType | str:
+    """How weights are stored: as the options say, or as in the checkpoint."""
+    stored = config.dtype if config.dtype in (f32, f16, bf16) else f32
+    return options.format or config.format or stored
+
+
 def define(config: ModelConfig, options: Options, name: str = "") -> ModelDefinition:
     """The graph of a model under these options."""
-    stored = config.dtype if config.dtype in (f32, f16, bf16) else f32
     return build(
         config,
-        options.format or config.format or stored,
+        format_of(config, options),
         max_tokens=max(options.prefill_chunk, options.max_batch),
         max_batch=options.max_batch,
         page_size=options.page_size,
@@ -162,6 +169,20 @@ def compile_model(
     return Path(output)
 
 
+def planned_for(
+    model: str | Path, options: Options, machine: Machine | str | Path, objective: str = "time"
+) -> Options:
+    """``options`` of a model folder or hub id with the kernels that a plan for ``machine`` chooses.
+
+    Raises:
+        UserError: what :func:`~strata.compiler.machine_kernels.for_machine` refuses.
+    """
+    from .machine_kernels import for_machine
+
+    folder = locate(model)
+    return for_machine(read_config(folder, options.max_context), options, machine, objective, folder.name)
+
+
 def cached_artifact(
     model: str | Path,
     options: Options,
@@ -195,6 +216,7 @@ def load(
     *,
     prefer: str | Iterable[str] = (),
     pins: Mapping[str, str] | None = None,
+    machine: Machine | str | Path | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
     **options: Any,
@@ -208,6 +230,8 @@ def load(
         threads: Threads to run on; default: all cores.
         prefer: Candidates that win wherever they apply, as for :func:`compile`.
         pins: Candidate by node, as for :func:`compile`.
+        machine: Kernels are those of the fastest plan for this machine of ``strata calibrate``, by number of
+            rows: ``"this"``.
         progress: Called while compiling.
         fresh: Compile even if the cache has it.
         options: Other fields of :class:`Options` by name; of an artifact they can only lower the limits
@@ -222,7 +246,7 @@ def load(
             raise UserError(f"load: no option {name!r}; it has format, {', '.join(names)}")
     if is_artifact(path):
         fixed = [name for name in ("page_size", "kv_dtype", "pipeline", "plan", "ranges") if name in options]
-        fixed += [name for name, given in (("prefer", prefer), ("pins", pins)) if given]
+        fixed += [n for n, given in (("prefer", prefer), ("pins", pins), ("machine", machine)) if given]
         if format is not None or fixed:
             raise UserError(
                 f"load: {path} is compiled already; got {', '.join(fixed) or 'format'}; compile it again"
@@ -231,6 +255,8 @@ def load(
     start = time.perf_counter()
     chosen = replace(Options(format), **options)
     chosen = replace(chosen, plan=plan_options(prefer, pins, chosen.plan))
+    if machine is not None:
+        chosen = planned_for(path, chosen, machine)
     artifact, compiled = cached_artifact(path, chosen, None, progress, fresh)
     model = LanguageModel.load(artifact, threads)
     if model.tokenizer is not None:

@@ -157,7 +157,7 @@ def plan_function(
     launches: list[Launch] = []
     planned: list[PlannedLaunch] = []
     funcs: dict[str, Func] = {}
-    groups = [n for n in function.nodes if n.op not in ("input", "param", "const", "reshape", "view")]
+    groups = launch_nodes(function)
     for node, name in zip(groups, launch_names(groups), strict=True):
         kernels = builder.kernels_of(node)
         candidates = kernels.stack.candidates
@@ -180,6 +180,11 @@ def plan_function(
     )
     kernel_records = tuple(kernel_record(f) for f in funcs.values())
     return PlannedFunction(record, funcs, kernel_records, tuple(planned), asm.memory)
+
+
+def launch_nodes(function: Function) -> list[Node]:
+    """The nodes of a fused function that are launches."""
+    return [n for n in function.nodes if n.op not in ("input", "param", "const", "reshape", "view")]
 
 
 def launch_names(groups: Sequence[Node]) -> list[str]:
@@ -227,7 +232,7 @@ def check_obeyed(functions: Iterable[PlannedFunction], options: PlanOptions) -> 
     """
     launches = [x for f in functions for x in f.launches]
     for pin in options.pins:
-        nodes = [x for x in launches if pin in options.pins_of(x.node, x.op)]
+        nodes = [x for x in launches if pin.holds_for(x.node, x.op)]
         _require(f"--pin {pin}", nodes, launches, lambda c, pin=pin: fnmatchcase(c.name, pin.candidate))
     for prefix in options.prefer:
         only = PlanOptions(prefer=(prefix,))

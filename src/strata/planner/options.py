@@ -38,11 +38,15 @@ class Pin:
 
     def holds_for(self, name: str, op: str) -> bool:
         """Whether it speaks of the node with this name and op."""
-        return fnmatchcase(name, self.node) or op == self.node
+        return self.node in (name, op) or (_is_pattern(self.node) and fnmatchcase(name, self.node))
 
     def covers(self, size: int | None) -> bool:
         """Whether it speaks of this number of rows (``None``: of no number in particular)."""
         return self.sizes is None or (size is not None and self.sizes[0] <= size <= self.sizes[1])
+
+
+def _is_pattern(text: str) -> bool:
+    return any(c in "*?[" for c in text)
 
 
 def parse_pin(text: str) -> Pin:
