@@ -36,7 +36,7 @@ from strata.target.hardware.parameters import with_parameters
 LENGTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of a prefill
 CONTEXTS = (16, 128, 512, 1024)  # tokens in the cache of a decode step
 # Where kernels are measured that a model does not choose by itself: at more rows, their rates stay.
-OTHERS_LENGTHS, OTHERS_CONTEXTS = (2, 4, 8, 16, 32, 64), (128,)
+OTHERS_LENGTHS, OTHERS_CONTEXTS = (2, 4, 8, 16, 32, 64, 256), (128,)
 REPEATS = 7  # of every pass; the median counts
 STEADY = 0.1  # the bandwidth before and after a pass differs by less, or the pass is measured again ...
 TRIES = 5  # ... up to so many times
