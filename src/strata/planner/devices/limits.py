@@ -56,8 +56,8 @@ class Limits:
         time_s: Time of a sequential run.
         energy_j: Energy.
         power_w: Energy divided by time of a sequential run.
-        capacity: Whether weights and state must fit: see :func:`resident_bytes`. Where memories have no
-            limit, they always do.
+        capacity: Whether weights, state and results must fit, see :func:`resident_bytes`. Where memories have
+            no limit, they always do.
         budgets: Other sums.
         effort: Deterministic seconds of search for one optimum (no clock is read, so that the same call gives
             the same result).
@@ -154,19 +154,49 @@ def backing(machine: Machine, memory: str) -> str:
 
 
 def kept_values(graph: StackedGraph) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """Weights and state: ``(works that read it, bytes [P])``."""
+    """Weights and state, and at last what a run needs besides: ``(works that read it, bytes [P])``."""
     consumers = graph.workload.consumers()
     for number, value in enumerate(graph.workload.values):
         if value.kind in (ValueKind.WEIGHT, ValueKind.STATE):
-            yield consumers.get(number, ()), evaluate(value.elems, graph.points) * (value.bits / 8)
+            yield consumers.get(number, ()), _size(graph, number)
+    yield (), passing_bytes(graph)
+
+
+def passing_bytes(graph: StackedGraph) -> np.ndarray:
+    """The most that inputs and results take at any time of a sequential run: bytes ``[P]``.
+
+    A result is there from the work that makes it to the last one that reads it, an output to the end.
+    """
+    workload, consumers = graph.workload, graph.workload.consumers()
+    alive, most = np.zeros(graph.num_points), np.zeros(graph.num_points)
+    for number, value in enumerate(workload.values):
+        if value.kind is ValueKind.INPUT:
+            alive = alive + _size(graph, number)
+    ends: dict[int, list[int]] = {}
+    for number in workload.producers():
+        if number not in workload.outputs:
+            ends.setdefault(max(consumers.get(number, (-1,))), []).append(number)
+    for k, work in enumerate(workload.works):
+        for number in work.outputs:
+            alive = alive + _size(graph, number)
+        most = np.maximum(most, alive)
+        for number in ends.get(k, ()):
+            alive = alive - _size(graph, number)
+    return most
+
+
+def _size(graph: StackedGraph, number: int) -> np.ndarray:
+    value = graph.workload.values[number]
+    return evaluate(value.elems, graph.points) * (value.bits / 8)
 
 
 def resident_bytes(graph: StackedGraph, choices: np.ndarray) -> dict[str, np.ndarray]:
-    """What is kept from run to run in each memory of limited capacity that has no parent: bytes ``[P]``.
+    """What must fit into each memory of limited capacity that has no parent: bytes ``[P]``.
 
     A weight, or state such as the KV cache, is kept at home, and a copy of it wherever a work reads it on a
-    device whose memory, or the outermost parent of it, is another one. Memories with a parent limit nothing:
-    what does not fit is there. Values that a run makes are not counted.
+    device whose memory, or the outermost parent of it, is another one. Inputs and results count at home,
+    wherever they are made: see :func:`passing_bytes`. Memories with a parent limit nothing: what does not
+    fit is in the parent.
     """
     machine = graph.machine
     home = backing(machine, machine.home)

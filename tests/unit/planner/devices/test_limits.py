@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from device_graphs import all_totals, layered_graph, machine, random_graph
 
+import strata
 from strata.core.errors import UnsupportedError, UserError
 from strata.graph.workload import ValueKind
-from strata.planner.devices.limits import Budget, Limits, resident_bytes, uses
+from strata.planner.devices.limits import Budget, Limits, passing_bytes, resident_bytes, uses
 from strata.planner.devices.objective import parse_objective
+from strata.planner.devices.result import Slot
 from strata.planner.devices.solve import pareto, solve
+from strata.planner.order.occupancy import occupancy
 from strata.target.hardware import Machine
 
 CONFLICTED = 48  # a random graph whose front has five vertices and nine plans
@@ -94,7 +97,7 @@ def test_what_is_resident():
     graph = with_weights(layered_graph(1), (1e9, 1e9, np.inf))
     nowhere_else = np.zeros((len(graph.stacks), 1), np.int16)
     kept = [v for v in graph.workload.values if v.kind is ValueKind.WEIGHT]
-    total = sum(100 if v.shape == (100,) else 4 for v in kept)
+    total = sum(100 if v.shape == (100,) else 4 for v in kept) + float(passing_bytes(graph)[0])
     assert {m: b.tolist() for m, b in resident_bytes(graph, nowhere_else).items()} == {
         "m0": [total],
         "m1": [0],
@@ -102,12 +105,32 @@ def test_what_is_resident():
     elsewhere = np.ones_like(nowhere_else)  # on b: a copy of each, also of those that several works read
     assert {m: b.tolist() for m, b in resident_bytes(graph, elsewhere).items()} == {
         "m0": [total],
-        "m1": [total],
+        "m1": [total - float(passing_bytes(graph)[0])],
     }
     # m1 is a buffer of m0: what does not fit is there, where it is anyway
     a, b, c = graph.machine.memories
     hardware = Machine(graph.machine.devices, "buffered", memories=(a, replace(b, parent="m0"), c))
     assert list(resident_bytes(replace(graph, machine=hardware), elsewhere)) == ["m0"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_passes_is_the_peak_of_a_sequential_run(seed):
+    graph = random_graph(seed, num_works=8, num_points=1, num_devices=1)
+    sizes = np.random.default_rng(seed).integers(1, 100, len(graph.workload.values)).tolist()
+    values = tuple(replace(v, shape=(s,)) for v, s in zip(graph.workload.values, sizes, strict=True))
+    graph = replace(graph, workload=replace(graph.workload, values=values))
+    slots = [Slot(k, None, "a", 0, float(k), k + 1.0) for k in range(len(graph.stacks))]
+    _, alive = occupancy(graph, [0] * len(graph.stacks), slots, 0)
+    assert passing_bytes(graph).tolist() == [alive["m0"].max()]
+
+
+def test_results_that_do_not_fit_are_named():
+    small = machine(1, 1, 2.0**32)
+    with pytest.raises(
+        UserError, match=r"memory \w+: got a limit of 4\.29497e\+09 bytes; .* is needed at least"
+    ):
+        strata.plan("gpt2-124m", small, objective="time", seq_len=32768, max_context=32768)
+    assert strata.plan("gpt2-124m", small, objective="time", seq_len=1024).time_s > 0
 
 
 def test_nothing_is_searched_where_the_best_plan_is_within_the_limits(monkeypatch):
