@@ -124,21 +124,32 @@ def _knot(rows: int, samples: Sequence[Sample]) -> Knot:
 
 def predict(family: Family, of: Amounts) -> np.ndarray:
     """Time of a kernel of ``family``, s ``[P]``, from its amounts."""
-    times = np.stack(
-        [
-            k.launch_s + of.weight_s * k.weight_reads + of.bytes * k.s_per_byte + of.flop * k.s_per_flop
-            for k in family.knots
-        ]
-    )
-    if len(times) == 1:
-        return times[0]
+    return predict_parts(family, of).sum(axis=0)
+
+
+def predict_parts(family: Family, of: Amounts) -> np.ndarray:
+    """The same by what it goes into: launch, weights from memory, everything else; s ``[3, P]``.
+
+    Between two numbers of rows, the parts have shares between theirs.
+    """
+    parts = np.stack([_parts(k, of) for k in family.knots])
+    if len(parts) == 1:
+        return parts[0]
     at = np.log([k.rows for k in family.knots])
     x = np.clip(np.log(np.maximum(of.rows, 1.0)), at[0], at[-1])
     after = np.clip(np.searchsorted(at, x, side="left"), 1, len(at) - 1)
-    share = (x - at[after - 1]) / (at[after] - at[after - 1])
+    weight = (x - at[after - 1]) / (at[after] - at[after - 1])
     points = np.arange(len(x))
-    low, high = (np.log(np.maximum(times[k, points], 1e-12)) for k in (after - 1, after))
-    return np.exp(low + share * (high - low))
+    low, high = (parts[k, :, points].T for k in (after - 1, after))
+    low_s, high_s = (np.maximum(p.sum(axis=0), 1e-12) for p in (low, high))
+    shares = (1 - weight) * low / low_s + weight * high / high_s
+    return shares * np.exp((1 - weight) * np.log(low_s) + weight * np.log(high_s))
+
+
+def _parts(knot: Knot, of: Amounts) -> np.ndarray:
+    launch_s = np.full_like(of.weight_s, knot.launch_s)
+    compute_s = of.bytes * knot.s_per_byte + of.flop * knot.s_per_flop
+    return np.stack([launch_s, of.weight_s * knot.weight_reads, compute_s])
 
 
 def families_of(device: FittedCPU, op: str, weight_bits: int) -> tuple[Family, ...]:
@@ -205,14 +216,15 @@ def kernel_estimates(
 ) -> Estimates:
     """Time of a kernel by its family and the bandwidth of memory; energy by the device's constants."""
     of = amounts(workload, work, points, bandwidth)
-    time_s = predict(family, of)
+    launch_s, memory_s, compute_s = predict_parts(family, of)
     macs = 0.0 if work.contraction is None else evaluate(work.contraction.macs, points)
     energy_j = macs * device.j_per_mac + (of.flop - 2 * macs) * device.j_per_op
     moved = of.bytes + _weight_bytes(workload, work, points)
-    zero = np.zeros_like(time_s)
+    once, zero = np.ones_like(launch_s), np.zeros_like(launch_s)
     terms = (
-        Term(Cause.COMPUTE, device.name, time_s, energy_j, of.flop, "flop"),
-        Term(Cause.MEMORY, device.memory, zero, moved * device.j_per_byte, moved, "byte"),
+        Term(Cause.LAUNCH, device.name, launch_s, zero, once, "launch"),
+        Term(Cause.COMPUTE, device.name, compute_s, energy_j, of.flop, "flop"),
+        Term(Cause.MEMORY, device.memory, memory_s, moved * device.j_per_byte, moved, "byte"),
     )
     return Estimates.of(terms, overlapped=False, source="measured" if family.op != "*" else "model")
 

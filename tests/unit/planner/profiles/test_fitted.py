@@ -7,7 +7,7 @@ from strata.core.dims import SymDim
 from strata.core.errors import UserError
 from strata.graph.workload import Contraction, Value, ValueKind, Work, Workload
 from strata.planner.devices.build import stacked_graph
-from strata.planner.profiles.fitted import Amounts, Sample, fit, predict
+from strata.planner.profiles.fitted import Amounts, Sample, fit, predict, predict_parts
 from strata.target.hardware import Machine, Memory
 from strata.target.hardware.fitted import Family, FittedCPU, Knot
 
@@ -51,6 +51,15 @@ def test_beyond_the_last_knot_the_last_rates_hold():
     (family,) = fit(samples())
     of = (1e-4, 5e6, 1e10)
     assert predict(family, amounts(4096, *of)) == pytest.approx(law(*of))
+
+
+def test_parts_are_those_of_the_law_and_add_up():
+    (family,) = fit(samples(rows=(8, 32)))
+    of = (1e-4, 5e5, 1e8)
+    for rows in (1, 8, 13, 32, 100):
+        parts = predict_parts(family, amounts(rows, *of))[:, 0]
+        assert parts == pytest.approx([LAUNCH_S, of[0] * READS, of[1] * BYTE_S + of[2] * FLOP_S])
+        assert parts.sum() == pytest.approx(predict(family, amounts(rows, *of))[0])
 
 
 def test_noise_shows_as_the_error_of_the_fit():
