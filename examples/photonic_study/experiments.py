@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -236,6 +237,10 @@ BRANCHES: dict[str, Change] = {
 }
 
 
+# What no charge can be below: light that is stored until the last product of an op that needs it.
+STORED_LIGHT = Setup(local_bytes=math.inf)
+
+
 def ablation(scope: Scope) -> Rows:
     """Charges one after the other, each alone, and all but each."""
     rows: Rows = []
@@ -257,6 +262,7 @@ def _ablated() -> Iterator[tuple[str, str, Machine]]:
     for name, change in CHARGES.items():
         setup = replace(setup, **change)
         yield "one by one", f"+ {name}", setup.machine()
+    yield "lower bound", "analog values last one op", STORED_LIGHT.machine()
     for name, change in BRANCHES.items():
         yield "base and", name, Setup(**change).machine()
     for name, change in CHARGES.items():
@@ -294,6 +300,11 @@ KNOBS: dict[str, tuple[tuple[str, Change], ...]] = {
     "analog values": (
         ("kept", {"optics": Optics.KEPT}),
         ("one cycle", {"optics": Optics.EVERY_CYCLE}),
+    ),
+    "local memory of the PHU": (
+        ("4 KiB", {"optics": Optics.KEPT, "local_bytes": 4 * 2.0**10}),
+        ("2 MiB", {"optics": Optics.KEPT, "local_bytes": 2 * 2.0**20}),
+        ("no limit", {"optics": Optics.KEPT, "local_bytes": math.inf}),
     ),
     "tile of held weights": (
         ("8", {"optics": Optics.STATIONARY, "tile": 8}),
@@ -413,17 +424,19 @@ def decode(scope: Scope) -> Rows:
         for phase, workload, length in _phases(scope, batch):
             for name, setup in BASES.items():
                 found = outcome(workload, setup.machine(), [length])
-                ideal = outcome(workload, _ideal(setup).machine(), [length])
+                ideal = outcome(workload, _ideal(setup), [length])
                 row = {"phase": phase, "batch": batch, "base": name, "saving": float(found.saving[0])}
                 row |= {"forced_saving": float(found.forced_saving[0]), "bound": float(ideal.saving[0])}
                 rows.append(row | {"electronic_j": float(found.electronic.energies_j[0])})
     return rows
 
 
-def _ideal(setup: Setup) -> Setup:
-    """A unit whose light and converters are free; what it moves on the chip costs no more than the GPU's."""
-    on_chip = setup.electronics is Electronics.LIGHTCODE
-    return replace(setup, light_scale=0.0, conversion=False, optics=Optics.KEPT, on_chip=on_chip)
+def _ideal(setup: Setup) -> Machine:
+    """A unit with free light and converters, which reads each number once, as cheaply as the GPU."""
+    ideal = replace(setup, light_scale=0.0, conversion=False, optics=Optics.KEPT, local_bytes=math.inf)
+    machine = ideal.machine()
+    gpu, phu = machine.devices
+    return replace(machine, devices=[gpu, replace(phu, buffer_j_per_byte=gpu.buffer_j_per_byte)])
 
 
 def _phases(scope: Scope, batch: int) -> Iterator[tuple[str, Workload, int]]:

@@ -25,7 +25,6 @@ from variants import (
     CORE_LASER_W,
     DAC_J,
     GPU_J_PER_MAC,
-    GPU_LAUNCH_S,
     H100_HBM_J,
     H100_J_PER_MAC,
     H100_W,
@@ -33,6 +32,7 @@ from variants import (
     HONEST,
     LASER_J_PER_MAC,
     LIGHTCODES_PHU,
+    LOCAL_BYTES,
     PEAK_CORES,
     SUMS,
     Electronics,
@@ -116,15 +116,18 @@ def _in_short(tables: Tables, scope: Scope) -> str:
     added = [r for r in added if "GPU at its power" not in r["charge"] and r["charge"] != "nothing else"]
     ends = sum(r["saving"] < _NOTHING for r in added)
     slow = pick(rows, machine=CHARGED)
+    stored = pick(tables["ablation"], model=scope.main.name, length=length, kind="lower bound")
     verdict = "Most of these charges leave a saving."
     if 2 * ends > len(added):
         verdict = "The claimed saving rests on what is not charged."
     return (
         f"In short: of the {saving[AS_PUBLISHED]} that light saves in LightCode's model, {saving[CHARGED]} "
-        "remain while static power, laser and the short life of analog values are left out, at "
-        f"{_times(slow['best_s'] / slow['electronic_s'])} times the time; {ends} of {len(added)} ways to "
-        "charge one of these leave nothing. Against a GPU that costs what its datasheet says, a unit that "
-        f"holds weights saves {saving[HELD]} before its laser. {verdict}"
+        "remain while static power and laser are left out and analog values last as long as their numbers "
+        f"are in a local memory of {LOCAL_BYTES / 1024:.0f} KiB, at "
+        f"{_times(slow['best_s'] / slow['electronic_s'])} times the time ({_pct(stored['saving'])} if they "
+        f"lasted for a whole op); {ends} of {len(added)} ways to charge what is left out, or to convert as "
+        "a cycle or a tile needs it, leave nothing. Against a GPU that costs what its datasheet says, a "
+        f"unit that holds weights saves {saving[HELD]} before its laser. {verdict}"
     )
 
 
@@ -154,7 +157,7 @@ def _claim_energy(tables: Tables, scope: Scope) -> Part:
         f"disputed it is {_pct(charged['saving'])}, at "
         f"{_times(charged['photonic_s'] / charged['electronic_s'])} times the time; as the machine "
         f"lightcode-honest charges it, static power included, {_pct(honest['saving'])}. With a GPU at the "
-        f"power of its datasheet: {_pct(real['saving'])} if analog values could be kept, "
+        f"power of its datasheet: {_pct(real['saving'])} if local memories kept analog values, "
         f"{_pct(held['saving'])} for a unit that holds weights in 64 x 64 tiles."
     )
     chosen = [r for r in tables["claims"] if r["length"] in _lengths(scope, r["model"])]
@@ -170,9 +173,9 @@ def _claim_energy(tables: Tables, scope: Scope) -> Part:
     second = (
         "The machines: lightcode, its model as it is; lightcode-honest, the machine file, whose static "
         "power is that of all devices whatever works; 'charged, no idle power', the same with static "
-        "power and laser left out, and the GPU's launch time for the photonic unit too; 'GPU at its "
-        f"power', an H100 whose 8-bit multiply-add takes all of the datasheet's {H100_W:.0f} W at peak, "
-        f"{si(H100_J_PER_MAC / 2, 'J')} instead of {si(GPU_J_PER_MAC, 'J')}; 'held weights', that with "
+        "power and laser left out; 'GPU at its power', an H100 of whose products in 8 bits a large one "
+        f"draws the datasheet's {H100_W:.0f} W at peak: {si(H100_J_PER_MAC / 2, 'J')} per multiply-add "
+        f"instead of {si(GPU_J_PER_MAC, 'J')}, L2 and HBM apart; 'held weights', that with "
         "tiles of 64 x 64 programmed weights, which convert an input per tile column and an output per "
         "tile row. The third to last favours light twice: the GPU's energy is that of a whole chip, the "
         "unit's is light, converters and memories only."
@@ -180,9 +183,7 @@ def _claim_energy(tables: Tables, scope: Scope) -> Part:
     shortest = max(where(tables["claims"], machine=AS_HONEST), key=lambda r: r["saving"])
     third = (
         f"lightcode-honest saves at most {_pct(shortest['saving'])} at any length, at {shortest['length']} "
-        f"tokens of {shortest['model']}; its unit starts an op in no time, its GPU in "
-        f"{si(GPU_LAUNCH_S, 's')} with {HONEST.static_w:.0f} W drawn meanwhile, which is what any saving "
-        "at few tokens there comes from."
+        f"tokens of {shortest['model']}."
     )
     return conclusion, Section("(i) Energy", (first, second, third), _grid(chosen, columns), ("claims",))
 
@@ -267,23 +268,26 @@ def _charges(tables: Tables, scope: Scope) -> Part:
         f"{si(CORE.j_per_mac, 'J')} in that core. All {CORE_LASER_W:.2f} W for "
         f"LightCode's unit of {LIGHTCODES_PHU.multiplex} products per cycle is 'laser of a whole core', "
         "and too hard on it; lightcode-honest charges its share.",
-        _rereads(before),
+        _rereads(before, pick(rows, kind="lower bound")),
         _conversions(tables, scope),
     )
-    shown = [r for r in tables["ablation"] if r["kind"] in ("one by one", "base and", "alone")]
+    kinds = ("one by one", "lower bound", "base and", "alone")
+    shown = [r for r in tables["ablation"] if r["kind"] in kinds]
     columns = {"model": "model", "kind": "how", "charge": "charge", "length": "tokens", "saving": "saving"}
     columns |= {"forced_saving": "ratio", "slowdown": "slowdown"}
     shown = [r for r in shown if r["model"] == scope.main.name]
     return conclusion, Section("Which charge does what", paragraphs, _grid(shown, columns), ("ablation",))
 
 
-def _rereads(before: dict[str, float]) -> str:
+def _rereads(before: dict[str, float], stored: Row) -> str:
     change = before["+ re-reads"] - before["+ bandwidth"]
     return (
         f"Re-reads {'raise' if change > 0 else 'lower'} the saving by {abs(change) * 100:.1f} percentage "
-        "points. They fall on the GPU only: a unit that keeps analog values, as lightcode-honest counts "
-        "its conversions, reads each number once. That is the lower bound which 'analog values last one "
-        "cycle' lifts."
+        f"points. GPU and unit have a local memory of {LOCAL_BYTES / 1024:.0f} KiB per core and read again "
+        "what does not fit there; the unit converts it again, for an analog value lasts no longer than its "
+        "number is there. Had the unit a local memory without limits, all re-reads would be the GPU's, and "
+        f"the saving {_pct(stored['saving'])} ('lower bound': of conversions and traffic); modulators "
+        "store nothing, which is 'analog values last one cycle'."
     )
 
 
@@ -293,7 +297,7 @@ def _conversions(tables: Tables, scope: Scope) -> str:
         rows = where(tables["ablation"], model=scope.main.name, length=length, kind="one by one")
         a, b = (pick(rows, charge=c)["saving"] for c in ("+ on-chip memories", "+ conversion"))
         lines.append(f"{length} tokens {_pct(a)} to {_pct(b)}")
-    return f"Conversion, once per number and op, takes the saving from: {'; '.join(lines)}."
+    return f"Conversion, while nothing is read again, takes the saving from: {'; '.join(lines)}."
 
 
 def _static(tables: Tables, scope: Scope) -> Part:
@@ -519,9 +523,13 @@ def _limits() -> tuple[str, ...]:
         f"docs/numbers.md lists every number with its source. HBM takes {si(HBM_J, 'J')} per byte with "
         f"LightCode's GPU (its own number) and {si(H100_HBM_J, 'J')} with an H100's.",
         "In favour of light: no loss, crosstalk, calibration, tuning of rings, drift, link between chips "
-        "or area; conversion once per number and op unless said otherwise; 8 bits everywhere; the H100's "
-        "energies are those of a whole chip at peak (its HBM's too, which is charged again), the unit's "
-        "those of named parts.",
+        "or area; analog values last while their numbers are in a local memory unless said otherwise; "
+        "the unit's blocks read as little again as any could (Hong and Kung's bound), the GPU's are tiles "
+        "that CUTLASS has; 8 bits everywhere; what an H100 draws apart from L2 and HBM, clocks and control "
+        "included, is in its multiply-adds, the unit's energies are those of named parts.",
+        "An H100's energies are split by its datasheet and one measurement, not measured apart: a large "
+        f"product at peak draws {H100_W:.0f} W, a stream from HBM what decoding drew. A board that lowers "
+        "its clock for large products, as they do, takes more energy per multiply-add than that.",
         "Against light: one op at a time, so that nothing overlaps with a slow unit; no fusion of "
         "elementwise ops into it; products of one op are never shared between devices.",
         f"A core that holds weights has room for the sums of {SUMS} rows; batches of more tokens spill them.",

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TypeVar
 
 from strata.planner.numerics.precision import with_bits
-from strata.target.hardware import GPU, PHU, Converter, Device, Link, Machine, Memory, read_machine
+from strata.target.hardware import GPU, PHU, Converter, Device, Machine, Memory, read_machine
 
 D = TypeVar("D", bound=Device)
 
@@ -30,7 +30,7 @@ def _part(machine: Machine, name: str, kind: type[D]) -> D:
 
 _LIGHTCODES_GPU, _H100S_GPU = _part(HONEST, "gpu", GPU), _part(H100, "gpu", GPU)
 LIGHTCODES_PHU, CORE = _part(HONEST, "phu", PHU), _part(PUBLISHED_CORE, "phu", PHU)
-_NO_ENERGY = {"read_j_per_byte": 0.0, "write_j_per_byte": 0.0}
+_NAMES_IN_H100 = {"hbm": "hbm", "sram": "l2"}
 
 # Laser of the published core over its peak rate: what a multiply-add's share of the light costs.
 CORE_LASER_W = CORE.busy_w / CORE.cores
@@ -51,7 +51,8 @@ EVERY_SUM = 1 << 20  # an integrator that adds up over any depth of a model befo
 class Electronics(Enum):
     """What a multiply-add of the GPU costs.
 
-    An H100's is all the power that its datasheet allows, static power included, over its peak.
+    An H100's is all the power that its datasheet allows, static power included, over its peak, less what
+    the L2 and the HBM draw then, which are charged apart.
     """
 
     LIGHTCODE = "LightCode's 0.07 pJ"  # of arithmetic; traffic on top as in lightcode-honest
@@ -62,7 +63,7 @@ class Electronics(Enum):
 class Optics(Enum):
     """How long an analog value lives, which is what decides the number of conversions."""
 
-    KEPT = "kept"  # each number of an operand is converted once per op: what lightcode-honest assumes
+    KEPT = "kept"  # as long as the number is in the unit's local memory: what lightcode-honest assumes
     EVERY_CYCLE = "every cycle"  # both operands are modulated in each cycle and shared within it only
     STATIONARY = "stationary"  # a tile of weights is programmed and stays, the other operand streams
 
@@ -92,7 +93,9 @@ class Setup:
         on_chip: SRAM and local memories take energy, on the photonic unit too.
         conversion: DACs and ADCs take energy.
         bandwidth: Memories take time.
-        rereads: SRAM and local memories have a capacity; what does not fit is read again.
+        rereads: SRAM and local memories have a capacity; what does not fit is read again, on both devices.
+        local_bytes: Local memory of a unit that keeps analog values; ``None`` = that of an SM. Without a
+            limit each number of an operand is converted once per op.
         launches: Ops, converters and pipelines take time to begin, converters have a rate.
         converter_scale: Times the energy of a sample.
         dac_j, adc_j: Energy of a sample instead; ``None`` = LightCode's.
@@ -117,6 +120,7 @@ class Setup:
     conversion: bool = True
     bandwidth: bool = True
     rereads: bool = True
+    local_bytes: float | None = None
     launches: bool = True
     converter_scale: float = 1.0
     dac_j: float | None = None
@@ -144,19 +148,9 @@ class Setup:
         No CPU: at LightCode's 0.1 pJ per multiply-add, which no CPU comes near, it would take the products
         from an H100.
         """
-        shares = self.electronics is Electronics.LIGHTCODE
         memories = [self._memory(m) for m in HONEST.memories]
-        links: tuple[Link, ...] = ()
-        if not shares:
-            # The SRAM of an H100 is in the energy of its arithmetic; that of the photonic unit is its own.
-            sram = self._memory(HONEST.memory("sram"))
-            memories = [replace(m, **_NO_ENERGY) if m.name == "sram" else m for m in memories]
-            memories.append(replace(sram, name="optics"))
-            links = (Link(ends=("sram", "optics"), bandwidth_bytes_per_s=math.inf),)
-        phu = replace(self._phu(), memory="sram" if shares else "optics")
-        return Machine(
-            [self._electronic(self._gpu()), phu], "study", "physical", memories, links, HONEST.home
-        )
+        devices = [self._electronic(self._gpu()), self._phu()]
+        return Machine(devices, "study", "physical", memories, home=HONEST.home)
 
     def _gpu(self) -> GPU:
         gpu = _LIGHTCODES_GPU
@@ -168,13 +162,13 @@ class Setup:
         return gpu if self.gpu_j_per_mac is None else replace(gpu, j_per_mac=self.gpu_j_per_mac)
 
     def _memory(self, memory: Memory) -> Memory:
-        if memory.name == HONEST.home:
-            if self.electronics is not Electronics.LIGHTCODE:
-                hbm = H100.memory(H100.home)
-                energies = {"read_j_per_byte": hbm.read_j_per_byte, "write_j_per_byte": hbm.write_j_per_byte}
-                memory = replace(memory, **energies)
-        elif not self.on_chip:
-            memory = replace(memory, **_NO_ENERGY)
+        if self.electronics is not Electronics.LIGHTCODE:
+            own = H100.memory(_NAMES_IN_H100[memory.name])
+            memory = replace(
+                memory, read_j_per_byte=own.read_j_per_byte, write_j_per_byte=own.write_j_per_byte
+            )
+        if memory.name != HONEST.home and not self.on_chip:
+            memory = replace(memory, read_j_per_byte=0.0, write_j_per_byte=0.0)
         if not self.rereads:
             memory = replace(memory, capacity_bytes=math.inf)
         return memory if self.bandwidth else replace(memory, bandwidth_bytes_per_s=math.inf)
@@ -209,7 +203,9 @@ class Setup:
         elif self.laser is Laser.WHOLE:
             phu = replace(phu, busy_w=phu.busy_w + CORE_LASER_W * self.cores * self.laser_scale)
         if self.optics is Optics.KEPT:
-            return self._charged(phu)
+            return self._charged(
+                phu if self.local_bytes is None else replace(phu, buffer_bytes=self.local_bytes)
+            )
         phu = replace(phu, buffer_bytes=4 * SUMS * max(self.tile, MIN_COLS))
         if self.optics is Optics.EVERY_CYCLE:
             across = next(n for n in range(math.isqrt(self.multiplex), 0, -1) if self.multiplex % n == 0)
@@ -251,12 +247,21 @@ FREE = Setup(
 
 def at_its_power(gpu: GPU) -> GPU:
     """The H100 with its static power in the energy of an operation at peak instead: nobody waits for free."""
-    all_of_it = H100_W / (H100_W - gpu.static_w)
-    return replace(gpu, static_w=0.0, j_per_mac=gpu.j_per_mac * all_of_it, j_per_op=gpu.j_per_op * all_of_it)
+    macs_per_s = gpu.tensor_cores * gpu.macs_per_cycle * gpu.clock_hz
+    ops_per_s = 2 * gpu.sms * gpu.lanes_per_sm * gpu.clock_hz  # a multiply-add is two
+    return replace(
+        gpu,
+        static_w=0.0,
+        j_per_mac=gpu.j_per_mac + gpu.static_w / macs_per_s,
+        j_per_op=gpu.j_per_op + gpu.static_w / ops_per_s,
+    )
 
 
 def eight_bit_gpu(gpu: GPU) -> GPU:
-    """Products in 8 bits: NVIDIA H100 datasheet (SXM): 1979 Tflop/s in fp8, twice bf16, at the same power."""
+    """Products in 8 bits: 1979 Tflop/s (NVIDIA H100 datasheet, SXM), twice those in bf16, at the same power.
+
+    An H200 under vLLM drew 661.7 W in fp8 and 662.8 W in bf16 (serialalice.pt, GPU energy benchmark, 2026).
+    """
     return replace(gpu, macs_per_cycle=2 * gpu.macs_per_cycle, j_per_mac=gpu.j_per_mac / 2)
 
 
@@ -270,6 +275,7 @@ def beside(machine: Machine, change: Callable[[GPU], GPU]) -> Machine:
 
 
 H100_J_PER_MAC = at_its_power(_H100S_GPU).j_per_mac  # 16-bit
-GPU_J_PER_MAC, GPU_LAUNCH_S = _LIGHTCODES_GPU.j_per_mac, _LIGHTCODES_GPU.launch_s
+GPU_J_PER_MAC = _LIGHTCODES_GPU.j_per_mac
+LOCAL_BYTES = LIGHTCODES_PHU.buffer_bytes
 DAC_J = math.nan if LIGHTCODES_PHU.dac is None else LIGHTCODES_PHU.dac.j_per_sample
 HBM_J, H100_HBM_J = (m.memory(m.home).read_j_per_byte for m in (HONEST, H100))

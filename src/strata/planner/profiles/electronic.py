@@ -101,7 +101,7 @@ def electronic(machine: Machine, device: CPU | GPU, op: str, sizes: Amounts) -> 
         time_s = np.ceil(ops / lanes) / device.clock_hz
         terms.append(Term(Cause.COMPUTE, f"{device.name}.lanes", time_s, ops * device.j_per_op, ops, "op"))
     terms += traffic.terms()
-    terms += buffered(device, sizes.in_bytes + sizes.out_bytes)
+    terms += buffered(device, sizes.in_bytes + again + sizes.out_bytes)
     terms += launched(device, sizes.flop)
     return Estimates.of(terms, overlapped=True)
 

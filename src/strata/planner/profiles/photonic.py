@@ -8,8 +8,8 @@ amount                 a tile (R, C > 0)                       a dot-product uni
 =====================  ======================================  =========================================
 cycles                 ceil(B*ceil(K/R)*ceil(N/C) / cores)     ceil(ceil(M*N/m) / cores) * K * B
                        rounds of ceil(M/m)                     (LightCode's)
-DAC, first operand     B*M*K * ceil(ceil(N/C) / broadcast)     B*M*K
-DAC, second operand    ``dynamic``: B*K*N * ceil(M/m)          B*K*N
+DAC, first operand     B*M*K * ceil(ceil(N/C) / broadcast)     B*M*K, and again what is read again
+DAC, second operand    ``dynamic``: B*K*N * ceil(M/m)          B*K*N, and again what is read again
                        otherwise none: it is programmed
 programming            once per tile: ``program_s`` per        none
                        round, B*K*N weights
@@ -19,10 +19,11 @@ pipeline fill          DAC and ADC once; once per round if     DAC and ADC once
                        tiles are programmed
 =====================  ======================================  =========================================
 
-A dot-product unit converts every number of an operand once per op, as if the analog value could be kept
-until the last product that needs it: a lower bound that no demonstrated unit reaches. A unit that modulates
-operands anew in every cycle is a ``dynamic`` tile: ``m`` rows by ``C`` columns with R = 1 and as many
-``analog_sums`` as it can integrate.
+A dot-product unit converts a number whenever it is read into the core's buffer, and keeps the analog value
+as long as the number is there; what does not fit is read again (:func:`.traffic.reads_again`) and converted
+again. This is a lower bound that no demonstrated unit reaches; without a limit of the buffer it is once per
+number and op. A unit that modulates operands anew in every cycle is a ``dynamic`` tile: ``m`` rows by ``C``
+columns with R = 1 and as many ``analog_sums`` as it can integrate.
 
 A cycle takes as long as the slowest of the clock, a DAC and an ADC. Conversion and light overlap with each
 other and with the traffic; programming and the fill do not. Every number that is converted passes the core's
@@ -78,8 +79,9 @@ def _never_better(a: Estimates, b: Estimates) -> bool:
 def _dot_products(machine: Machine, device: PHU, sizes: Amounts, p: Product) -> Estimates:
     outputs = p.rows * p.cols * p.share
     cycles = np.ceil(np.ceil(outputs / device.multiplex) / device.cores) * p.depth * p.batch
-    converted, out = p.batch * p.depth * (p.rows + p.cols), p.batch * outputs
     again = reads_again(sizes, device.buffer_bytes)
+    converted = p.batch * p.depth * (p.rows + p.cols) + again / np.maximum(sizes.bytes_per_elem, 1e-9)
+    out = p.batch * outputs
     terms = [
         *_light(device, cycles, p),
         *_converted(device, cycles, converted, out, p.depth),

@@ -151,6 +151,11 @@ def test_small_buffers_read_operands_again():
     assert term(found, "dram").amount == 1600 + 400 + 600
 
 
+def test_what_is_read_again_passes_the_buffer_again():
+    found = only(product(10, 20, 30), machine(replace(HOST, buffer_bytes=200, buffer_j_per_byte=1e-12)))
+    assert term(found, "cpu.buffer").energy_j == pytest.approx((1600 + 400 + 600) * 1e-12)
+
+
 def test_weights_stream_through_a_memory_that_activations_are_in():
     found = only(
         product(10, 20, 30), machine(HOST, at="sram", memories=(DRAM, replace(SRAM, capacity_bytes=1e9)))
@@ -240,6 +245,14 @@ def test_a_dot_product_unit():
     assert term(found, "phu.fill").time_s == pytest.approx(3e-9)
     assert found.time_s == pytest.approx(440e-9 + 3e-9)
     assert found.energy_j == pytest.approx((600 + 8000 + 900 + 1600 * 20 + 600 * 10) * 1e-12)
+
+
+def test_a_dot_product_unit_converts_again_what_it_reads_again():
+    found = only(product(10, 20, 30), machine(replace(UNIT, buffer_bytes=200, buffer_j_per_byte=1e-12)))
+    assert term(found, "dram").amount == 1600 + 400 + 600
+    assert term(found, "phu.dac").amount == 800 + 200
+    assert term(found, "phu.adc").amount == 300
+    assert term(found, "phu.buffer").amount == 1600 + 400 + 600
 
 
 def test_a_unit_that_holds_tiles_of_weights():
@@ -361,6 +374,16 @@ def test_nor_if_its_operands_are_modulated_anew_in_every_cycle(name):
     assert first_win(Machine([cpu, gpu, cycle], memories=HONEST.memories, home=HONEST.home), k, n) is None
 
 
+def test_all_devices_read_again_what_their_local_memory_does_not_hold():
+    points, again = {"L": np.array([1024])}, {}
+    for on in (HONEST, bare(HONEST)):
+        for c in stacked_graph(product(L, 4096, 4096, bits=8), on, points).stacks[0]:
+            again.setdefault(c.device, []).append(term(c.estimates, "sram").amount[0])
+    assert set(again) == {"cpu", "gpu", "phu"}
+    assert all(finite > unlimited for finite, unlimited in again.values())
+    assert HONEST.device("phu").buffer_bytes == HONEST.device("gpu").buffer_bytes
+
+
 def test_attention_in_light_never_wins():
     """Scores of one head of GPT-2: both operands are converted for 64 products each."""
     points = {"L": np.arange(1, 4097)}
@@ -401,6 +424,35 @@ def test_long_prefill_approaches_the_peak(name):
         rates.append(2 * count / time_s)
     assert rates == sorted(rates)
     assert 0.9 * 989.4e12 < rates[-1] < 989.4e12
+
+
+def power_w(workload: Workload, on: Machine, lengths) -> np.ndarray:
+    """What a machine of one GPU draws during a work, static power included, W ``[P]``."""
+    (candidate,) = stacked_graph(workload, on, {"L": np.array(lengths)}).stacks[0]
+    return candidate.estimates.energy_j / candidate.estimates.time_s
+
+
+BOARD_W = 700.0  # datasheets of the H100 and H200 (SXM), maximum thermal design power
+
+
+@pytest.mark.parametrize("name", ["h100", "h200"])
+def test_products_at_peak_draw_what_the_datasheet_allows(name):
+    on = read_machine(name)
+    large = power_w(product(L, L, L), on, [256, 1024, 4096, 8192, 16384, 32768, 65536])
+    assert large.max() <= BOARD_W
+    assert large[4] == pytest.approx(BOARD_W, rel=1e-3)  # the product of which j_per_mac is derived
+    for k, n in ((4096, 4096), (4096, 11008), (16384, 16384), (4096, 128256)):
+        assert power_w(product(L, k, n), on, range(1, 4096)).max() < 1.06 * BOARD_W
+
+
+@pytest.mark.parametrize(("name", "expected_w"), [("h100", 267), ("h200", 348)])
+def test_streams_draw_what_decoding_was_measured_to_draw(name, expected_w):
+    on = read_machine(name)
+    hbm = on.memory("hbm")
+    (found,) = power_w(product(L, 65536, 65536), on, [1])
+    assert found == pytest.approx(expected_w, rel=0.02)
+    assert on.static_w + hbm.bandwidth_bytes_per_s * hbm.read_j_per_byte < found < BOARD_W
+    assert on.static_w < power_w(elementwise("add", L * 4096, L * 4096), on, [65536])[0] < BOARD_W
 
 
 @pytest.mark.parametrize(("name", "bytes_per_s"), [("h100", 3.35e12), ("h200", 4.8e12)])
