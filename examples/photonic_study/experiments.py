@@ -432,11 +432,13 @@ def decode(scope: Scope) -> Rows:
 
 
 def _ideal(setup: Setup) -> Machine:
-    """A unit with free light and converters, which reads each number once, as cheaply as the GPU."""
+    """A unit with free light and converters, which reads each number once, from where the GPU does."""
     ideal = replace(setup, light_scale=0.0, conversion=False, optics=Optics.KEPT, local_bytes=math.inf)
     machine = ideal.machine()
     gpu, phu = machine.devices
-    return replace(machine, devices=[gpu, replace(phu, buffer_j_per_byte=gpu.buffer_j_per_byte)])
+    return replace(
+        machine, devices=[gpu, replace(phu, memory=gpu.memory, buffer_j_per_byte=gpu.buffer_j_per_byte)]
+    )
 
 
 def _phases(scope: Scope, batch: int) -> Iterator[tuple[str, Workload, int]]:

@@ -527,9 +527,11 @@ def _limits() -> tuple[str, ...]:
         "the unit's blocks read as little again as any could (Hong and Kung's bound), the GPU's are tiles "
         "that CUTLASS has; 8 bits everywhere; what an H100 draws apart from L2 and HBM, clocks and control "
         "included, is in its multiply-adds, the unit's energies are those of named parts.",
-        "An H100's energies are split by its datasheet and one measurement, not measured apart: a large "
-        f"product at peak draws {H100_W:.0f} W, a stream from HBM what decoding drew. A board that lowers "
-        "its clock for large products, as they do, takes more energy per multiply-add than that.",
+        "An H100's energies follow from its datasheet and one measurement: a large product at peak draws "
+        f"{H100_W:.0f} W, a stream from HBM what it drew, of which all but the HBM's own is taken for the "
+        "L2's. In favour of the GPU: at that power boards lower their clock, and take more energy per "
+        "multiply-add. Against light: its SRAM, which has LightCode's energies, is filled "
+        "from the L2 at the energy that includes the way to the GPU's registers.",
         "Against light: one op at a time, so that nothing overlaps with a slow unit; no fusion of "
         "elementwise ops into it; products of one op are never shared between devices.",
         f"A core that holds weights has room for the sums of {SUMS} rows; batches of more tokens spill them.",

@@ -148,9 +148,13 @@ class Setup:
         No CPU: at LightCode's 0.1 pJ per multiply-add, which no CPU comes near, it would take the products
         from an H100.
         """
-        memories = [self._memory(m) for m in HONEST.memories]
-        devices = [self._electronic(self._gpu()), self._phu()]
-        return Machine(devices, "study", "physical", memories, home=HONEST.home)
+        memories = [self._limited(self._of_gpu(m)) for m in HONEST.memories]
+        phu = self._phu()
+        if self.electronics is not Electronics.LIGHTCODE:
+            # An H100's L2 is large and far away: light has an SRAM of its own, which is filled from there.
+            memories.append(replace(self._limited(HONEST.memory("sram")), name="optics", parent="sram"))
+            phu = replace(phu, memory="optics")
+        return Machine([self._electronic(self._gpu()), phu], "study", "physical", memories, home=HONEST.home)
 
     def _gpu(self) -> GPU:
         gpu = _LIGHTCODES_GPU
@@ -161,12 +165,13 @@ class Setup:
             gpu = eight_bit_gpu(gpu)
         return gpu if self.gpu_j_per_mac is None else replace(gpu, j_per_mac=self.gpu_j_per_mac)
 
-    def _memory(self, memory: Memory) -> Memory:
-        if self.electronics is not Electronics.LIGHTCODE:
-            own = H100.memory(_NAMES_IN_H100[memory.name])
-            memory = replace(
-                memory, read_j_per_byte=own.read_j_per_byte, write_j_per_byte=own.write_j_per_byte
-            )
+    def _of_gpu(self, memory: Memory) -> Memory:
+        if self.electronics is Electronics.LIGHTCODE:
+            return memory
+        own = H100.memory(_NAMES_IN_H100[memory.name])
+        return replace(memory, read_j_per_byte=own.read_j_per_byte, write_j_per_byte=own.write_j_per_byte)
+
+    def _limited(self, memory: Memory) -> Memory:
         if memory.name != HONEST.home and not self.on_chip:
             memory = replace(memory, read_j_per_byte=0.0, write_j_per_byte=0.0)
         if not self.rereads:
