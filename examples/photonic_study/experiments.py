@@ -304,7 +304,6 @@ KNOBS: dict[str, tuple[tuple[str, Change], ...]] = {
     "local memory of the PHU": (
         ("4 KiB", {"optics": Optics.KEPT, "local_bytes": 4 * 2.0**10}),
         ("2 MiB", {"optics": Optics.KEPT, "local_bytes": 2 * 2.0**20}),
-        ("no limit", {"optics": Optics.KEPT, "local_bytes": math.inf}),
     ),
     "tile of held weights": (
         ("8", {"optics": Optics.STATIONARY, "tile": 8}),
