@@ -119,6 +119,25 @@ def test_devices_and_costs_of_the_users_own(tmp_path: Path) -> None:
     assert found["devices"]["abacus"]["ops"] == 2
 
 
+COST = """
+import strata
+from strata.planner.devices.types import Estimates, evaluate
+
+@strata.op_cost("gpu", "softmax")
+def cost(device, machine, workload, work, points):
+    return Estimates(evaluate(0, points) + 1.0, evaluate(0, points) + 1.0)
+"""
+
+
+def test_costs_of_a_loaded_file(tmp_path: Path) -> None:
+    file = tmp_path / "costs.py"
+    file.write_text(COST)
+    arguments = ("plan", "tiny", "--machine", "lightcode", "--seq-len", 64, "--devices", "gpu")
+    before = figures(*arguments)
+    assert figures(*arguments, "--load", file)["time_s"] > 1.0 > before["time_s"]
+    assert figures(*arguments) == before
+
+
 def test_thresholds() -> None:
     arguments = ("thresholds", "tiny", "--machine", "lightcode", "--objective", "time+10*energy")
     found = figures(*arguments, "--seq-len", "1..500")

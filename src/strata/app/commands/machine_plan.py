@@ -78,12 +78,10 @@ class MachineOptions:
             UserError: two models, or a malformed rule.
         """
         from strata.assets import DEMO_MODEL
-        from strata.compiler.user_file import load_file
+        from strata.compiler.user_file import costs_of_files
 
         if self.graph is not None and self.model is not None:
             raise UserError(f"got the model {self.model} and --graph {self.graph}; expected one of them")
-        for file in self.load:
-            load_file(file)
         names = ("batch", "traced_len", "format", "kv_dtype", "activations", "granularity", "max_context")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         pins = dict(rule("--pin", "PATTERN=DEVICE", text) for text in self.pin)
@@ -93,6 +91,7 @@ class MachineOptions:
             "machine": self.machine,
             "pins": pins,
             "allowed": {pattern: _words(devices) for pattern, devices in allowed.items()},
+            "costs": costs_of_files(self.load),
             "devices": None if self.devices is None else _words(self.devices),
         }
 
