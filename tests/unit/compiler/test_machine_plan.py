@@ -246,6 +246,20 @@ def test_requests_that_are_none():
 # --- machines and rules ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("model", ["tiny", "gpt2-124m"])  # with a head of its own, and with a tied one
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("granularity", ["ops", "kernels"])
+def test_the_head_is_called_lm_head(model, phase, granularity):
+    found = strata.plan(
+        model, LIGHT, seq_len=5, phase=phase, granularity=granularity, pins={"lm_head": "cpu"}, format="int8"
+    )
+    (head,) = (k for k, w in enumerate(found.graph.workload.works) if w.name == "lm_head")
+    assert found.device_of(head) == "cpu"
+    work, values = found.graph.workload.works[head], found.graph.workload.values
+    assert work.contraction is not None
+    assert work.contraction.cols == next(values[k].shape[-1] for k in work.outputs)
+
+
 def test_rules():
     found = plan(seq_len=5, pins={"lm_head": "cpu"}, allowed={"rms_norm": ("cpu", "gpu")})
     works = {w.name: k for k, w in enumerate(found.graph.workload.works)}
