@@ -95,7 +95,7 @@ def sweep(
     known, lengths = workload_options(options, machines[0]), []
     workloads = [read_workload(model, phase, known) for model in _each(models, Workload)]
     for workload in workloads:
-        points = points_of(workload, seq_len)
+        points = points_of(workload, seq_len, phase)
         found = [values.tolist() for values in points.values()]
         lengths.append(tuple(dict.fromkeys(found[0])) if found else (None,))
     axes = vary or ()

@@ -89,7 +89,7 @@ def plan(
             raise UserError(f"plan: got new_tokens and phase {Phase(phase).value}; expected phase request")
         return _request(model, found, goal, rules, seq_len, new_tokens, limits, known)
     workload = read_workload(model, phase, known)
-    return solve(stacked_graph(workload, found, points_of(workload, seq_len), rules), goal, limits)
+    return solve(stacked_graph(workload, found, points_of(workload, seq_len, phase), rules), goal, limits)
 
 
 def thresholds(
@@ -164,12 +164,12 @@ def _request(
     decode = None
     if new:
         workload = read_workload(model, Phase.DECODE, options)
-        points = points_of(workload, range(count, count + new))
+        points = points_of(workload, range(count, count + new), Phase.DECODE)
         decode = stacked_graph(workload, machine, points, rules)
     return solve_request(prefill, decode, objective, count, options.batch, limits)
 
 
-def points_of(workload: Workload, seq_len: Lengths | None) -> Points:
+def points_of(workload: Workload, seq_len: Lengths | None, phase: Phase | str = Phase.PREFILL) -> Points:
     """The settings of the one symbolic size of a workload.
 
     Raises:
@@ -184,12 +184,21 @@ def points_of(workload: Workload, seq_len: Lengths | None) -> Points:
     if len(workload.dims) > 1:
         raise UserError(f"{workload.name}: its sizes depend on {names}; expected one symbolic size")
     if seq_len is None:
-        raise UserError(f"{workload.name}: its sizes depend on {names}; say how long a sequence is (seq_len)")
+        raise UserError(
+            f"{workload.name}: its sizes depend on {names}; say how long a sequence is: "
+            "--seq-len (in Python seq_len)"
+        )
     dim, lengths = next(iter(workload.dims)), lengths_of(seq_len)
     low, high = int(lengths.min()), int(lengths.max())
     if low < dim.lo or high > dim.hi:
         got = str(low) if low == high else f"{low}..{high}"
-        beyond = "; to ask what more would cost, raise max_context" if high > dim.hi else ""
+        beyond = ""
+        if high > dim.hi:
+            context = high + (Phase(phase) is Phase.DECODE)  # the token that is decoded has a place too
+            beyond = (
+                f"; to ask what a longer model would cost, add --max-context {context} "
+                f"(in Python max_context={context})"
+            )
         raise UserError(
             f"{workload.name}: got a length of {got}, outside the model; expected {dim.lo}..{dim.hi}{beyond}"
         )
