@@ -87,6 +87,24 @@ def test_explanations() -> None:
     assert "the only candidate" in run(*PLAN, "--seq-len", 64, "--explain", "rope")
 
 
+def test_explanations_of_a_request_are_those_of_its_runs() -> None:
+    why, request = ("--explain", "*.mlp.down_proj"), (*PLAN, "--prompt", 20, "--new-tokens", 9)
+    runs = figures(*request, *why)
+    assert [(r["run"], r["L"]) for r in runs] == [
+        ("tiny prefill", 20),
+        ("tiny decode", 20),
+        ("tiny decode", 28),
+    ]
+    assert runs[0]["ops"] == figures(*PLAN, "--seq-len", 20, *why)
+    for found in runs[1:]:
+        assert found["ops"] == figures(*PLAN, "--phase", "decode", "--seq-len", found["L"], *why)
+    text = run(*request, *why)
+    assert text.index("tiny prefill · L = 20") < text.index("tiny decode · L = 20") < text.index("L = 28")
+    assert run(*PLAN, "--phase", "decode", "--seq-len", 28, *why) in text
+    assert len(figures(*PLAN, "--prompt", 20, "--new-tokens", 1, *why)) == 2
+    assert len(figures(*PLAN, "--prompt", 20, *why)) == 1
+
+
 def test_rules() -> None:
     found = figures(*PLAN, "--seq-len", 64, "--devices", "gpu")
     assert (found["devices"]["phu"]["ops"], found["devices"]["cpu"]["ops"]) == (0, 0)
@@ -179,7 +197,9 @@ def test_machines() -> None:
         (("--seq-len", "5", "--pin", "lstm=cpu"), "'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5,6", "--explain", "rope"), "--explain: got 2 lengths; expected one"),
-        (("--prompt", "5", "--explain", "rope"), "--explain, --report and --simulate show one run"),
+        (("--prompt", "5", "--report", "a.html"), "--report and --simulate show one run"),
+        (("--prompt", "5", "--explain", "rope", "--objective", "edp"), "edp of a request is not a sum"),
+        (("--prompt", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
         (("--prompt", "5", "--seq-len", "6"), "got --prompt and --seq-len; expected one of them"),
         (("--prompt", "5", "--phase", "decode"), "--prompt and --new-tokens describe a request"),
         (("--prompt", "500", "--new-tokens", "50"), "got a length of 500..549, outside the model"),
