@@ -1,13 +1,16 @@
 """``strata plan --machine``, ``thresholds`` and ``machines``: figures, tables, one line for mistakes."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import strata
 from strata.app.cli import app
+from strata.app.options import planning_options
 from strata.models.shapes import SHAPES
 
 PLAN = ("plan", "tiny", "--machine", "lightcode")
@@ -103,6 +106,17 @@ def test_explanations_of_a_request_are_those_of_its_runs() -> None:
     assert run(*PLAN, "--phase", "decode", "--seq-len", 28, *why) in text
     assert len(figures(*PLAN, "--prompt", 20, "--new-tokens", 1, *why)) == 2
     assert len(figures(*PLAN, "--prompt", 20, *why)) == 1
+
+
+def test_commands_that_plan_take_the_same_options() -> None:
+    shared = list(inspect.signature(planning_options).parameters)
+    assert len(shared) == 10
+    found = []
+    for name in ("plan", "sweep", "thresholds"):
+        command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        options = {p.name: p for p in command.params}
+        found.append([(p.opts, p.help, p.type.name, p.multiple) for p in (options[n] for n in shared)])
+    assert found[0] == found[1] == found[2]
 
 
 def test_rules() -> None:
