@@ -115,7 +115,7 @@ def test_commands_that_plan_take_the_same_options() -> None:
     for name in ("plan", "sweep", "thresholds"):
         command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
         options = {p.name: p for p in command.params}
-        found.append([(p.opts, p.help, p.type.name, p.multiple) for p in (options[n] for n in shared)])
+        found.append([(p.opts, p.help, p.default, p.multiple) for p in (options[n] for n in shared)])
     assert found[0] == found[1] == found[2]
 
 
