@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from strata.loop.script.language import dim
     from strata.passes import patterns
     from strata.planner.options import PlanOptions
-    from strata.planner.profiles import op_cost
     from strata.runtime.export import export, load_graph
     from strata.schedule.builder import Schedule
-    from strata.target.hardware import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory
+    from strata.target.hardware import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory, op_cost
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "nn": "strata.frontend",
     **dict.fromkeys(
-        ("CPU", "GPU", "PHU", "Converter", "Device", "Link", "Machine", "Memory"), "strata.target.hardware"
+        ("CPU", "GPU", "PHU", "Converter", "Device", "Link", "Machine", "Memory", "op_cost"),
+        "strata.target.hardware",
     ),
     "candidate": "strata.compiler.kernel",
     "compile": "strata.compiler.api",
@@ -55,7 +55,6 @@ _WHERE = {
     "SamplingParams": "strata.engine.sampling",
     "PlanOptions": "strata.planner.options",
     "Schedule": "strata.schedule.builder",
-    "op_cost": "strata.planner.profiles",
     "patterns": "strata.passes",
     "plan": "strata.compiler.machine_plan",
     "pipeline": "strata.compiler.pipelines",

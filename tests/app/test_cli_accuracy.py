@@ -15,7 +15,7 @@ from strata.compiler.simulate import simulate
 from strata.core.errors import UserError
 
 MACHINE = ("--machine", "lightening-transformer")
-PINS = ("--pin", "*_proj=phu", "--pin", "*.scores=gpu", "--pin", "*.mix=gpu", "--pin", "*.matmul=gpu")
+PINS = ("--pin", "*_proj=phu", "--pin", "*.scores=gpu", "--pin", "*.mix=gpu", "--pin", "lm_head=gpu")
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -60,7 +60,7 @@ def test_graphs_have_no_weights(tmp_path):
 def test_a_sweep_of_bits_and_noise():
     words = ("accuracy", *MACHINE, *PINS, "--bits", "4,7", "--noise", "0,0.02", "--tokens", 32)
     rows = json.loads(run(*words, "--json"))
-    pins = {"*_proj": "phu", "*.scores": "gpu", "*.mix": "gpu", "*.matmul": "gpu"}
+    pins = {"*_proj": "phu", "*.scores": "gpu", "*.mix": "gpu", "lm_head": "gpu"}
     other = json.loads(run(*words, "--seed", 5, "--json"))
     same = sweep_numerics(DEMO_MODEL, MACHINE[1], bits=(4, 7), noise=(0.0, 0.02), tokens=32, pins=pins)
     assert [(r["bits"], r["noise"]) for r in rows] == [(4, 0), (4, 0.02), (7, 0), (7, 0.02)]

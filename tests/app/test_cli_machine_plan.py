@@ -1,13 +1,16 @@
 """``strata plan --machine``, ``thresholds`` and ``machines``: figures, tables, one line for mistakes."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import strata
 from strata.app.cli import app
+from strata.app.options import planning_options
 from strata.models.shapes import SHAPES
 
 PLAN = ("plan", "tiny", "--machine", "lightcode")
@@ -87,6 +90,35 @@ def test_explanations() -> None:
     assert "the only candidate" in run(*PLAN, "--seq-len", 64, "--explain", "rope")
 
 
+def test_explanations_of_a_request_are_those_of_its_runs() -> None:
+    why, request = ("--explain", "*.mlp.down_proj"), (*PLAN, "--prompt", 20, "--new-tokens", 9)
+    runs = figures(*request, *why)
+    assert [(r["run"], r["L"]) for r in runs] == [
+        ("tiny prefill", 20),
+        ("tiny decode", 20),
+        ("tiny decode", 28),
+    ]
+    assert runs[0]["ops"] == figures(*PLAN, "--seq-len", 20, *why)
+    for found in runs[1:]:
+        assert found["ops"] == figures(*PLAN, "--phase", "decode", "--seq-len", found["L"], *why)
+    text = run(*request, *why)
+    assert text.index("tiny prefill · L = 20") < text.index("tiny decode · L = 20") < text.index("L = 28")
+    assert run(*PLAN, "--phase", "decode", "--seq-len", 28, *why) in text
+    assert len(figures(*PLAN, "--prompt", 20, "--new-tokens", 1, *why)) == 2
+    assert len(figures(*PLAN, "--prompt", 20, *why)) == 1
+
+
+def test_commands_that_plan_take_the_same_options() -> None:
+    shared = list(inspect.signature(planning_options).parameters)
+    assert len(shared) == 10
+    found = []
+    for name in ("plan", "sweep", "thresholds"):
+        command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        options = {p.name: p for p in command.params}
+        found.append([(p.opts, p.help, p.default, p.multiple) for p in (options[n] for n in shared)])
+    assert found[0] == found[1] == found[2]
+
+
 def test_rules() -> None:
     found = figures(*PLAN, "--seq-len", 64, "--devices", "gpu")
     assert (found["devices"]["phu"]["ops"], found["devices"]["cpu"]["ops"]) == (0, 0)
@@ -117,6 +149,25 @@ def test_devices_and_costs_of_the_users_own(tmp_path: Path) -> None:
     )
     found = figures("plan", "tiny", "--machine", file, "--seq-len", 64)
     assert found["devices"]["abacus"]["ops"] == 2
+
+
+COST = """
+import strata
+from strata.planner.devices.types import Estimates, evaluate
+
+@strata.op_cost("gpu", "softmax")
+def cost(device, machine, workload, work, points):
+    return Estimates(evaluate(0, points) + 1.0, evaluate(0, points) + 1.0)
+"""
+
+
+def test_costs_of_a_loaded_file(tmp_path: Path) -> None:
+    file = tmp_path / "costs.py"
+    file.write_text(COST)
+    arguments = ("plan", "tiny", "--machine", "lightcode", "--seq-len", 64, "--devices", "gpu")
+    before = figures(*arguments)
+    assert figures(*arguments, "--load", file)["time_s"] > 1.0 > before["time_s"]
+    assert figures(*arguments) == before
 
 
 def test_thresholds() -> None:
@@ -160,7 +211,9 @@ def test_machines() -> None:
         (("--seq-len", "5", "--pin", "lstm=cpu"), "'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5,6", "--explain", "rope"), "--explain: got 2 lengths; expected one"),
-        (("--prompt", "5", "--explain", "rope"), "--explain, --report and --simulate show one run"),
+        (("--prompt", "5", "--report", "a.html"), "--report and --simulate show one run"),
+        (("--prompt", "5", "--explain", "rope", "--objective", "edp"), "edp of a request is not a sum"),
+        (("--prompt", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
         (("--prompt", "5", "--seq-len", "6"), "got --prompt and --seq-len; expected one of them"),
         (("--prompt", "5", "--phase", "decode"), "--prompt and --new-tokens describe a request"),
         (("--prompt", "500", "--new-tokens", "50"), "got a length of 500..549, outside the model"),

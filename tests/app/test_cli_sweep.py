@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 import strata
 from strata.app.cli import app
 from strata.planner.explore.table import record
-from strata.planner.profiles import base
 
 SWEEP = ("sweep", "tiny", "--machine", "lightcode", "--seq-len", "8,64")
 VARY = ("--vary", "devices.phu.multiplex=1,5", "--vary", "devices.phu.dac.bits=4..5")
@@ -47,8 +46,7 @@ def test_a_file_is_written_and_gone_on_with(tmp_path):
     assert (figures["plans"], figures["new"]) == (16, 8)
 
 
-def test_machines_models_and_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "_USERS", {})
+def test_machines_models_and_processes(tmp_path):
     costs = tmp_path / "costs.py"
     costs.write_text(
         "import strata\nfrom strata.planner.devices.types import Estimates, evaluate\n"

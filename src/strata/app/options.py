@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -120,3 +123,37 @@ LongestOption = Annotated[
 ]
 
 DatabaseOption = Annotated[Path | None, typer.Option(help="Tuning records; default: in the cache folder")]
+
+
+def planning_options(
+    batch: SequencesOption = None,
+    traced_len: TracedOption = None,
+    pin: PinOption = None,
+    allow: AllowOption = None,
+    devices: DevicesOption = None,
+    format: FormatOption = None,
+    kv_dtype: KvOption = None,
+    activations: ActivationsOption = None,
+    granularity: GranularityOption = None,
+    load: LoadOption = None,
+) -> None:
+    """Options of all commands that plan for machines."""
+
+
+def also_takes(shared: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the parameters of ``shared`` too; it finds their values in ``context.params``."""
+    more = inspect.signature(shared, eval_str=True).parameters
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        parameters = [*own.values(), *more.values()]
+
+        @wraps(command)
+        def called(**given: Any) -> None:
+            command(**{name: value for name, value in given.items() if name in own})
+
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from strata.planner.explore import Axis, Row, Sweep, Workers, explore
 from strata.planner.explore.axes import axis
 from strata.planner.explore.run import Progress
 from strata.planner.explore.sweep import grid_of
-from strata.target.hardware import Machine
+from strata.target.hardware import CostFunction, Machine
 
 from .machine_plan import Lengths, machine_of, points_of, workload_options
-from .user_file import load_file
+from .user_file import costs_of_files
 from .workloads import Model, read_workload
 
 Vary = Mapping[str, str | Sequence[object]] | Sequence[Axis]
@@ -46,6 +46,7 @@ def sweep(
     pins: Mapping[str, str] | None = None,
     allowed: Mapping[str, Sequence[str]] | None = None,
     devices: Sequence[str] | None = None,
+    costs: Sequence[CostFunction] = (),
     workers: int = 1,
     ray: str = "",
     load: Sequence[str | Path] = (),
@@ -70,10 +71,11 @@ def sweep(
         pins: As for :func:`strata.plan`.
         allowed: As for :func:`strata.plan`.
         devices: As for :func:`strata.plan`.
+        costs: As for :func:`strata.plan`. Workers must be able to import them.
         workers: Processes of this machine. With more than one, the program that calls this must be a module
             that can be imported: ``if __name__ == "__main__":``.
         ray: Address of a Ray cluster that makes the plans instead.
-        load: Python files that register cost functions (``strata.op_cost``), for this process and all others.
+        load: Python files with more of them, which all processes run.
         progress: Called with (rows that are there, rows in all, what they are).
         options: As for :func:`strata.plan`.
 
@@ -88,12 +90,12 @@ def sweep(
         DeviceError: workers died.
     """
     files = tuple(Path(path) for path in load)
-    register(files)
-    machines = [machine_of(m) for m in _each(machine, Machine)]
+    added = (*costs, *costs_of_files(files))
+    machines = [machine_of(m).with_costs(added) for m in _each(machine, Machine)]
     known, lengths = workload_options(options, machines[0]), []
     workloads = [read_workload(model, phase, known) for model in _each(models, Workload)]
     for workload in workloads:
-        points = points_of(workload, seq_len)
+        points = points_of(workload, seq_len, phase)
         found = [values.tolist() for values in points.values()]
         lengths.append(tuple(dict.fromkeys(found[0])) if found else (None,))
     axes = vary or ()
@@ -109,13 +111,7 @@ def sweep(
         _made_with(files),
     )
     path = None if output is None else Path(output)
-    return explore(definition, path, Workers(workers, ray, partial(register, files)), progress)
-
-
-def register(files: Iterable[Path]) -> None:
-    """Run files of the user's."""
-    for path in files:
-        load_file(path)
+    return explore(definition, path, Workers(workers, ray, partial(costs_of_files, files)), progress)
 
 
 def _made_with(files: Sequence[Path]) -> str:

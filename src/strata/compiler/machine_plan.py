@@ -32,7 +32,7 @@ from strata.planner.devices.types import Points
 from strata.planner.profiles import PROFILES
 from strata.planner.thresholds import MAX_LENGTH, Threshold
 from strata.planner.thresholds import thresholds as workload_thresholds
-from strata.target.hardware import Machine
+from strata.target.hardware import CostFunction, Machine
 from strata.target.hardware.read import read_machine
 
 from .workloads import Model, WorkloadOptions, read_workload
@@ -53,6 +53,7 @@ def plan(
     pins: Mapping[str, str] | None = None,
     allowed: Mapping[str, Sequence[str]] | None = None,
     devices: Sequence[str] | None = None,
+    costs: Sequence[CostFunction] = (),
     limits: Limits = WITHIN_MEMORY,
     **options: Any,
 ) -> MachinePlan | RequestPlan:
@@ -69,6 +70,7 @@ def plan(
         pins: Device of ops, by a pattern of their name or op: ``{"lm_head": "gpu"}``.
         allowed: Devices that ops may run on, by a pattern: ``{"softmax": ("cpu", "gpu")}``.
         devices: Devices that may be used at all; ``None`` = every one.
+        costs: Functions decorated with ``strata.op_cost``, which come before what the machine says.
         limits: What a run may not exceed: time, energy, power, memories, other budgets. Of a request, each
             of its runs.
         options: Fields of :class:`~strata.compiler.workloads.WorkloadOptions`: ``batch``, ``format``,
@@ -79,7 +81,7 @@ def plan(
             outside the model, or no plan within the limits.
         UnsupportedError: an architecture that Strata lacks.
     """
-    found, goal = machine_of(machine), parse_objective(objective)
+    found, goal = machine_of(machine).with_costs(costs), parse_objective(objective)
     known = workload_options(options, found)
     rules = _rules(pins, allowed, devices)
     if phase == REQUEST or new_tokens is not None:
@@ -87,7 +89,7 @@ def plan(
             raise UserError(f"plan: got new_tokens and phase {Phase(phase).value}; expected phase request")
         return _request(model, found, goal, rules, seq_len, new_tokens, limits, known)
     workload = read_workload(model, phase, known)
-    return solve(stacked_graph(workload, found, points_of(workload, seq_len), rules), goal, limits)
+    return solve(stacked_graph(workload, found, points_of(workload, seq_len, phase), rules), goal, limits)
 
 
 def thresholds(
@@ -100,6 +102,7 @@ def thresholds(
     pins: Mapping[str, str] | None = None,
     allowed: Mapping[str, Sequence[str]] | None = None,
     devices: Sequence[str] | None = None,
+    costs: Sequence[CostFunction] = (),
     **options: Any,
 ) -> tuple[Threshold, ...]:
     """The exact lengths at which the best plan of a model changes, and what changes there.
@@ -115,13 +118,14 @@ def thresholds(
         pins: As for :func:`plan`.
         allowed: As for :func:`plan`.
         devices: As for :func:`plan`.
+        costs: As for :func:`plan`.
         options: As for :func:`plan`.
 
     Raises:
         UserError: as for :func:`plan`, or the objective is no sum.
         UnsupportedError: an architecture that Strata lacks.
     """
-    found, lengths = machine_of(machine), lengths_of(seq_len)
+    found, lengths = machine_of(machine).with_costs(costs), lengths_of(seq_len)
     lo, hi = int(lengths[0]), int(lengths[-1])
     if len(lengths) != hi - lo + 1:
         raise UserError(f"thresholds: got the lengths {seq_len!r:.60}; expected all of a range LO..HI")
@@ -160,12 +164,12 @@ def _request(
     decode = None
     if new:
         workload = read_workload(model, Phase.DECODE, options)
-        points = points_of(workload, range(count, count + new))
+        points = points_of(workload, range(count, count + new), Phase.DECODE)
         decode = stacked_graph(workload, machine, points, rules)
     return solve_request(prefill, decode, objective, count, options.batch, limits)
 
 
-def points_of(workload: Workload, seq_len: Lengths | None) -> Points:
+def points_of(workload: Workload, seq_len: Lengths | None, phase: Phase | str = Phase.PREFILL) -> Points:
     """The settings of the one symbolic size of a workload.
 
     Raises:
@@ -180,12 +184,21 @@ def points_of(workload: Workload, seq_len: Lengths | None) -> Points:
     if len(workload.dims) > 1:
         raise UserError(f"{workload.name}: its sizes depend on {names}; expected one symbolic size")
     if seq_len is None:
-        raise UserError(f"{workload.name}: its sizes depend on {names}; say how long a sequence is (seq_len)")
+        raise UserError(
+            f"{workload.name}: its sizes depend on {names}; say how long a sequence is: "
+            "--seq-len (in Python seq_len)"
+        )
     dim, lengths = next(iter(workload.dims)), lengths_of(seq_len)
     low, high = int(lengths.min()), int(lengths.max())
     if low < dim.lo or high > dim.hi:
         got = str(low) if low == high else f"{low}..{high}"
-        beyond = "; to ask what more would cost, raise max_context" if high > dim.hi else ""
+        beyond = ""
+        if high > dim.hi:
+            context = high + (Phase(phase) is Phase.DECODE)  # the token that is decoded has a place too
+            beyond = (
+                f"; to ask what a longer model would cost, add --max-context {context} "
+                f"(in Python max_context={context})"
+            )
         raise UserError(
             f"{workload.name}: got a length of {got}, outside the model; expected {dim.lo}..{dim.hi}{beyond}"
         )

@@ -1,17 +1,21 @@
-"""Python files of the user's that register kernels, candidates, passes, pipelines or patterns: ``--load``."""
+"""Python files of the user's, ``--load``: they register kernels, passes, ..., or define costs of ops."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 from strata.core.errors import StrataError, UserError
+from strata.target.hardware import CostFunction
+from strata.target.hardware.costs import costs_in
 
 
-def load_file(path: Path) -> None:
-    """Run a Python file, which registers what it defines.
+def load_file(path: Path) -> ModuleType:
+    """Run a Python file, which registers what it defines; the module that it is.
 
     Raises:
         UserError: it cannot be read, or raises; tells where.
@@ -37,3 +41,13 @@ def load_file(path: Path) -> None:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         where = f"{path}:{lines[-1]}" if lines else str(path)
         raise UserError(f"--load: {where}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def costs_of_files(paths: Iterable[Path]) -> tuple[CostFunction, ...]:
+    """Run Python files; the functions in them that ``strata.op_cost`` decorates.
+
+    Raises:
+        UserError: as for :func:`load_file`.
+    """
+    return tuple(cost for path in paths for cost in costs_in(vars(load_file(path))))

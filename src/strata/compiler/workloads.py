@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from strata.graph.works import Phase, function_workload
 from strata.models import SHAPES, ModelConfig, locate, read_config, shape_config
 from strata.models.fields import CONFIG_NAME, read_object
 from strata.models.registry import ReadOptions, parse_config
-from strata.models.workload import Granularity, model_workload
+from strata.models.workload import Granularity, member, model_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -126,7 +126,7 @@ def _of_relay(path: Path, phase: Phase | str, options: WorkloadOptions) -> Workl
 
 
 def _of_graph(model: Exported | Module | Function, phase: Phase | str, options: WorkloadOptions) -> Workload:
-    phase = Phase(phase)
+    phase = member(Phase, "phase", phase)
     if isinstance(model, Exported):
         model = model.module
     if isinstance(model, Module):
@@ -146,6 +146,14 @@ def _of_graph(model: Exported | Module | Function, phase: Phase | str, options: 
 
 def _refuse(name: str, options: WorkloadOptions, known: Iterable[str]) -> None:
     """Refuse options that nothing here obeys."""
+    if "granularity" not in known:
+        if member(Granularity, "granularity", options.granularity) is Granularity.KERNELS:
+            raise UserError(
+                f"{name}: got granularity kernels, which 'this' and other machines of profile fitted have "
+                "costs of; expected ops, which a graph is of: add --granularity ops (in Python "
+                "granularity='ops') to cost each op as a kernel of its own, or choose another machine"
+            )
+        options = replace(options, granularity=Granularity.OPS)
     default = WorkloadOptions()
     given = [f.name for f in fields(options) if getattr(options, f.name) != getattr(default, f.name)]
     if unknown := [n for n in given if n not in known]:
@@ -156,7 +164,6 @@ def _refuse(name: str, options: WorkloadOptions, known: Iterable[str]) -> None:
 
 def _one_run(name: str, phase: Phase | str) -> None:
     """Refuse phases of what is one run of its own."""
-    if phase not in (Phase.PREFILL, Phase.PREFILL.value):
-        raise UserError(
-            f"{name}: got phase {Phase(phase).value}; it is one run of its own: leave the phase out"
-        )
+    found = member(Phase, "phase", phase)
+    if found is not Phase.PREFILL:
+        raise UserError(f"{name}: got phase {found.value}; it is one run of its own: leave the phase out")

@@ -40,18 +40,13 @@ from .nodes import (
     UnaryOp,
     Var,
 )
-from .rewrite import expr_children, rebuild_expr, walk
+from .rewrite import expr_children, has_load, rebuild_expr
 from .values import int_range
 
 _MAX_TERMS = 64  # products of larger sums stay opaque
 _DEPTH = 6  # nested eliminations of one proof
 _BUDGET = 60  # eliminations of one proof in total
 _NESTED = 3  # proofs inside of proofs (to simplify what a bound is made of)
-
-
-def has_load(expr: Expr) -> bool:
-    """Whether the value depends on memory."""
-    return any(isinstance(e, Load) for e in walk(expr))
 
 
 class Analysis:

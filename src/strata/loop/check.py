@@ -22,7 +22,7 @@ from strata.core.errors import VerifyError
 
 from . import build
 from .affine import lanes_of
-from .analysis import Analysis, has_load
+from .analysis import Analysis
 from .check_types import TypeRuleError, check_expr_type, check_store_type
 from .externs import buffers_of, call_problem, call_writes
 from .nodes import (
@@ -52,7 +52,7 @@ from .nodes import (
     Var,
     size,
 )
-from .rewrite import free_vars, stmt_exprs, substitute, walk
+from .rewrite import free_vars, has_load, stmt_exprs, substitute, walk
 from .text import print_expr, print_stmt
 
 _VECTORS = (Ramp, Splat, Reduce)

@@ -135,6 +135,11 @@ def walk_stmts(node: Stmt | Func) -> Iterator[Stmt]:
         stack.extend(reversed(stmt_children(item)))
 
 
+def has_load(expr: Expr) -> bool:
+    """Whether the value depends on memory."""
+    return any(isinstance(e, Load) for e in walk(expr))
+
+
 # ------------------------------------------------------------------------------------------ map
 
 

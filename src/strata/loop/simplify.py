@@ -18,7 +18,7 @@ from typing import assert_never
 from strata.core.dtypes import i64
 
 from . import build
-from .analysis import Analysis, Interval, has_load, scope
+from .analysis import Analysis, Interval, scope
 from .nodes import (
     Alloc,
     Block,
@@ -38,7 +38,7 @@ from .nodes import (
     Var,
     seq,
 )
-from .rewrite import substitute, walk
+from .rewrite import has_load, substitute, walk
 
 Ranges = Mapping[Var, tuple[Expr | int, Expr | int]]
 _NOTHING = Seq(())

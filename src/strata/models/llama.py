@@ -111,7 +111,7 @@ class LlamaForCausalLM(nn.Module):
     def head(self, x: nn.Tensor) -> nn.Tensor:
         """Logits f32 ``[rows, vocab]`` of hidden states ``[rows, d]``."""
         x = self.model.norm(x)
-        return self.model.embed_tokens.as_head(x, f32) if self.lm_head is None else self.lm_head(x)
+        return self.model.embed_tokens.as_head(x, f32, "lm_head") if self.lm_head is None else self.lm_head(x)
 
     def prefill(self, ids: nn.Tensor, cache: nn.PagedKVCache) -> tuple[nn.Tensor, nn.Tensor, nn.PagedKVCache]:
         """Logits ``[num_seqs, vocab]`` after the last token of each sequence; the likeliest token, i32

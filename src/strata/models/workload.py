@@ -60,7 +60,7 @@ def model_workload(
     Raises:
         UserError: an unknown name, or a number out of range.
     """
-    phase, granularity = _member(Phase, "phase", phase), _member(Granularity, "granularity", granularity)
+    phase, granularity = member(Phase, "phase", phase), member(Granularity, "granularity", granularity)
     context = config.max_context if max_context is None else max_context
     if not 1 <= context <= MAX_CONTEXT_TOKENS:
         raise UserError(f"{name}: got a context of {context} tokens; expected 1..{MAX_CONTEXT_TOKENS}")
@@ -88,7 +88,12 @@ def model_workload(
     )
 
 
-def _member(kind: type[E], what: str, value: E | str) -> E:
+def member(kind: type[E], what: str, value: E | str) -> E:
+    """``value`` as one of ``kind``.
+
+    Raises:
+        UserError: there is none so called.
+    """
     try:
         return kind(value)
     except ValueError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from strata.loop import build as b
 from strata.loop.affine import Poly, lanes_of
-from strata.loop.analysis import Analysis, has_load
+from strata.loop.analysis import Analysis
 from strata.loop.nodes import (
     Alloc,
     AxisKind,
@@ -37,7 +37,7 @@ from strata.loop.nodes import (
     Var,
     index,
 )
-from strata.loop.rewrite import free_vars, path_to, stmt_exprs, substitute, walk, walk_stmts
+from strata.loop.rewrite import free_vars, has_load, path_to, stmt_exprs, substitute, walk, walk_stmts
 
 HORIZONTAL = frozenset({BinaryOp.ADD, BinaryOp.MIN, BinaryOp.MAX})
 COMMUTATIVE = HORIZONTAL | {BinaryOp.MUL, BinaryOp.AND, BinaryOp.OR}

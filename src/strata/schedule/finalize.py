@@ -13,7 +13,7 @@ from typing import assert_never
 
 from strata.core.errors import LegalityError
 from strata.loop import build as b
-from strata.loop.analysis import Analysis, has_load
+from strata.loop.analysis import Analysis
 from strata.loop.nodes import (
     Alloc,
     AxisKind,
@@ -41,6 +41,7 @@ from strata.loop.nodes import (
 )
 from strata.loop.rewrite import (
     free_vars,
+    has_load,
     map_stmt,
     refresh,
     stmt_children,

@@ -20,7 +20,7 @@ from strata.core.dtypes import i32
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.affine import Monomial
-from strata.loop.analysis import Analysis, has_load
+from strata.loop.analysis import Analysis
 from strata.loop.nodes import (
     PREFETCH,
     Alloc,
@@ -40,7 +40,16 @@ from strata.loop.nodes import (
     index,
     seq,
 )
-from strata.loop.rewrite import free_vars, map_stmt, stmt_children, stmt_exprs, substitute, walk, walk_stmts
+from strata.loop.rewrite import (
+    free_vars,
+    has_load,
+    map_stmt,
+    stmt_children,
+    stmt_exprs,
+    substitute,
+    walk,
+    walk_stmts,
+)
 from strata.target import CACHE_LINE_BYTES
 
 

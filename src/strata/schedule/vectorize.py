@@ -19,7 +19,7 @@ from typing import assert_never
 from strata.core.dtypes import i64
 from strata.core.errors import LegalityError
 from strata.loop import build as b
-from strata.loop.analysis import Analysis, has_load
+from strata.loop.analysis import Analysis
 from strata.loop.intrinsics import INTRINSICS
 from strata.loop.nodes import (
     Alloc,
@@ -52,7 +52,7 @@ from strata.loop.nodes import (
     seq,
     size,
 )
-from strata.loop.rewrite import free_vars, substitute, walk
+from strata.loop.rewrite import free_vars, has_load, substitute, walk
 from strata.loop.values import int_range
 
 from .dependence import enter, reduction_op

@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ LIGHT = strata.Machine(
     ],
     profile="lightcode",
 )
+RELAY = Path(__file__).parents[2] / "data" / "relay" / "gpt2_prefill_graph.json.gz"
 MIXED = "time+10*energy"  # its plan changes at a few lengths
 
 
@@ -131,6 +133,22 @@ def test_options_reach_the_workload():
     assert len(kernels.works) < len(read_workload("tiny").works)
 
 
+@pytest.mark.parametrize("given", [RELAY, exported(), read_workload("tiny")])
+def test_graphs_are_planned_op_by_op(given):
+    kernels = strata.Machine([strata.CPU(clock_hz=1e9)], "measured", "fitted")
+    message = r"got granularity kernels, .* profile fitted .*; expected ops, .* add --granularity ops "
+    with pytest.raises(UserError, match=message):
+        strata.plan(given, kernels)
+    with pytest.raises(UserError, match=message):
+        strata.plan(given, "lightcode", granularity="kernels")
+    with pytest.raises(UserError, match="granularity: got 'op'; expected one of ops, kernels"):
+        strata.plan(given, "lightcode", granularity="op")
+    with pytest.raises(UserError, match="phase: got 'score'; expected one of prefill, decode"):
+        strata.plan(given, "lightcode", phase="score")
+    for options in (WorkloadOptions(granularity="ops"), WorkloadOptions()):
+        assert len(read_workload(given, options=options).works) > 0
+
+
 # --- lengths --------------------------------------------------------------------------------------
 
 
@@ -180,13 +198,22 @@ def test_lengths_outside_the_model():
         UserError, match=r"gpt2-124m prefill: got a length of 1400, outside the model; expected 1..1024"
     ):
         plan("gpt2-124m", seq_len=1400)
-    with pytest.raises(UserError, match=r"got a length of 1..2000, .* raise max_context"):
+    message = r"got a length of 1..2000, .* add --max-context 2000 \(in Python max_context=2000\)$"
+    with pytest.raises(UserError, match=message):
         plan("gpt2-124m", seq_len="1..2000")
+    assert plan("gpt2-124m", seq_len="1..2000", max_context=2000).graph.num_points == 2000
     with pytest.raises(UserError, match=r"got a length of 0, outside the model; expected 1..1024$"):
         plan("gpt2-124m", seq_len=0)
-    with pytest.raises(UserError, match=r"decode: got a length of 1024, outside the model; expected 1..1023"):
-        plan("gpt2-124m", phase="decode", seq_len=1024)
-    with pytest.raises(UserError, match=r"its sizes depend on L; say how long a sequence is"):
+    message = r"decode: got a length of 1024, outside the model; expected 1..1023; .* --max-context 1025 "
+    for given in ({"phase": "decode", "seq_len": 1024}, {"seq_len": 1020, "new_tokens": 5}):
+        with pytest.raises(UserError, match=message.replace("1024,", r"(?:1024|1020..1024),")):
+            plan("gpt2-124m", **given)
+    with pytest.raises(UserError, match=message):
+        strata.sweep("gpt2-124m", "lightcode", phase="decode", seq_len=1024)
+    assert plan("gpt2-124m", phase="decode", seq_len=1024, max_context=1025).energy_j > 0
+    with pytest.raises(
+        UserError, match=r"its sizes depend on L; say how long a sequence is: --seq-len \(in Python seq_len\)"
+    ):
         plan("gpt2-124m")
     assert plan("gpt2-124m", seq_len=131072, max_context=131072).energy_j > 0
 
@@ -244,6 +271,20 @@ def test_requests_that_are_none():
 
 
 # --- machines and rules ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["tiny", "gpt2-124m"])  # with a head of its own, and with a tied one
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("granularity", ["ops", "kernels"])
+def test_the_head_is_called_lm_head(model, phase, granularity):
+    found = strata.plan(
+        model, LIGHT, seq_len=5, phase=phase, granularity=granularity, pins={"lm_head": "cpu"}, format="int8"
+    )
+    (head,) = (k for k, w in enumerate(found.graph.workload.works) if w.name == "lm_head")
+    assert found.device_of(head) == "cpu"
+    work, values = found.graph.workload.works[head], found.graph.workload.values
+    assert work.contraction is not None
+    assert work.contraction.cols == next(values[k].shape[-1] for k in work.outputs)
 
 
 def test_rules():

@@ -152,9 +152,9 @@ def test_plans_that_cannot_be_simulated(simulator):
     ):
         simulate(DEMO_MODEL, plan)
     with pytest.raises(
-        UserError, match=r"'lm_head' is no matrix product of this model; it has 49: model.layers"
+        UserError, match=r"'no_head' is no matrix product of this model; it has 49: model.layers"
     ):
-        simulator.run({"lm_head": IDEAL})
+        simulator.run({"no_head": IDEAL})
     with pytest.raises(UserError, match="seed: got -1; expected 0 or more"):
         simulator.run({}, seed=-1)
 
@@ -194,7 +194,7 @@ def test_a_sweep_has_energy_and_perplexity_of_every_setting():
         tokens=TOKENS,
         progress=lambda *step: seen.append(step),
         objective="energy",
-        pins={"*_proj": "phu", "*.scores": "cpu", "*.mix": "cpu", "model.embed_tokens.matmul": "cpu"},
+        pins={"*_proj": "phu", "*.scores": "cpu", "*.mix": "cpu", "lm_head": "cpu"},
     )
     assert [(r.bits, r.noise) for r in rows] == [(4, 0.0), (4, 0.05), (9, 0.0), (9, 0.05)]
     assert all(r.num_photonic == 32 and 0 < r.conversion_j < r.energy_j and r.time_s > 0 for r in rows)

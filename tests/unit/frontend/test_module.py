@@ -164,6 +164,19 @@ def test_other_layers() -> None:
     assert params["embed.weight"].dtype is f16
 
 
+def test_a_head_may_have_a_name_of_its_own() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            self.embed = nn.Embedding(11, 6)
+
+        def forward(self, ids: nn.Tensor) -> nn.Tensor:
+            return self.embed.as_head(self.embed(ids), path="head")
+
+    function = Model().export({"forward": {"ids": spec.Tensor(["n"], "i32")}}).module["forward"]
+    assert [n.name for n in function.nodes if n.op in ("take", "matmul")] == ["embed", "head"]
+    assert [n.attrs["name"] for n in function.params] == ["embed.weight"]
+
+
 def test_head_of_wrong_width() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -169,7 +169,7 @@ def test_look_ups_read_their_rows_only() -> None:
         "ids": 40,
     }
     assert reads(workload, named(workload, "transformer.wpe"), 10)["positions"] == 40
-    head = reads(workload, named(workload, "transformer.wte.matmul"), 10)  # one row of hidden states
+    head = reads(workload, named(workload, "lm_head"), 10)  # one row of hidden states
     assert head == {"transformer.ln_f": 768 * 2, "transformer.wte.weight": 50257 * 768 * 2}
 
 

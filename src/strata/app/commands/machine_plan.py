@@ -78,12 +78,10 @@ class MachineOptions:
             UserError: two models, or a malformed rule.
         """
         from strata.assets import DEMO_MODEL
-        from strata.compiler.user_file import load_file
+        from strata.compiler.user_file import costs_of_files
 
         if self.graph is not None and self.model is not None:
             raise UserError(f"got the model {self.model} and --graph {self.graph}; expected one of them")
-        for file in self.load:
-            load_file(file)
         names = ("batch", "traced_len", "format", "kv_dtype", "activations", "granularity", "max_context")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         pins = dict(rule("--pin", "PATTERN=DEVICE", text) for text in self.pin)
@@ -93,6 +91,7 @@ class MachineOptions:
             "machine": self.machine,
             "pins": pins,
             "allowed": {pattern: _words(devices) for pattern, devices in allowed.items()},
+            "costs": costs_of_files(self.load),
             "devices": None if self.devices is None else _words(self.devices),
         }
 
@@ -140,11 +139,12 @@ def run(
         **options.arguments(),
     )
     if isinstance(found, RequestPlan):
-        if explain is not None or report is not None or simulate:
-            raise UserError(
-                "--explain, --report and --simulate show one run; expected --phase prefill or decode"
-            )
-        _show_request(found, as_json)
+        if report is not None or simulate:
+            raise UserError("--report and --simulate show one run; expected --phase prefill or decode")
+        if explain is not None:
+            _show_explained_request(found, explain, as_json)
+        else:
+            _show_request(found, as_json)
         return
     if explain is not None and found.graph.num_points > 1:
         raise UserError(f"--explain: got {found.graph.num_points} lengths; expected one")
@@ -189,7 +189,7 @@ def run_figures(plan: MachinePlan, point: int) -> dict[str, Any]:
     return {
         "model": plan.graph.workload.name,
         "machine": plan.graph.machine.name,
-        **{name: int(values[point]) for name, values in plan.graph.points.items()},
+        **_sizes(plan, point),
         "objective": plan.objective.text,
         "time_s": float(plan.times_s[point]),
         "energy_j": float(plan.energies_j[point]),
@@ -205,6 +205,10 @@ def run_figures(plan: MachinePlan, point: int) -> dict[str, Any]:
             for cause in causes
         },
     }
+
+
+def _sizes(plan: MachinePlan, point: int) -> dict[str, int]:
+    return {name: int(values[point]) for name, values in plan.graph.points.items()}
 
 
 def _devices(loads: dict[str, Any]) -> dict[str, Any]:
@@ -247,15 +251,43 @@ def _show_request(plan: RequestPlan, as_json: bool) -> None:
         show(machine_tables.request_tables(plan))
 
 
+def _show_explained_request(plan: RequestPlan, pattern: str, as_json: bool) -> None:
+    """Ops of the prompt's run, and of the runs of the first and the last new token."""
+    from strata.app.machine_tables import explanation_figures, explanation_tables
+    from strata.planner.devices.explain import explain
+
+    if plan.objective.text == "edp":
+        raise UserError(
+            "--explain: the edp of a request is not a sum over its runs, so no run explains it; expected "
+            "another objective, or --phase prefill or decode"
+        )
+    runs = [(plan.prefill, 0)]
+    if plan.decode is not None:
+        runs += [(plan.decode, point) for point in dict.fromkeys((0, plan.new_tokens - 1))]
+    found = [(p, point, explain(p, pattern, point)) for p, point in runs]
+    if as_json:
+        _print_json(
+            [
+                {"run": p.graph.workload.name, **_sizes(p, point), "ops": [*map(explanation_figures, ops)]}
+                for p, point, ops in found
+            ]
+        )
+        return
+    for p, point, ops in found:
+        sizes = ", ".join(f"{name} = {size}" for name, size in _sizes(p, point).items())
+        show([f"{p.graph.workload.name} · {sizes}"])
+        show(table for e in ops for table in explanation_tables(p, e))
+
+
 def _show_explanations(plan: MachinePlan, pattern: str, as_json: bool) -> None:
-    from strata.app import machine_tables
+    from strata.app.machine_tables import explanation_figures, explanation_tables
     from strata.planner.devices.explain import explain
 
     found = explain(plan, pattern)
     if as_json:
-        _print_json([machine_tables.explanation_figures(e) for e in found])
+        _print_json([explanation_figures(e) for e in found])
     else:
-        show(table for e in found for table in machine_tables.explanation_tables(plan, e))
+        show(table for e in found for table in explanation_tables(plan, e))
 
 
 def show(tables: Iterable[Any]) -> None:

@@ -14,31 +14,23 @@ import typer
 
 from strata.app.errors import reported
 from strata.app.options import (
-    ActivationsOption,
-    AllowOption,
     DatabaseOption,
-    DevicesOption,
-    FormatOption,
-    GranularityOption,
     GraphOption,
     JsonOption,
-    KvOption,
     LibrariesOption,
-    LoadOption,
     LongestOption,
     MachineOption,
     MeasureOption,
     ModelArgument,
     ObjectiveOption,
     PhaseOption,
-    PinOption,
     PipelineOption,
     PreferOption,
     RangeOption,
     SeqLenOption,
-    SequencesOption,
     ShapeOption,
-    TracedOption,
+    also_takes,
+    planning_options,
 )
 from strata.core.errors import UserError
 
@@ -61,6 +53,7 @@ _OF_MACHINES = (
 
 
 @reported()
+@also_takes(planning_options)
 def command(
     context: typer.Context,
     model: ModelArgument = None,
@@ -73,13 +66,10 @@ def command(
     plot: Annotated[
         Path | None, typer.Option(help="Draw the cost of every candidate over the size (.svg, .png, .pdf)")
     ] = None,
-    format: FormatOption = None,
     pipeline: PipelineOption = "",
     prefer: PreferOption = "",
-    pin: PinOption = None,
     libraries: LibrariesOption = "",
     measure: MeasureOption = None,
-    load: LoadOption = None,
     ranges: RangeOption = None,
     database: DatabaseOption = None,
     machine: MachineOption = None,
@@ -88,14 +78,7 @@ def command(
     phase: PhaseOption = "prefill",
     prompt: Annotated[int | None, typer.Option(help="Tokens of a request's prompt")] = None,
     new_tokens: Annotated[int | None, typer.Option(help="Tokens that follow the prompt")] = None,
-    batch: SequencesOption = None,
     graph: GraphOption = None,
-    traced_len: TracedOption = None,
-    allow: AllowOption = None,
-    devices: DevicesOption = None,
-    kv_dtype: KvOption = None,
-    activations: ActivationsOption = None,
-    granularity: GranularityOption = None,
     max_context: LongestOption = None,
     power_cap: Annotated[float | None, typer.Option(help="Most power, W: energy over time")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Most time of a run, s")] = None,

@@ -13,19 +13,11 @@ import typer
 
 from strata.app.errors import reported
 from strata.app.options import (
-    ActivationsOption,
-    AllowOption,
-    DevicesOption,
-    FormatOption,
-    GranularityOption,
     JsonOption,
-    KvOption,
-    LoadOption,
     LongestOption,
-    PinOption,
     SeqLenOption,
-    SequencesOption,
-    TracedOption,
+    also_takes,
+    planning_options,
 )
 
 from .machine_plan import options_of
@@ -35,6 +27,7 @@ if TYPE_CHECKING:
 
 
 @reported()
+@also_takes(planning_options)
 def command(
     context: typer.Context,
     models: Annotated[
@@ -66,17 +59,7 @@ def command(
     phase: Annotated[str, typer.Option(help="prefill or decode")] = "prefill",
     workers: Annotated[int, typer.Option(help="Processes of this machine")] = 1,
     ray: Annotated[str, typer.Option(help="Plan on the Ray cluster at this address instead")] = "",
-    batch: SequencesOption = None,
-    traced_len: TracedOption = None,
-    pin: PinOption = None,
-    allow: AllowOption = None,
-    devices: DevicesOption = None,
-    format: FormatOption = None,
-    kv_dtype: KvOption = None,
-    activations: ActivationsOption = None,
-    granularity: GranularityOption = None,
     max_context: LongestOption = None,
-    load: LoadOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Plan models on variations of machines: one row per model, machine, values, length and objective.
@@ -110,7 +93,7 @@ def command(
             phase=phase,
             workers=workers,
             ray=ray,
-            load=load or (),
+            load=context.params["load"] or (),
             progress=progress,
             **arguments,
         )

@@ -10,20 +10,12 @@ import typer
 
 from strata.app.errors import reported
 from strata.app.options import (
-    ActivationsOption,
-    AllowOption,
-    DevicesOption,
-    FormatOption,
-    GranularityOption,
     GraphOption,
     JsonOption,
-    KvOption,
-    LoadOption,
     ModelArgument,
     ObjectiveOption,
-    PinOption,
-    SequencesOption,
-    TracedOption,
+    also_takes,
+    planning_options,
 )
 
 from .machine_plan import options_of, show
@@ -33,6 +25,7 @@ if TYPE_CHECKING:
 
 
 @reported()
+@also_takes(planning_options)
 def command(
     context: typer.Context,
     model: ModelArgument = None,
@@ -42,17 +35,7 @@ def command(
     objective: ObjectiveOption = "energy",
     seq_len: Annotated[str, typer.Option(help="Lengths to look at, LO..HI")] = "1..131072",
     phase: Annotated[str, typer.Option(help="prefill or decode")] = "prefill",
-    batch: SequencesOption = None,
     graph: GraphOption = None,
-    traced_len: TracedOption = None,
-    pin: PinOption = None,
-    allow: AllowOption = None,
-    devices: DevicesOption = None,
-    format: FormatOption = None,
-    kv_dtype: KvOption = None,
-    activations: ActivationsOption = None,
-    granularity: GranularityOption = None,
-    load: LoadOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the exact lengths at which the best plan of a model changes, and what changes there.

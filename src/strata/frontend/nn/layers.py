@@ -75,16 +75,19 @@ class Embedding(Module):
         rows = op.take(self.weight, ids)
         return op.astype(rows, self.out_dtype or rows.dtype)
 
-    def as_head(self, x: Tensor, out_dtype: DType | str | None = None) -> Tensor:
+    def as_head(self, x: Tensor, out_dtype: DType | str | None = None, path: str = "") -> Tensor:
         """``x @ weight.T``: the table used as the output projection (tied embeddings).
 
         Args:
             x: ``[..., embedding_dim]``.
             out_dtype: Dtype of the result; that of ``x`` by default.
+            path: What the product is called in graphs and plans; by default, as the table.
         """
         active = trace.require("Embedding")
-        with trace.scope(active.paths.get(id(self), trace.path())):
+        own = active.paths.get(id(self), trace.path())
+        with trace.scope(own):
             _check_last("Embedding.as_head", x, self.weight.shape[1], "embedding_dim")
+        with trace.scope(path or own):
             return op.matmul(
                 op.astype(x, self.weight.dtype), op.permute_dims(self.weight), out_dtype or x.dtype
             )

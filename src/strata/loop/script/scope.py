@@ -12,7 +12,7 @@ from strata.core.dims import DimExpr, SymDim, symbols
 from strata.core.dtypes import bool_, f32, i64
 from strata.core.errors import ShapeError
 from strata.loop import build as b
-from strata.loop.analysis import Analysis, has_load
+from strata.loop.analysis import Analysis
 from strata.loop.check_types import TypeRuleError, check_expr_type
 from strata.loop.nodes import (
     Alloc,
@@ -32,7 +32,7 @@ from strata.loop.nodes import (
     seq,
     size,
 )
-from strata.loop.rewrite import free_vars, substitute
+from strata.loop.rewrite import free_vars, has_load, substitute
 
 from .source import Source, Sources
 

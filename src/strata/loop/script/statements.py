@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from strata.loop import build as b
-from strata.loop.analysis import has_load
 from strata.loop.nodes import (
     Alloc,
     Buffer,
@@ -23,7 +22,7 @@ from strata.loop.nodes import (
     Var,
     index,
 )
-from strata.loop.rewrite import free_vars
+from strata.loop.rewrite import free_vars, has_load
 
 from . import language as words
 from .calls import SPACES, Calls, is_word

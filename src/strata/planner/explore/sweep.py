@@ -31,6 +31,7 @@ from strata.planner.devices.solve import solve
 from strata.planner.devices.types import StackedGraph
 from strata.planner.profiles.base import PROFILES
 from strata.target.hardware import Machine
+from strata.target.hardware.costs import text_of_cost
 from strata.target.hardware.parameters import Steps, parameter, parameters, with_parameters
 
 from .axes import Axis, values_of
@@ -225,7 +226,8 @@ class Sweep:
         kinds = [(d.name, type(d).__qualname__) for d in grid.machine.devices]
         rules = (sorted(self.rules.allowed.items()), sorted(self.rules.pinned.items()), self.rules.only)
         model_text = repr((workload.values, workload.works, workload.outputs))
-        text = repr((kinds, sorted(given.items()), rules, self.made_with, model_text))
+        costs = [text_of_cost(function) for function in grid.machine.costs]
+        text = repr((kinds, sorted(given.items()), rules, self.made_with, model_text, *costs))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def row_keys(self) -> Iterator[Key]:

@@ -17,12 +17,15 @@ from typing import Any
 
 from strata.core.errors import DeviceError, UserError
 from strata.planner.cluster import connect
-from strata.planner.profiles.base import user_costs
 
 from .sweep import Chunk, Planner, Row, Sweep
 
 MAX_ATTEMPTS = 3  # of a chunk whose worker is lost
 AHEAD = 2  # chunks per worker that wait
+_WHERE = (
+    "define classes of devices and cost functions in a file that all load (--load, load=[...]) or a module "
+    "that all can import, or sweep in one process"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Workers:
     Attributes:
         processes: Of this machine; 1 = this one. Ignored with ``ray``.
         ray: Address of a Ray cluster; all of its CPUs are used.
-        setup: Called first in every other process: registers what the user's files define.
+        setup: Called first in every other process: runs the user's files.
     """
 
     processes: int = 1
@@ -58,33 +61,33 @@ class Workers:
 
     def _job(self, sweep: Sweep) -> bytes:
         try:
-            return pickle.dumps(_Job(sweep, self.setup, user_costs()))
+            return pickle.dumps(_Job(self.setup, pickle.dumps(sweep)))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UserError(
-                f"sweep: the machines or models cannot be sent to workers ({error}); define their classes in "
-                "a module that workers can import, or sweep in one process"
+                f"sweep: the machines or models cannot be sent to workers ({error}); {_WHERE}"
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a worker needs to know."""
+    """What a worker needs to know.
 
-    sweep: Sweep
+    Attributes:
+        setup: Called first: the sweep may be of what it defines.
+        sweep: Pickled.
+    """
+
     setup: Callable[[], object] | None
-    costs: tuple[tuple[str, str], ...]
+    sweep: bytes
 
     def planner(self) -> Planner:
-        """Raises a UserError if ops would cost something else than where the sweep was started."""
+        """Raises a UserError if the sweep is of something that this worker cannot import."""
         if self.setup is not None:
             self.setup()
-        if different := sorted(set(self.costs) ^ set(user_costs())):
-            device, op = different[0]
-            raise UserError(
-                f"sweep: the cost function for {op} on {device} is not known to all workers; define it in a "
-                "file of its own and name that file (--load, load=[...])"
-            )
-        return Planner(self.sweep)
+        try:
+            return Planner(pickle.loads(self.sweep))
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"sweep: a worker lacks what the sweep is of ({error}); {_WHERE}") from error
 
 
 Answer = list[Row] | str  # rows, or the message of a mistake

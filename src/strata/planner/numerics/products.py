@@ -5,7 +5,7 @@
     product(name, a [..., M, K], b [..., K, N]) -> [..., M, N]
 
 A product has the name of the work that plans know it by: that of the graph's node, or ``NAME.matmul`` where
-another op has that name (a tied head has the name of the embedding). Attention has two: ``NAME.scores``
+another op has that name (a table that is the head too). Attention has two: ``NAME.scores``
 (queries times keys) and ``NAME.mix`` (their softmax times values).
 """
 

@@ -1,11 +1,11 @@
-"""How works are costed on a machine: one file per profile, and functions of the user."""
+"""How works are costed on a machine: one file per profile."""
 
-from .base import PROFILES, CostProfile, op_cost
+from .base import PROFILES, CostProfile
 from .fitted import Fitted
 from .lightcode import LightCode
 from .physical import Physical
 
-__all__ = ["PROFILES", "CostProfile", "op_cost"]
+__all__ = ["PROFILES", "CostProfile"]
 
 PROFILES.add("fitted", Fitted())
 PROFILES.add("lightcode", LightCode())

@@ -1,4 +1,4 @@
-"""What a cost profile is, the table of them, and cost functions that a user adds.
+"""What a cost profile is, the table of them, and what a cost function of the user says.
 
 A profile turns one work into candidates on the machine's devices, and one value into what moving it costs.
 Everything is an array over points, see :mod:`strata.planner.devices.types`.
@@ -6,7 +6,6 @@ Everything is an array over points, see :mod:`strata.planner.devices.types`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ from strata.core.errors import UserError
 from strata.core.registry import Registry
 from strata.graph.workload import Value, Work, Workload
 from strata.planner.devices.types import DeviceCandidate, Estimates, Points, evaluate
-from strata.target.hardware import Device, Machine
+from strata.target.hardware import CostFunction, Device, Machine
 
 
 class CostProfile(Protocol):
@@ -45,32 +44,6 @@ class CostProfile(Protocol):
 
 
 PROFILES: Registry[CostProfile] = Registry("cost profile")
-
-# ``(device, machine, workload, work, points) -> Estimates``, or ``None`` if it cannot do the work.
-CostFunction = Callable[[Device, Machine, Workload, Work, Points], Estimates | None]
-_USERS: dict[tuple[str, str], CostFunction] = {}
-
-
-def op_cost(device: type[Device] | str, op: str) -> Callable[[CostFunction], CostFunction]:
-    """Cost ``op`` on devices of a kind (a class, or a device's name) by the decorated function."""
-    key = device if isinstance(device, str) else device.__name__.lower()
-
-    def register(function: CostFunction) -> CostFunction:
-        _USERS[key, op] = function
-        return function
-
-    return register
-
-
-def user_cost(device: Device, op: str) -> CostFunction | None:
-    """The user's function for ``op`` on a device: by its name, its class, or a class that it extends."""
-    keys = (device.name, *(cls.__name__.lower() for cls in type(device).__mro__))
-    return next((_USERS[key, op] for key in keys if (key, op) in _USERS), None)
-
-
-def user_costs() -> tuple[tuple[str, str], ...]:
-    """For which devices (or classes of them) and ops there is a function of the user."""
-    return tuple(sorted(_USERS))
 
 
 def user_estimates(

@@ -27,7 +27,7 @@ from strata.planner.devices.types import Cause, DeviceCandidate, Estimates, Poin
 from strata.target.hardware import Device, Machine
 from strata.target.hardware.fitted import Family, FittedCPU, Knot
 
-from .base import user_cost
+from .base import user_estimates
 
 WIDTHS = (32, 16, 8, 4)  # bits of weights that kernels are told apart by
 
@@ -193,9 +193,9 @@ class Fitted:
     def _estimates(
         self, device: Device, machine: Machine, workload: Workload, work: Work, points: Points
     ) -> Iterable[tuple[str, Estimates]]:
-        name, function = f"{device.name}.{work.op}", user_cost(device, work.op)
+        name, function = f"{device.name}.{work.op}", machine.cost_of(device, work.op)
         if function is not None:
-            found = function(device, machine, workload, work, points)
+            found = user_estimates(function, device, machine, workload, work, points)
             if found is not None:
                 yield name, found
         elif isinstance(device, FittedCPU):

@@ -46,7 +46,7 @@ from strata.graph.workload import Contraction, Value, ValueKind, Work, Workload
 from strata.planner.devices.types import Cause, DeviceCandidate, Estimates, Points, Term, evaluate
 from strata.target.hardware import CPU, GPU, PHU, Device, Machine
 
-from .base import user_cost
+from .base import user_estimates
 
 SRAM = "sram"
 # Joules per number read and written (a number is a byte), in a machine without memories of its own.
@@ -122,9 +122,9 @@ class LightCode:
         found: list[DeviceCandidate] = []
         for device in machine.devices:
             place = SRAM if work.op == "split" else place_of(device)
-            function = user_cost(device, work.op)
+            function = machine.cost_of(device, work.op)
             if function is not None:
-                estimates = function(device, machine, workload, work, points)
+                estimates = user_estimates(function, device, machine, workload, work, points)
             else:
                 estimates = _estimates(device, machine, workload, work, points)
             if estimates is not None and (not device.ops or work.op in device.ops):

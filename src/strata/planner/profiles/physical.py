@@ -20,7 +20,7 @@ from strata.graph.workload import Value, ValueKind, Work, Workload
 from strata.planner.devices.types import Cause, DeviceCandidate, Estimates, Points, Term, evaluate
 from strata.target.hardware import CPU, GPU, PHU, Device, Machine
 
-from .base import user_cost, user_estimates
+from .base import user_estimates
 from .electronic import electronic
 from .photonic import can_do, photonic
 from .traffic import Amounts, Traffic, amounts, constant
@@ -71,7 +71,7 @@ def _ways(
     machine: Machine, device: Device, workload: Workload, work: Work, sizes: Amounts, points: Points
 ) -> dict[str, Estimates]:
     """Costs of the ways to do a work on a device; a function of the user says all, also the power."""
-    function = user_cost(device, work.op)
+    function = machine.cost_of(device, work.op)
     if function is None:
         known = _known(machine, device, work, sizes)
         return {way: _with_power(device, estimates) for way, estimates in known.items()}

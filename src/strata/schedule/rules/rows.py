@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
-from strata.loop.analysis import has_load
 from strata.loop.nodes import GRAIN, Alloc, AxisKind, For, Func, MemSpace
-from strata.loop.rewrite import free_vars, walk_stmts
+from strata.loop.rewrite import free_vars, has_load, walk_stmts
 from strata.schedule.dependence import determines, scope_of, with_loop
 from strata.schedule.step import Step, find_block, find_loop, loops_around
 from strata.schedule.steps import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from strata.core.errors import LegalityError
 from strata.loop import build as b
-from strata.loop.analysis import Analysis, has_load
+from strata.loop.analysis import Analysis
 from strata.loop.nodes import (
     AxisKind,
     Block,
@@ -25,6 +25,7 @@ from strata.loop.nodes import (
 )
 from strata.loop.rewrite import (
     free_vars,
+    has_load,
     map_stmt,
     refresh,
     stmt_children,

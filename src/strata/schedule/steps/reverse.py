@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from strata.core.errors import LegalityError
 from strata.loop import build as b
-from strata.loop.analysis import Analysis, has_load
+from strata.loop.analysis import Analysis
 from strata.loop.externs import buffers_of
 from strata.loop.nodes import (
     Alloc,
@@ -36,6 +36,7 @@ from strata.loop.rewrite import (
     buffers_read,
     buffers_written,
     free_vars,
+    has_load,
     path_to,
     substitute,
     walk,

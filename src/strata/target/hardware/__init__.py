@@ -1,5 +1,6 @@
 """Machines that plans are made for: this one, others, and ones that exist only on paper."""
 
+from .costs import CostFunction, op_cost
 from .machine import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory, Part
 from .read import machine_names, machine_text, parse_machine, read_machine
 
@@ -8,6 +9,7 @@ __all__ = [
     "GPU",
     "PHU",
     "Converter",
+    "CostFunction",
     "Device",
     "Link",
     "Machine",
@@ -15,6 +17,7 @@ __all__ = [
     "Part",
     "machine_names",
     "machine_text",
+    "op_cost",
     "parse_machine",
     "read_machine",
 ]

@@ -2,25 +2,28 @@
 
 ::
 
-    Machine   ::= name, profile, devices, memories, links, home
+    Machine   ::= name, profile, devices, memories, links, home, costs of ops that the user wrote
     Device    ::= CPU | GPU | PHU | your own subclass      attached to one memory
     Memory    ::= capacity, bandwidth, energy per byte; ``parent`` is the memory behind it
     Link      ::= two memories, bandwidth, latency, energy per byte
     Converter ::= bits, energy and delay per sample, rate
 
 Values start in the memory ``home`` (weights, inputs, the KV cache). A device reads its operands from its own
-memory and leaves results there; what does not fit goes to the parent. A machine says nothing of how ops are
-costed: that is its ``profile`` (:mod:`strata.planner.profiles`). Energy is in joules, time in seconds, power
-in watts; a number that is unknown is never 0 by silence: constants without a default must be given.
+memory and leaves results there; what does not fit goes to the parent. What an op costs is said by the
+machine's ``profile`` (:mod:`strata.planner.profiles`), unless one of its ``costs`` does. Energy is in joules,
+time in seconds, power in watts; a number that is unknown is never 0 by silence: constants without a default
+must be given.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from strata.core.errors import UserError
+
+from .costs import CostFunction, checked, marks_of
 
 Sources = tuple[tuple[str, str], ...]  # (field, where its number comes from); field "" = all the others
 
@@ -272,9 +275,10 @@ class Machine:
         memories, links: Where values live, and how they move.
         home: Memory of weights and inputs; ``""`` = the first one.
         about: What it is and where its description comes from.
+        costs: Functions decorated with ``strata.op_cost``, which come before the profile.
 
     Raises:
-        UserError: no device, a name used twice, or a memory that there is none of.
+        UserError: no device, a name used twice, a memory that there is none of, or a cost that is none.
     """
 
     devices: tuple[Device, ...]
@@ -284,6 +288,7 @@ class Machine:
     links: tuple[Link, ...] = ()
     home: str = ""
     about: str = field(default="", compare=False)
+    costs: tuple[CostFunction, ...] = ()
 
     def __init__(
         self,
@@ -294,6 +299,7 @@ class Machine:
         links: Iterable[Link] = (),
         home: str = "",
         about: str = "",
+        costs: Iterable[CostFunction] = (),
     ) -> None:
         memories = tuple(memories) or (_UNLIMITED,)
         home = home or memories[0].name
@@ -304,6 +310,7 @@ class Machine:
         set_(self, "links", _named_links(links))
         set_(self, "home", home)
         set_(self, "about", about)
+        set_(self, "costs", checked(f"machine {name}", costs))
         set_(self, "devices", _named(devices, home))
         self._check()
 
@@ -371,6 +378,25 @@ class Machine:
         raise UserError(
             f"machine {self.name}: no memory {name!r}; it has {', '.join(m.name for m in self.memories)}"
         )
+
+    def cost_of(self, device: Device, op: str) -> CostFunction | None:
+        """The user's function for ``op`` on a device: by its name, its class, or a class that it extends.
+
+        Of several for the same, the last one.
+        """
+        if not self.costs:
+            return None
+        known = {mark: function for function in self.costs for mark in marks_of(function)}
+        keys = (device.name, *(cls.__name__.lower() for cls in type(device).__mro__))
+        return next((known[key, op] for key in keys if (key, op) in known), None)
+
+    def with_costs(self, costs: Sequence[CostFunction]) -> Machine:
+        """The machine with more functions of the user's, which come before those that it has.
+
+        Raises:
+            UserError: one that is not decorated with ``strata.op_cost``.
+        """
+        return replace(self, costs=(*self.costs, *costs)) if costs else self
 
     @property
     def static_w(self) -> float:

@@ -15,7 +15,8 @@
     [devices.phu.dac]                # a converter is a table of its own
 
 Numbers without a source are marked ``assumed``; in the machines that come with Strata each one has a source.
-A ``.py`` file that defines ``machine`` is read too.
+A ``.py`` file that defines ``machine`` is read too; functions in it that ``strata.op_cost`` decorates are
+this machine's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any, TypeVar
 from strata.core.errors import ParseError, UnsupportedError, UserError
 from strata.core.knobs import cache_folder
 
+from .costs import costs_in
 from .fitted import Family, FittedCPU, Knot
 from .machine import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory, Part
 from .units import kind_of, parse, text_of
@@ -326,15 +328,22 @@ def _run(text: str, path: Path) -> Machine:
     if not isinstance(machine, Machine):
         got = f"of type {type(machine).__name__}" if hasattr(module, "machine") else "missing"
         raise UserError(f"{path.name}: machine is {got}; expected machine = strata.Machine([...])")
-    return machine
+    own = [cost for cost in costs_in(vars(module)) if cost not in machine.costs]
+    return machine.with_costs(own)
 
 
 def machine_text(machine: Machine) -> str:
     """``machine`` as TOML; :func:`parse_machine` makes an equal one of it.
 
     Raises:
-        UnsupportedError: a device whose class is no kind of device that TOML files know.
+        UnsupportedError: a device whose class is no kind of device that TOML files know, or functions that
+            cost ops.
     """
+    if machine.costs:
+        raise UnsupportedError(
+            f"machine {machine.name}: costs: got {len(machine.costs)} functions, which TOML cannot say; keep "
+            "the machine in a Python file"
+        )
     words = {"name": machine.name, "profile": machine.profile, "home": machine.home, "about": machine.about}
     lines = [f"{key} = {_toml(value)}" for key, value in words.items() if value]
     for memory in machine.memories:

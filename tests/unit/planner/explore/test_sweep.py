@@ -10,11 +10,11 @@ import strata
 from strata.core.errors import UserError
 from strata.frontend import nn
 from strata.planner.devices.result import MachinePlan
+from strata.planner.devices.types import Estimates, evaluate
 from strata.planner.explore import run as run_module
 from strata.planner.explore import sweep as sweep_module
 from strata.planner.explore.sweep import Planner
 from strata.planner.explore.table import Table, record
-from strata.planner.profiles import base
 from strata.target.hardware import CPU, PHU, Converter, Machine, read_machine
 from strata.target.hardware.parameters import parameter, with_parameters
 
@@ -413,22 +413,22 @@ def test_too_many_plans(monkeypatch):
         strata.sweep("tiny", "lightcode", {MULTIPLEX: "1..3"}, seq_len=[8, 9])
 
 
-def test_a_point_without_a_plan_is_named(monkeypatch):
-    monkeypatch.setattr(base, "_USERS", {})
-
+def test_a_point_without_a_plan_is_named():
     @strata.op_cost("phu", "matmul")
     def never(device, machine, workload, work, points):
         time_s = strata_array(points, float("inf") if device.multiplex == 2 else 1.0)
-        return base.Estimates(time_s, time_s)
+        return Estimates(time_s, time_s)
 
     def strata_array(points, value):
-        return base.evaluate(0, points) + value
+        return evaluate(0, points) + value
 
     machine = replace_devices(read_machine("lightcode"))
     with pytest.raises(
         UserError, match=r"^lightcode, devices.phu.multiplex=2: plan of tiny prefill on .*inf"
     ):
-        strata.sweep("tiny", machine, {MULTIPLEX: [1, 2, 3]}, seq_len=8, pins={"matmul": "phu"})
+        strata.sweep(
+            "tiny", machine, {MULTIPLEX: [1, 2, 3]}, seq_len=8, pins={"matmul": "phu"}, costs=[never]
+        )
 
 
 def replace_devices(machine):
@@ -442,3 +442,27 @@ def test_an_op_that_no_device_can_do_is_named_with_the_point():
         UserError, match=r"^lone, devices.phu.multiplex=1: .*no device of machine lone can do"
     ):
         strata.sweep("tiny", machine, {MULTIPLEX: [1]}, seq_len=8)
+
+
+def fixed_cost(value):
+    @strata.op_cost("gpu", "softmax")
+    def cost(device, machine, workload, work, points):
+        return Estimates(evaluate(0, points) + 1.0, evaluate(0, points) + value)
+
+    return cost
+
+
+def changed_cost(device, machine, workload, work, points):
+    return Estimates(evaluate(0, points) + 2.0, evaluate(0, points) + 1.0)
+
+
+def test_rows_of_other_cost_functions_are_refused(tmp_path):
+    file = tmp_path / "rows.csv"
+    first = strata.sweep("tiny", "lightcode", seq_len=8, output=file, costs=[fixed_cost(1.0)])
+    again = strata.sweep("tiny", "lightcode", seq_len=8, output=file, costs=[fixed_cost(1.0)])
+    assert (len(first), again) == (1, first)
+    for costs in ([], [strata.op_cost("gpu", "softmax")(changed_cost)]):
+        with pytest.raises(
+            UserError, match="its rows of tiny prefill on lightcode are of another model or machine"
+        ):
+            strata.sweep("tiny", "lightcode", seq_len=8, output=file, costs=costs)

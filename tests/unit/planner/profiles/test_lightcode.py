@@ -17,9 +17,8 @@ from strata.planner.devices.objective import parse_objective
 from strata.planner.devices.result import totals
 from strata.planner.devices.solve import solve
 from strata.planner.devices.types import Cause, Estimates, Term
-from strata.planner.profiles import base, op_cost
 from strata.planner.profiles.lightcode_schedule import lightcode_makespan
-from strata.target.hardware import CPU, GPU, PHU, Machine, Memory, read_machine
+from strata.target.hardware import CPU, GPU, PHU, Machine, Memory, op_cost, read_machine
 
 DATA = Path(__file__).parents[3] / "data" / "relay"
 DEVICES = [CPU(clock_hz=3.208e9), PHU(clock_hz=9.7e9, multiplex=20), GPU(clock_hz=1.98e9)]
@@ -126,9 +125,9 @@ def product(batch, rows, cols, depth):
     return one("matmul", *shapes, out=(batch, rows, cols), contraction=Contraction(batch, rows, cols, depth))
 
 
-def computed(load, length=10, devices=DEVICES):
+def computed(load, length=10, devices=DEVICES, costs=()):
     """Seconds and joules of computing, without memories, by device."""
-    (stack,) = stacked_graph(load, machine(devices), {"L": np.array([length])}).stacks
+    (stack,) = stacked_graph(load, machine(devices).with_costs(costs), {"L": np.array([length])}).stacks
     found = {}
     for candidate in stack:
         (term,) = (t for t in candidate.estimates.terms if t.cause is Cause.COMPUTE)
@@ -218,23 +217,21 @@ def test_devices_that_do_some_ops_only():
 
 
 def test_a_function_of_the_user_comes_first():
-    try:
+    @op_cost(PHU, "softmax")
+    def softmax(device, machine, workload, work, points):
+        time_s = points["L"] * 1.0
+        return Estimates.of(
+            [Term(Cause.COMPUTE, device.name, time_s, 2 * time_s, time_s, "row")], overlapped=False
+        )
 
-        @op_cost(PHU, "softmax")
-        def softmax(device, machine, workload, work, points):
-            time_s = points["L"] * 1.0
-            return Estimates.of(
-                [Term(Cause.COMPUTE, device.name, time_s, 2 * time_s, time_s, "row")], overlapped=False
-            )
+    @op_cost("cpu", "matmul")
+    def matmul(device, machine, workload, work, points):
+        return None
 
-        @op_cost("cpu", "matmul")
-        def matmul(device, machine, workload, work, points):
-            return None
-
-        assert computed(one("softmax")) == {"phu": (10, 20), "gpu": computed(one("softmax"))["gpu"]}
-        assert [*computed(product(1, L, 2, 3))] == ["phu", "gpu"]
-    finally:
-        base._USERS.clear()
+    costs = (softmax, matmul)
+    own = {"phu": (10, 20), "gpu": computed(one("softmax"))["gpu"]}
+    assert computed(one("softmax"), costs=costs) == own
+    assert [*computed(product(1, L, 2, 3), costs=costs)] == ["phu", "gpu"]
     assert [*computed(one("softmax"))] == ["gpu"]
 
 

@@ -24,12 +24,23 @@ from strata.models.shapes import SHAPES
 from strata.models.workload import Granularity, model_workload
 from strata.planner.devices.build import stacked_graph
 from strata.planner.devices.types import Cause, DeviceCandidate, Estimates
-from strata.planner.profiles import PROFILES, base, op_cost
+from strata.planner.profiles import PROFILES
 from strata.planner.profiles.electronic import DIVISION, FUNCTIONS
 from strata.planner.profiles.photonic import can_do
 from strata.planner.profiles.traffic import route
 from strata.target import TARGETS
-from strata.target.hardware import CPU, GPU, PHU, Converter, Device, Link, Machine, Memory, read_machine
+from strata.target.hardware import (
+    CPU,
+    GPU,
+    PHU,
+    Converter,
+    Device,
+    Link,
+    Machine,
+    Memory,
+    op_cost,
+    read_machine,
+)
 
 RELAY = Path(__file__).parents[3] / "data" / "relay"
 ONE = {"L": np.array([1])}
@@ -407,12 +418,6 @@ def test_memories_that_nothing_connects():
 # --- functions of the user ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def costs(monkeypatch):
-    """A table of the user's functions that is gone after the test."""
-    monkeypatch.setattr(base, "_USERS", {})
-
-
 def fixed(time_s: float, energy_j: float = 0.0):
     def cost(device, machine, workload, work, points):
         return Estimates(np.full(1, time_s), np.full(1, energy_j))
@@ -420,30 +425,29 @@ def fixed(time_s: float, energy_j: float = 0.0):
     return cost
 
 
-def test_functions_of_the_user_come_first(costs):
-    op_cost(CPU, "matmul")(fixed(1.0, 2.0))
-    op_cost(PHU, "add")(fixed(3.0))
-    assert only(product(10, 20, 30), machine(HOST)).time_s == 1.0
-    assert only(elementwise("add", 10, 10), machine(UNIT)).time_s == 3.0
-    op_cost("cpu", "matmul")(fixed(4.0))
-    assert only(product(10, 20, 30), machine(HOST)).time_s == 4.0
+def test_functions_of_the_user_come_first():
+    costs = [op_cost(CPU, "matmul")(fixed(1.0, 2.0)), op_cost(PHU, "add")(fixed(3.0))]
+    host = machine(HOST).with_costs(costs)
+    assert only(product(10, 20, 30), host).time_s == 1.0
+    assert only(elementwise("add", 10, 10), machine(UNIT).with_costs(costs)).time_s == 3.0
+    assert only(product(10, 20, 30), host.with_costs([op_cost("cpu", "matmul")(fixed(4.0))])).time_s == 4.0
+    assert only(product(10, 20, 30), machine(HOST)).time_s < 1.0  # another machine knows nothing of them
 
 
-def test_the_name_of_a_device_counts_before_its_class(costs):
-    op_cost(CPU, "matmul")(fixed(1.0))
-    op_cost("big", "matmul")(fixed(2.0))
-    both = candidates(product(10, 20, 30), machine(HOST, replace(HOST, name="big")))
+def test_the_name_of_a_device_counts_before_its_class():
+    costs = [op_cost("big", "matmul")(fixed(2.0)), op_cost(CPU, "matmul")(fixed(1.0))]
+    both = candidates(product(10, 20, 30), machine(HOST, replace(HOST, name="big")).with_costs(costs))
     assert {n: c.estimates.time_s[0] for n, c in both.items()} == {"cpu.matmul": 1.0, "big.matmul": 2.0}
 
 
-def test_a_function_may_say_that_a_device_cannot(costs):
-    op_cost(CPU, "matmul")(lambda *_: None)
-    assert not candidates(product(10, 20, 30), machine(HOST))
+def test_a_function_may_say_that_a_device_cannot():
+    host = machine(HOST).with_costs([op_cost(CPU, "matmul")(lambda *_: None)])
+    assert not candidates(product(10, 20, 30), host)
     with pytest.raises(UserError, match="no device of machine custom can do the op 'matmul'"):
-        stacked_graph(product(10, 20, 30), machine(HOST), ONE)
+        stacked_graph(product(10, 20, 30), host, ONE)
 
 
-def test_classes_of_the_user(costs):
+def test_classes_of_the_user():
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Loom(Device):
         threads: int = 1
@@ -453,11 +457,12 @@ def test_classes_of_the_user(costs):
         pass
 
     assert not candidates(product(10, 20, 30), machine(Loom(clock_hz=1e9)))
-    op_cost(Loom, "matmul")(fixed(1.0))
-    assert only(product(10, 20, 30), machine(Loom(clock_hz=1e9))).time_s == 1.0
-    assert only(product(10, 20, 30), machine(Big(clock_hz=1e9))).time_s < 1.0  # a CPU is a CPU
-    op_cost(CPU, "matmul")(fixed(5.0))
-    assert only(product(10, 20, 30), machine(Big(clock_hz=1e9))).time_s == 5.0
+    costs = [op_cost(Loom, "matmul")(fixed(1.0))]
+    assert only(product(10, 20, 30), machine(Loom(clock_hz=1e9)).with_costs(costs)).time_s == 1.0
+    big = machine(Big(clock_hz=1e9)).with_costs(costs)
+    assert only(product(10, 20, 30), big).time_s < 1.0  # a CPU is a CPU
+    big = big.with_costs([op_cost(CPU, "matmul")(fixed(5.0))])
+    assert only(product(10, 20, 30), big).time_s == 5.0
 
 
 def test_a_device_with_ops_does_only_these():
@@ -481,7 +486,9 @@ def test_a_device_with_ops_does_only_these():
         (Estimates(np.ones(1), np.full(1, np.nan)), "energy_j: got nan; expected numbers >= 0"),
     ],
 )
-def test_functions_that_say_nonsense(costs, result, message):
-    op_cost(CPU, "matmul")(lambda *_: result)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_functions_that_say_nonsense(result, message, profile):
+    cost = op_cost(CPU, "matmul")(lambda *_: result)
+    host = Machine([CPU(clock_hz=1e9)], profile=profile, costs=[cost])
     with pytest.raises(UserError, match=re.escape(message)):
-        candidates(product(10, 20, 30), machine(HOST))
+        stacked_graph(product(10, 20, 30), host, ONE)
