@@ -61,7 +61,8 @@ class Encoding:
         """The selection that minimises a weighted sum.
 
         Args:
-            per_second: Weight of time, >= 0: one, or one for each of the points.
+            per_second: Weight of time: one, or one for each of the points. With a negative one, the least sum
+                may be of moves that nobody needs: it is a lower bound.
             per_joule: Weight of energy, likewise.
             at: Numbers of the points to solve, possibly repeated; ``None`` = all, in their order.
 
@@ -201,7 +202,7 @@ def _weighted(
                 time_s, energy_j = (e.time_s, e.energy_j) if at is None else (e.time_s[at], e.energy_j[at])
                 row += per_second * time_s
                 row += per_joule * energy_j
-    out[np.isnan(out)] = np.inf  # 0 * inf
+    out[~np.isfinite(out)] = np.inf  # 0 * inf, -1 * inf
     return out.reshape(*table.shape, num_points)
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strata.planner.select.hull import lower_hull
-
 from .limits import TOLERANCE, Limits, backing, budget_amounts, kept_values, uses
 from .result import totals
 from .weighted import Amounts, Weighted
@@ -29,10 +27,11 @@ _REPAIRS = 16  # parts tried after the first that did not fit
 class _Priced:
     """What is paid for: ``per_second * time + per_joule * energy + amounts``, beyond ``limit``.
 
-    That is what the limit is of, or less.
+    That is what the limit is of, or less; ``size`` is what it may be like, if the limit is 0.
     """
 
     limit: float
+    size: float = 1.0
     per_second: float = 0.0
     per_joule: float = 0.0
     amounts: Amounts | None = None
@@ -53,7 +52,7 @@ class Relaxation:
     def __init__(self, weighted: Weighted, limits: Limits, per_second: float, per_joule: float) -> None:
         self.weighted, self.limits = weighted, limits
         self.per_second, self.per_joule = per_second, per_joule
-        self.bound = 0.0
+        self.bound, self.start_j = 0.0, 0.0  # J of the best plan without limits
         self.inside: tuple[float, np.ndarray] | None = None  # the best plan within the limits so far
         self.outside: tuple[float, np.ndarray] | None = None  # the dearest of those that exceed one
         self._search()
@@ -65,12 +64,9 @@ class Relaxation:
 
     def _search(self) -> None:
         self._at_prices(np.zeros(1), _Priced(0.0))
-        if self.limits.power_w is not None:
-            self._by_hull(self.limits.power_w)
         for priced in self._priced():
-            prices = (
-                (self.bound or 1.0) / (priced.limit or 1.0) * np.logspace(-_DECADES, _DECADES, NUM_PRICES)
-            )
+            price = (self.bound or 1.0) / (priced.limit or priced.size)
+            prices = price * np.logspace(-_DECADES, _DECADES, NUM_PRICES)
             for _ in range(_ROUNDS):
                 k = int(self._at_prices(prices, priced).argmax())
                 prices = np.linspace(prices[max(0, k - 1)], prices[min(len(prices) - 1, k + 1)], NUM_PRICES)
@@ -82,34 +78,13 @@ class Relaxation:
         x_weight = self.per_second + prices * priced.per_second
         y_weight = self.per_joule + prices * priced.per_joule
         extra = None if priced.amounts is None else (priced.amounts, prices)
-        choices, times_s, energies_j = self.weighted(np.zeros(len(prices), int), x_weight, y_weight, extra)
-        bounds = x_weight * times_s + y_weight * energies_j - prices * priced.limit
-        for work, amounts in (priced.amounts or {}).items():
-            bounds += prices * amounts[choices[work]]
+        at = np.zeros(len(prices), int)
+        choices, times_s, energies_j, least = self.weighted.with_costs(at, x_weight, y_weight, extra)
+        bounds = least - prices * priced.limit
         self._plans(choices, times_s, energies_j)
+        self.start_j = self.start_j or float(energies_j[0])
         self.bound = max(self.bound, float(bounds.max()))
         return bounds
-
-    def _by_hull(self, power_w: float) -> None:
-        """A bound under a power limit, whose price on time would be negative: no plan is below the hull.
-
-        ``energy <= power_w * time`` cuts the hull where the steepest way down to less power meets it.
-        """
-        power_w *= 1 + TOLERANCE
-        vertices = lower_hull(self.weighted)
-        choices = np.stack([v.choices for v in vertices], axis=1)
-        times_s, energies_j = np.array([(v.x, v.y) for v in vertices]).T
-        self._plans(choices, times_s, energies_j)
-        corners = [(v.x, v.y) for v in vertices if v.y <= power_w * v.x]
-        excess = energies_j - power_w * times_s
-        first = int((excess <= 0).argmax()) if (excess <= 0).any() else len(vertices)
-        if first == len(vertices):  # slower than any of them
-            corners.append((energies_j[-1] / power_w, energies_j[-1]))
-        elif first > 0:
-            share = excess[first - 1] / (excess[first - 1] - excess[first])
-            a, b = vertices[first - 1], vertices[first]
-            corners.append((a.x + share * (b.x - a.x), a.y + share * (b.y - a.y)))
-        self.bound = max(self.bound, min(self.per_second * x + self.per_joule * y for x, y in corners))
 
     def _plans(self, choices: np.ndarray, times_s: np.ndarray, energies_j: np.ndarray) -> _Plans:
         """Look at plans, and remember the best ones."""
@@ -126,6 +101,10 @@ class Relaxation:
 
     def _priced(self) -> Iterator[_Priced]:
         limits, graph = self.limits, self.weighted.graph
+        if limits.power_w is not None:
+            # Energy less what may be drawn in the time that the run takes: slower is better, at a price.
+            power_w = limits.power_w * (1 + TOLERANCE)
+            yield _Priced(0.0, self.start_j or 1.0, per_second=-power_w, per_joule=1.0)
         if limits.time_s is not None:
             yield _Priced(limits.time_s, per_second=1.0)
         if limits.energy_j is not None:

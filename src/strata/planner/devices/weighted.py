@@ -9,7 +9,7 @@ import numpy as np
 
 from strata.core.errors import UserError
 from strata.planner.select.eliminate import minimise, structure_of
-from strata.planner.select.problem import Problem
+from strata.planner.select.problem import Problem, Selection
 from strata.planner.select.sequence import Sequence, sequence
 
 from .encode import encode
@@ -34,7 +34,8 @@ class Weighted:
         """Choices i16 ``[W, P]`` with the least sum at all points of the graph."""
         choices = np.empty((len(self.graph.stacks), self.graph.num_points), np.int16)
         for at in _portions(np.arange(self.graph.num_points)):
-            choices[:, at] = self._minimise(at, objective.per_second, objective.per_joule)
+            found = self._minimise(at, objective.per_second, objective.per_joule)
+            choices[:, at] = found.choices[: len(self.graph.stacks)]
         return choices
 
     def __call__(
@@ -55,13 +56,24 @@ class Weighted:
         Returns:
             Choices i16 ``[W, T]``, their time and energy ``[T]``.
         """
+        return self.with_costs(at, x_weight, y_weight, extra)[:3]
+
+    def with_costs(
+        self,
+        at: np.ndarray,
+        x_weight: np.ndarray,
+        y_weight: np.ndarray,
+        extra: tuple[Amounts, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The same, and a number that no sum is below ``[T]``: the least one, if no weight is negative."""
         choices = np.empty((len(self.graph.stacks), len(at)), np.int16)
-        time_s, energy_j = np.empty(len(at)), np.empty(len(at))
+        time_s, energy_j, least = np.empty(len(at)), np.empty(len(at)), np.empty(len(at))
         for part in _portions(np.arange(len(at))):
             others = extra and (extra[0], extra[1][part])
-            choices[:, part] = self._minimise(at[part], x_weight[part], y_weight[part], others)
+            found = self._minimise(at[part], x_weight[part], y_weight[part], others)
+            choices[:, part], least[part] = found.choices[: len(self.graph.stacks)], found.cost
             time_s[part], energy_j[part] = totals(self.graph.at(at[part], terms=False), choices[:, part])
-        return choices, time_s, energy_j
+        return choices, time_s, energy_j, least
 
     def _minimise(
         self,
@@ -69,15 +81,15 @@ class Weighted:
         per_second: float | np.ndarray,
         per_joule: float | np.ndarray,
         extra: tuple[Amounts, np.ndarray] | None = None,
-    ) -> np.ndarray:
+    ) -> Selection:
         problem = self.encoding.problem(per_second, per_joule, at)
         if extra:
-            return minimise(_with_amounts(problem, *extra)).choices[: len(self.graph.stacks)]
+            return minimise(_with_amounts(problem, *extra))
         if self.order is None:
             self.order = sequence(structure_of(problem)[0])
         selection = minimise(problem, self.order)
         refuse_endless(self.graph, at, selection.cost)
-        return selection.choices[: len(self.graph.stacks)]
+        return selection
 
 
 def _with_amounts(problem: Problem, amounts: Amounts, weight: np.ndarray) -> Problem:

@@ -12,8 +12,10 @@ from strata.core.errors import UnsupportedError, UserError
 from strata.graph.workload import ValueKind
 from strata.planner.devices.limits import Budget, Limits, passing_bytes, resident_bytes, uses
 from strata.planner.devices.objective import parse_objective
-from strata.planner.devices.result import Slot
+from strata.planner.devices.relax import Relaxation
+from strata.planner.devices.result import Slot, totals
 from strata.planner.devices.solve import pareto, solve
+from strata.planner.devices.weighted import Weighted
 from strata.planner.order.occupancy import occupancy
 from strata.target.hardware import Machine
 
@@ -122,6 +124,17 @@ def test_what_passes_is_the_peak_of_a_sequential_run(seed):
     slots = [Slot(k, None, "a", 0, float(k), k + 1.0) for k in range(len(graph.stacks))]
     _, alive = occupancy(graph, [0] * len(graph.stacks), slots, 0)
     assert passing_bytes(graph).tolist() == [alive["m0"].max()]
+
+
+def test_a_power_cap_on_a_model_is_nearly_proven():
+    """To draw less than the fastest plan, some works run where they are slow."""
+    free = strata.plan("gpt2-124m", "lightcode-honest", "time", seq_len=256)
+    power_w = (90 + free.energy_j / free.time_s) / 2  # the machine draws 90 W whatever it does
+    found = Relaxation(Weighted(free.graph), Limits(power_w=power_w), 1.0, 0.0)
+    assert found.inside is not None
+    time_s, energy_j = totals(free.graph, found.inside[1][:, None])
+    assert energy_j[0] <= power_w * time_s[0] * (1 + 1e-7)
+    assert free.time_s < found.bound <= time_s[0] < 1.02 * found.bound
 
 
 def test_results_that_do_not_fit_are_named():
