@@ -73,7 +73,7 @@ def test_other_commands_of_the_readme():
             assert (ROOT / words[1]).is_file()
         else:
             assert words[-2] == "install" or words[-1] == "pytest"
-            assert words[-1] in (".", ".[test]", ".[torch]", "pytest")
+            assert words[-1] in (".", ".[test]", ".[torch]", ".[plot,planner]", "pytest")
 
 
 def test_options_that_documents_name_exist():
