@@ -63,7 +63,7 @@ def test_profile_as_tables(strata, artifact):
     assert re.search(r"\d+ nodes: [\d.]+ ms one by one, [\d.]+ ms in one call", text)
     assert "ceilings, measured:" in text
     assert "by op" in text
-    assert text.split("by node")[1].count("model.") == 3
+    assert text.split("by node")[1].count("│ cpu.") == 3
     kernels = strata("profile", artifact, "--tokens", 4, "--repeats", 1, "--by", "kernel").stdout
     assert "by kernel" in kernels
     assert "by op" not in kernels

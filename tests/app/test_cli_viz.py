@@ -434,7 +434,7 @@ def test_a_browser_follows_clicks_and_keys(page):
     log.open = all(".row.node").length;
     log.layers = all(".row.layer").length;
     const search = document.getElementById("search");
-    search.value = "LM_HEAD"; search.dispatchEvent(new Event("input"));
+    search.value = "NO_SUCH"; search.dispatchEvent(new Event("input"));
     log.none = all(".row.node").length;
     search.value = "layers.5.mlp"; search.dispatchEvent(new Event("input"));
     log.found = all(".row.node").map((x) => x.dataset.node);
