@@ -68,7 +68,8 @@ PreferOption = Annotated[
 PinOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="NODE=CANDIDATE: use this candidate for nodes of this name or op; with --machine: PATTERN=DEVICE"
+        help="NODE=CANDIDATE, or NODE@LO..HI=CANDIDATE for so many rows: use this candidate for nodes of "
+        "this name or op; with --machine: PATTERN=DEVICE"
     ),
 ]
 LibrariesOption = Annotated[
