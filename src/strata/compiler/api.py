@@ -22,7 +22,7 @@ from strata.frontend.nn import Exported
 from strata.graph.nodes import Module
 from strata.ir.passes import Pipeline
 from strata.models import Checkpoint, ModelConfig, ModelDefinition, build, locate, read_config
-from strata.planner.options import Pin, PlanOptions
+from strata.planner.options import PlanOptions, parse_pin
 from strata.runtime.artifact import is_artifact
 from strata.runtime.program import Program
 from strata.target import Target, detect_host
@@ -67,7 +67,8 @@ def compile(
         num_threads: Threads to run on; default: all cores.
         prefer: Candidates that win wherever they apply, by name or first part of it: ``"openblas"``,
             ``"user.my_dense"``.
-        pins: Candidate by node, both as patterns: ``{"*.mlp.*": "cpu.matmul.tile4x64"}``.
+        pins: Candidate by node, both as patterns, or by node and number of rows:
+            ``{"*.mlp.*": "cpu.matmul.tile4x64"}``, ``{"*.mlp.*@1..8": "user.skinny"}``.
         options: All there is to say about planning; ``prefer`` and ``pins`` are added to it.
 
     Returns:
@@ -90,7 +91,7 @@ def plan_options(
     """``base`` with preferences and pins added in front."""
     base = base or PlanOptions()
     names = (prefer,) if isinstance(prefer, str) else tuple(prefer)
-    added = tuple(Pin(node, candidate) for node, candidate in (pins or {}).items())
+    added = tuple(parse_pin(f"{node}={candidate}") for node, candidate in (pins or {}).items())
     return replace(base, prefer=(*names, *base.prefer), pins=(*added, *base.pins))
 
 

@@ -1,9 +1,11 @@
 """A plan for a calibrated machine is the dispatch table of the compiled model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from strata.compiler.api import Options, define
+from strata.compiler.api import Options, define, plan_options
 from strata.compiler.driver import trace
 from strata.compiler.machine_kernels import for_machine
 from strata.core.errors import UserError
@@ -113,6 +115,17 @@ def test_pins_of_the_user_go_first(kernels):
     for launch in products(planned(options)):
         (choice,) = launch.choices
         assert launch.stack.candidates[choice.candidate].name == kernels[2]
+
+
+def test_the_same_by_hand(kernels):
+    pins = {f"*.mlp.gate_up_proj@1..{FIRST}": kernels[2], "matmul": kernels[0]}
+    plan = planned(replace(OPTIONS, plan=plan_options(pins=pins)))
+    for launch in (x for x in products(plan) if x.node.endswith("gate_up_proj")):
+        names = [launch.stack.candidates[c.candidate].name for c in launch.choices]
+        assert names == [kernels[2], kernels[0]]
+        assert (launch.choices[0].when[0].lo, launch.choices[0].when[0].hi) == (1, FIRST)
+    with pytest.raises(UserError, match="expected NODE=CANDIDATE or NODE@LO"):
+        plan_options(pins={"matmul@8..1": kernels[0]})
 
 
 def test_bad_input(kernels):
