@@ -56,6 +56,16 @@ def test_this_computer_becomes_a_machine_for_plans(small):
     assert plan.gap() == 0
 
 
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_weights_of_few_bits_are_families_of_their_own(small, format):
+    result = run("--format", format, "--check", "tiny", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    ops = {(f["op"], f["weight_bits"]) for f in found["families"]}
+    assert ("matmul", 8 if format == "int8" else 4) in ops
+    assert all(time_s > 0 for p in found["predicted"][format] for *_, time_s in p["kernels"])
+
+
 def test_the_table_and_a_check_later(small):
     first = run("--format", "f32", "--output", str(small / "mine.toml"))
     assert "families of kernels" in first.stdout
