@@ -1,17 +1,18 @@
 """Lowering of quantised weights.
 
-``quantized_matmul`` becomes a chain of stages, of which the first three quantise the activations::
+``quantized_matmul`` becomes a chain of stages, of which the first four quantise the activations::
 
     largest[m, g]   max |a[m, k]| over the group                            f32
     codes[m, k]     round(a[m, k] * 127 / largest)                          i8
-    sums[m, g]      sum of the group's codes                                i32
-    dot[m, g, n]    -zero * sums[m, g] + sum of codes[m, k] * w[n, k]       i32, exact
-    matmul[m, n]    sum over g of dot * (scale of a * scale of w)           f32
+    steps[m, g]     largest / 127: what a code of 1 is worth                f32
+    starts[m, g]    -zero * sum of the group's codes                        i32
+    dot[m, g, n]    starts[m, g] + sum of codes[m, k] * w[n, k]             i32, exact
+    matmul[m, n]    sum over g of dot * (steps[m, g] * scale of w)          f32
 
 The sum of a group runs over (tile, element) where the weight is stored in tiles of four columns (eight
 nibbles): that is the shape of the hardware's 8-bit dot product, which ``tensorize`` looks for. Codes of the
-weight are unsigned and those of the activations signed, as that instruction wants them; the term with
-``sums`` makes up for the offset.
+weight are unsigned and those of the activations signed, as that instruction wants them; ``starts`` makes up
+for the offset (where every group of the weight has a zero of its own, ``dot`` multiplies by it).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .context import LOWERINGS, Access, Context, Index, widened
 from .matmul import MATMUL_BLOCK
 
 DOT_BLOCK = "dot"
-LARGEST_BLOCK, CODES_BLOCK, SUMS_BLOCK = "largest", "codes", "sums"
+LARGEST_BLOCK, CODES_BLOCK, STEPS_BLOCK, STARTS_BLOCK = "largest", "codes", "steps", "starts"
 FOUR = 4  # elements of k that an 8-bit dot product takes at once
 
 
@@ -81,22 +82,37 @@ def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
     k = a.tensor.shape[1]
     assert isinstance(k, int)
     groups = _Groups(k // size, size, of_weight // size)
-    largest, x, sums = _quantize(ctx, widened(ctx.access(a)), rows, groups)
-    dot = _dots(ctx, (rows, columns), groups, x, sums, codes, _zero(ctx, node, tuple(zeros)))
+    of_a = _quantize(ctx, widened(ctx.access(a)), rows, groups, zero=1 if zeros else node.attrs["zero"])
+
+    def start(i: Index) -> Expr:
+        m, g, n = i
+        value = of_a.starts((m, g))
+        return b.mul(_zero(ctx, node, tuple(zeros))((n, groups.of_weight(g))), value) if zeros else value
+
+    dot = _dots(ctx, (rows, columns), groups, of_a.codes, start, codes)
     scale = widened(ctx.access(scales))
 
     def term(spatial: Index, reduction: Index) -> Expr:
         (m, n), (g,) = spatial, reduction
-        of_a = b.mul(largest((m, g)), b.const(1 / CODE_MAX, f32))
-        return b.mul(b.cast(f32, dot((m, g, n))), b.mul(of_a, scale((n, groups.of_weight(g)))))
+        step = b.mul(of_a.steps((m, g)), scale((n, groups.of_weight(g))))
+        return b.mul(b.cast(f32, dot((m, g, n))), step)
 
     zero = b.const(0.0, f32)
     total = ctx.reduce(MATMUL_BLOCK, (rows, columns), f32, (groups.count,), zero, b.add, term)
     return lambda i: b.cast(node.tensor.dtype, total(i))
 
 
-def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups) -> tuple[Access, Access, Access]:
-    """Largest magnitudes ``[m, g]``, codes ``[m, k]`` and sums of codes ``[m, g]``."""
+@dataclass(frozen=True, slots=True)
+class _Quantized:
+    """Activations in codes ``[m, k]``, what codes are worth and where sums start, both ``[m, g]``."""
+
+    codes: Access
+    steps: Access
+    starts: Access
+
+
+def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups, zero: int) -> _Quantized:
+    """Quantise activations for weights whose code ``zero`` means 0."""
     per_group = (rows, groups.count)
 
     def at(i: Index, kk: Expr) -> Index:
@@ -116,23 +132,20 @@ def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups) -> tuple[
 
     stored = ctx.buffer(CODES_BLOCK + "_buf", (rows, groups.count * groups.size), i8)
     ctx.stage(CODES_BLOCK, (*per_group, groups.size), i8, code, lambda i: (stored, at(i[:2], i[2])))
-    sums = ctx.reduce(
-        SUMS_BLOCK, per_group, i32, (groups.size,), b.const(0, i32), b.add,
-        lambda i, r: b.cast(i32, Load(stored, at(i, r[0]))),
+    steps = ctx.stage(STEPS_BLOCK, per_group, f32, lambda i: b.mul(largest(i), b.const(1 / CODE_MAX, f32)))
+    starts = ctx.reduce(
+        STARTS_BLOCK, per_group, i32, (groups.size,), b.const(0, i32), b.add,
+        lambda i, r: b.mul(b.cast(i32, Load(stored, at(i, r[0]))), b.const(-zero, i32)),
     )  # fmt: skip
-    return largest, lambda i: Load(stored, i), sums
+    return _Quantized(lambda i: Load(stored, i), steps, starts)
 
 
 def _dots(
-    ctx: Context, shape: tuple[Dim, Dim], groups: _Groups, x: Access, sums: Access, codes: Node, zero: Access
+    ctx: Context, shape: tuple[Dim, Dim], groups: _Groups, x: Access, start: Access, codes: Node
 ) -> Access:
-    """``[m, g, n]``: exact sums of products in each group."""
+    """``[m, g, n]``: exact sums of products in each group, from ``start`` on."""
     buffer, layout = ctx.operands.get(id(codes), (None, None))
     plain = ctx.access(codes)
-
-    def start(i: Index) -> Expr:
-        m, g, n = i
-        return b.neg(b.mul(zero((n, groups.of_weight(g))), sums((m, g))))
 
     def product(m: Expr, k: Expr, code: Expr) -> Expr:
         return b.mul(b.cast(i32, x((m, k))), b.cast(i32, code))

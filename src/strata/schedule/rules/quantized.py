@@ -148,7 +148,7 @@ def _instruction(func: Func) -> str:
 
 
 def _quantize(draft: Draft, stage: str, lanes: int) -> str:
-    """A stage over (row, group, element): elements in vectors, those of a reduction added up in the end.
+    """A stage over (row, group, element) or (row, group): vectors, those of a reduction added up in the end.
 
     Returns:
         The loop over rows.
@@ -164,6 +164,6 @@ def _quantize(draft: Draft, stage: str, lanes: int) -> str:
         for loop in (k + "i", k + "i_rf_init", k + "i_f"):
             draft.do(Vectorize(loop))
     else:
-        rows, _, k = loops_over(draft.func, stage, AxisKind.SPATIAL)
-        draft.do(Split(k, lanes), Vectorize(k + "i"))
+        rows, *_, last = loops_over(draft.func, stage, AxisKind.SPATIAL)
+        draft.vectorize(last, lanes)
     return rows
