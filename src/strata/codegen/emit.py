@@ -325,12 +325,14 @@ def attributes(target: Target) -> str:
     """Attributes of every emitted function.
 
     Instructions come from the feature list alone ("x86-64" has only SSE2 itself); the CPU name is for
-    scheduling. ``no-builtins`` keeps LLVM from turning loops into calls of memset and memcpy.
+    scheduling. ``no-builtins`` keeps LLVM from turning loops into calls of memset and memcpy. With
+    ``stackrealign``, vectors that registers have no room for lie on borders of their size: otherwise the
+    stack of the caller decides how many of them cross cache lines, and so how fast a large tile is.
     """
     width = target.vector_bytes * 8
     cpu = "x86-64" if target.arch == "x86_64" else "generic"
     return (
-        f'nounwind "no-builtins" "target-cpu"="{cpu}" "tune-cpu"="{target.cpu}" '
+        f'nounwind "stackrealign" "no-builtins" "target-cpu"="{cpu}" "tune-cpu"="{target.cpu}" '
         f'"target-features"="{target.feature_string}" '
         f'"prefer-vector-width"="{width}" "min-legal-vector-width"="{width}"'
     )

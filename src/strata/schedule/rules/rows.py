@@ -5,10 +5,11 @@ The rule never declines: what cannot be moved, vectorised or run in parallel sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import GRAIN, Alloc, AxisKind, For, Func, MemSpace
+from strata.loop.nodes import GRAIN, Alloc, AxisKind, For, ForKind, Func, MemSpace
 from strata.loop.rewrite import free_vars, has_load, walk_stmts
 from strata.schedule.dependence import determines, scope_of, with_loop
 from strata.schedule.step import Step, find_block, find_loop, loops_around
@@ -27,6 +28,7 @@ from strata.target import Target
 from .base import RULES, Draft, Proposal, innermost_loop, loops_over, stage_names
 
 GRAIN_VECTORS = 1024  # of a long vector that a thread takes at a time: 64 KiB
+GRAIN_ELEMS = 4096  # of short rows together: about a microsecond of work, as waking another thread takes
 
 
 @RULES.register("rows")
@@ -44,6 +46,7 @@ def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
             placed.add(stage)
         if not placed and innermost_loop(draft.func, stages[-1]) == row:
             row = None  # a single loop that nothing moved into is better vectors than rows
+    grain = 1 if row is None else GRAIN_ELEMS // _elements_of_row(draft, row)
     for stage in stages:
         if stage in placed and _partial_sums(draft, stage, lanes):
             continue
@@ -53,6 +56,8 @@ def rows_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
             draft.vectorize(inner, lanes)
     if row is not None:
         draft.parallel(row)
+        if grain > 1 and find_loop(draft.func, row).kind is ForKind.PARALLEL:
+            draft.do(Annotate(row, GRAIN, grain))
     elif len(stages) == 1:
         _long_vector(draft, stages[0])
     for stage in stages[:-1]:
@@ -129,6 +134,17 @@ def partial_sums(stage: str, k: str, width: int, lanes: int) -> list[Step]:
             steps += [Split(loop, lanes), Unroll(loop + "o")]
         steps.append(Vectorize(loop + "i" if width > lanes else loop))
     return steps
+
+
+def _elements_of_row(draft: Draft, row: str) -> int:
+    """Elements that one iteration of ``row`` computes, in all stages; ``GRAIN_ELEMS`` where a size says."""
+    count = 0
+    for stage in stage_names(draft.func):
+        around = [x.var.name for x in loops_around(draft.func, stage)]
+        if row in around:
+            extents = [draft.extent(x) or GRAIN_ELEMS for x in around[around.index(row) + 1 :]]
+            count += math.prod(extents)
+    return max(count, 1)
 
 
 def _long_vector(draft: Draft, stage: str) -> None:
