@@ -11,6 +11,10 @@ times are interpolated on logarithmic scales. That is a table of measured rates 
 processor: caches, instructions and threads are in the measurements. Weights come from main memory, whose
 bandwidth may change while we measure (on a virtual machine it does): it is measured beside each sample, and
 a prediction takes that of the machine's memory. Everything else is in a cache when a kernel begins.
+
+At one number of rows a product's flop is proportional to its weight's bytes, so that the fit cannot tell
+computing from reading, while a prediction for memory of another speed has to. Kernels that take more than
+``COMPUTES`` times the reading of their weights compute, and read meanwhile: there b = 0.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from strata.target.hardware.fitted import Family, FittedCPU, Knot
 from .base import user_estimates
 
 WIDTHS = (32, 16, 8, 4)  # bits of weights that kernels are told apart by
+COMPUTES = 2.0  # a kernel that takes this many times the reading of its weights does not wait for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +107,12 @@ def _knot(rows: int, samples: Sequence[Sample]) -> Knot:
     """
     times = np.array([s.time_s for s in samples])
     columns = np.array([[1.0, s.weight_s, s.bytes, s.flop] for s in samples]) / times[:, None]
+    weight_s = np.array([s.weight_s for s in samples])
+    waits = bool(np.median(times - COMPUTES * weight_s) <= 0)
+    terms = [k for k in range(4) if waits or k != 1]
     best, least = np.zeros(4), np.inf
-    for count in range(1, min(4, len(samples)) + 1):
-        for kept in itertools.combinations(range(4), count):
+    for count in range(1, min(len(terms), len(samples)) + 1):
+        for kept in itertools.combinations(terms, count):
             part = columns[:, kept]
             scale = np.maximum(np.abs(part).max(axis=0), 1e-300)
             found = np.linalg.lstsq(part / scale, np.ones(len(samples)), rcond=None)[0] / scale

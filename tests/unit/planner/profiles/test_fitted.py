@@ -11,11 +11,13 @@ from strata.planner.profiles.fitted import Amounts, Sample, fit, predict, predic
 from strata.target.hardware import Machine, Memory
 from strata.target.hardware.fitted import Family, FittedCPU, Knot
 
-LAUNCH_S, READS, BYTE_S, FLOP_S = 3e-6, 1.25, 2e-11, 5e-12
+LAUNCH_S, READS, BYTE_S, FLOP_S = 3e-6, 1.25, 2e-11, 1e-13
+COMPUTES_FROM = 256  # rows from which on no kernel waits for its weights
 
 
-def law(weight_s, bytes, flop):
-    return LAUNCH_S + weight_s * READS + bytes * BYTE_S + flop * FLOP_S
+def law(rows, weight_s, bytes, flop):
+    waits_s = weight_s * READS if rows < COMPUTES_FROM else 0.0
+    return LAUNCH_S + waits_s + bytes * BYTE_S + flop * FLOP_S
 
 
 def amounts(rows, weight_s, bytes, flop):
@@ -28,7 +30,7 @@ def samples(op="matmul", rows=(1, 16, 256), noise=0.0):
         for k in range(1, 9):
             bandwidth = 65e9 if k % 2 else 36e9  # as memory had it when the sample was taken
             weight_s, bytes, flop = 1e6 * k / bandwidth, 1e3 * r * (1 + k % 5), 2e6 * k * r * (1 + k % 3)
-            time_s = law(weight_s, bytes, flop) * (1 + noise * rng.standard_normal())
+            time_s = law(r, weight_s, bytes, flop) * (1 + noise * rng.standard_normal())
             yield Sample(op, "k", 16, r, weight_s, bytes, flop, time_s)
 
 
@@ -38,25 +40,40 @@ def test_coefficients_come_back_from_exact_times():
     assert family.error == pytest.approx(0, abs=1e-9)
     for knot in family.knots:
         found = (knot.launch_s, knot.weight_reads, knot.s_per_byte, knot.s_per_flop)
-        assert found == pytest.approx((LAUNCH_S, READS, BYTE_S, FLOP_S))
+        reads = READS if knot.rows < COMPUTES_FROM else 0.0
+        assert found == pytest.approx((LAUNCH_S, reads, BYTE_S, FLOP_S))
 
 
 def test_between_two_knots_the_time_lies_between_and_follows_the_law():
-    (family,) = fit(samples(rows=(8, 16, 32)))
+    (family,) = fit(samples(rows=(4, 8, 16)))
     of = (1e-4, 5e5, 1e8)
-    assert predict(family, amounts(12, *of)) == pytest.approx(law(*of))
+    assert predict(family, amounts(12, *of)) == pytest.approx(law(12, *of))
 
 
 def test_beyond_the_last_knot_the_last_rates_hold():
     (family,) = fit(samples())
     of = (1e-4, 5e6, 1e10)
-    assert predict(family, amounts(4096, *of)) == pytest.approx(law(*of))
+    assert predict(family, amounts(4096, *of)) == pytest.approx(law(4096, *of))
+
+
+def test_computing_is_not_taken_for_reading_though_flop_and_weights_go_together():
+    rows, s_per_flop = 200, 1e-11
+    of_widths = [(1e6 * k / 33e9, 1e4 * k**0.5, 1e6 * k * rows) for k in (2, 3, 5, 8, 12)]
+    rng = np.random.default_rng(1)
+    (family,) = fit(
+        Sample("matmul", "k", 16, rows, *of, time_s=of[2] * s_per_flop * (1 + 0.02 * rng.standard_normal()))
+        for of in of_widths
+    )
+    weight_s, bytes, flop = of_widths[2]
+    slow, fast = (predict(family, amounts(rows, s, bytes, flop)) for s in (weight_s, weight_s / 2))
+    assert fast == slow
+    assert slow == pytest.approx(flop * s_per_flop, rel=0.03)
 
 
 def test_parts_are_those_of_the_law_and_add_up():
-    (family,) = fit(samples(rows=(8, 32)))
+    (family,) = fit(samples(rows=(4, 16)))
     of = (1e-4, 5e5, 1e8)
-    for rows in (1, 8, 13, 32, 100):
+    for rows in (1, 4, 13, 16, 100):
         parts = predict_parts(family, amounts(rows, *of))[:, 0]
         assert parts == pytest.approx([LAUNCH_S, of[0] * READS, of[1] * BYTE_S + of[2] * FLOP_S])
         assert parts.sum() == pytest.approx(predict(family, amounts(rows, *of))[0])
