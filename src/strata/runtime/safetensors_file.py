@@ -62,7 +62,7 @@ class TensorShape:
 def _mapped(descriptor: int) -> mmap.mmap:
     """The file in memory, in huge pages where the kernel has them for files.
 
-    Linux 6.16 has them on ext4, for instance. With small ones, reading waits for the translation of addresses.
+    Linux 6.16 has them on ext4, for instance. With small ones, reading waits for address translation.
     """
     data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     with contextlib.suppress(OSError, AttributeError):  # unknown to the kernel, or not Linux
