@@ -1,6 +1,7 @@
 """Calibration end to end, on models that are too small to say anything but run in no time."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -88,3 +89,24 @@ def test_bad_input(small):
 def test_this_before_it_is_measured(small):
     with pytest.raises(UserError, match="'this' is not measured yet; run: strata calibrate"):
         read_machine("this")
+
+
+@pytest.mark.parametrize(
+    ("bandwidths", "kernels_s", "tries"),
+    [
+        ([30e9] * 2, [1.02], 1),
+        ([30e9, 60e9, 62e9], [1.0, 1.0], 2),  # memory changed its speed in the first one
+        ([30e9] * 4, [1.3, 0.8, 1.0], 3),  # kernels together took more, then less than the whole
+        ([30e9] * 9, [1.3] * 9, calibration.TRIES),
+    ],
+)
+def test_a_disturbed_pass_is_measured_again(monkeypatch, bandwidths, kernels_s, tries):
+    passes = [SimpleNamespace(total_s=t, whole_s=1.0, nodes=()) for t in kernels_s]
+    left, measured_bandwidths = list(passes), iter(bandwidths)
+    monkeypatch.setattr(calibration, "measure_bandwidth", lambda *_: next(measured_bandwidths))
+    monkeypatch.setattr(calibration, "_profile", lambda *_: left.pop(0))
+    model = SimpleNamespace(threads=2, workload=lambda function: SimpleNamespace(works=()))
+    found = calibration.measured_pass(model, "decode", 8, repeats=1)
+    assert len(passes) - len(left) == tries
+    assert found.profile is passes[tries - 1]
+    assert found.bandwidth == pytest.approx(sum(bandwidths[tries - 1 : tries + 1]) / 2)

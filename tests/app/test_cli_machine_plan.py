@@ -132,6 +132,23 @@ def test_a_report(tmp_path: Path) -> None:
     assert "tiny prefill" in (tmp_path / "plan.html").read_text()
 
 
+@pytest.mark.parametrize("objective", ["energy", "edp", "makespan"])
+def test_a_report_of_a_request(tmp_path: Path, objective: str) -> None:
+    request = ("plan", "tiny", "--machine", "lightcode", "--objective", objective, "--prompt", "20")
+    found = figures(*request, "--new-tokens", "3", "--report", tmp_path / "plan.html")
+    page, data = (tmp_path / "plan.html").read_text(), json.loads((tmp_path / "plan.json").read_text())
+    assert "tiny prefill" in page
+    assert "tiny decode · the last of 3 runs" in page
+    assert (data["time_s"], data["energy_j"]) == (found["time_s"], found["energy_j"])
+    assert sum(data["times_s"]) == pytest.approx(found["time_s"])
+    assert sum(data["energies_j"]) == pytest.approx(found["energy_j"])
+    prefill, decode = data["phases"]
+    assert (prefill["lengths"], decode["lengths"]) == ([20], [20, 21, 22])
+    assert decode["length"] == 22
+    run(*request, "--report", tmp_path / "prompt.html")
+    assert "decode" not in (tmp_path / "prompt.html").read_text()
+
+
 def test_devices_and_costs_of_the_users_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -211,7 +228,7 @@ def test_machines() -> None:
         (("--seq-len", "5", "--pin", "lstm=cpu"), "'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
         (("--seq-len", "5,6", "--explain", "rope"), "--explain: got 2 lengths; expected one"),
-        (("--prompt", "5", "--report", "a.html"), "--report and --simulate show one run"),
+        (("--prompt", "5", "--simulate"), "--simulate runs the model over a text; expected --phase prefill"),
         (("--prompt", "5", "--explain", "rope", "--objective", "edp"), "edp of a request is not a sum"),
         (("--prompt", "5", "--explain", "lstm"), "explain: 'lstm' fits no op of tiny prefill"),
         (("--prompt", "5", "--seq-len", "6"), "got --prompt and --seq-len; expected one of them"),

@@ -38,7 +38,9 @@ CONTEXTS = (16, 128, 512, 1024)  # tokens in the cache of a decode step
 # Where kernels are measured that a model does not choose by itself: at more rows, their rates stay.
 OTHERS_LENGTHS, OTHERS_CONTEXTS = (2, 4, 8, 16, 32, 64, 256), (128,)
 REPEATS = 7  # of every pass; the median counts
-STEADY = 0.1  # the bandwidth before and after a pass differs by less, or the pass is measured again ...
+# The bandwidth before and after a pass differs by less, and so do its kernels together from the pass as a
+# whole, or it is measured again ...
+STEADY = 0.1
 TRIES = 5  # ... up to so many times
 _BANDWIDTH_BYTES = 1 << 28  # read to measure it: some milliseconds
 _CACHES = 4  # weights of a model are this many times the last-level cache
@@ -214,7 +216,8 @@ def model_samples(
 def measured_pass(model: Measurable, function: str, length: int, repeats: int) -> Measured:
     """Time every kernel of the last pass over a sequence of random tokens.
 
-    Where memory changed its speed meanwhile, once more: the times would be of neither.
+    Where memory changed its speed meanwhile, once more: the times would be of neither. So where something
+    disturbed the kernels' times or those of the whole.
 
     Args:
         model: The model.
@@ -228,7 +231,8 @@ def measured_pass(model: Measurable, function: str, length: int, repeats: int) -
         before, tries = after, tries + 1
         measured = _profile(model, function, length, repeats)
         after = measure_bandwidth(model.threads, _BANDWIDTH_BYTES)
-        if abs(after / before - 1) <= STEADY or tries == TRIES:
+        is_steady = abs(after / before - 1) <= STEADY
+        if (is_steady and abs(measured.total_s / measured.whole_s - 1) <= STEADY) or tries == TRIES:
             break
     workload = model.workload(function)
     if len(workload.works) != len(measured.nodes):

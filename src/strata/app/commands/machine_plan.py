@@ -139,12 +139,17 @@ def run(
         **options.arguments(),
     )
     if isinstance(found, RequestPlan):
-        if report is not None or simulate:
-            raise UserError("--report and --simulate show one run; expected --phase prefill or decode")
+        if simulate:
+            raise UserError("--simulate runs the model over a text; expected --phase prefill")
         if explain is not None:
             _show_explained_request(found, explain, as_json)
         else:
             _show_request(found, as_json)
+        if report is not None:
+            from strata.app.plan_report.build import build_request_report
+            from strata.app.plan_report.page import write_report
+
+            write_report(build_request_report(found), report)
         return
     if explain is not None and found.graph.num_points > 1:
         raise UserError(f"--explain: got {found.graph.num_points} lengths; expected one")

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from strata.core.errors import UserError
+from strata.planner.devices.request import RequestPlan
 from strata.planner.devices.result import MachinePlan
 from strata.planner.devices.solve import pareto, solve
 from strata.planner.order import energy_spent, occupancy, sequential_order
 from strata.planner.thresholds import PlanRanges
 
-from .data import Mark, Occupancy, PlanReport, on_one_device, report_of, varied_dim
+from .data import Mark, Occupancy, PlanReport, RequestReport, on_one_device, report_of, varied_dim
 
 
 def build_report(plan: MachinePlan, point: int = 0) -> PlanReport:
@@ -22,6 +23,29 @@ def build_report(plan: MachinePlan, point: int = 0) -> PlanReport:
     """
     front = tuple((p.time_s, p.energy_j) for p in pareto(plan.graph, point))
     return report_of(plan, point, baselines(plan), marks=marks(plan), front=front, **_over_time(plan, point))
+
+
+def build_request_report(plan: RequestPlan) -> RequestReport:
+    """Everything that the report of a request shows."""
+    phases = tuple(build_report(p, p.graph.num_points - 1) for p in plan.plans)
+    machine = plan.prefill.graph.machine
+    return RequestReport(
+        title=plan.prefill.graph.workload.name.removesuffix(" prefill"),
+        machine=machine.name,
+        about=machine.about,
+        objective=plan.objective.text,
+        prompt=plan.prompt,
+        new_tokens=plan.new_tokens,
+        batch=plan.batch,
+        time_s=plan.time_s,
+        energy_j=plan.energy_j,
+        value=plan.value,
+        bound=plan.lower_bound,
+        gap=plan.gap,
+        phases=phases,
+        times_s=tuple(float(p.times_s.sum()) for p in plan.plans),
+        energies_j=tuple(float(p.energies_j.sum()) for p in plan.plans),
+    )
 
 
 def baselines(plan: MachinePlan) -> list[tuple[str, MachinePlan]]:

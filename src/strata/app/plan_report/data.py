@@ -136,6 +136,41 @@ class PlanReport:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class RequestReport:
+    """A whole request: the run over the prompt, and those of the new tokens.
+
+    Attributes:
+        title: Model.
+        machine, about: The machine.
+        objective: What was minimised.
+        prompt, new_tokens, batch: The request.
+        time_s, energy_j, value, bound, gap: Of all runs together.
+        phases: Prefill and, if there are new tokens, decode, shown for the last one of them.
+        times_s, energies_j: Of all runs of each phase.
+    """
+
+    title: str
+    machine: str
+    about: str
+    objective: str
+    prompt: int
+    new_tokens: int
+    batch: int
+    time_s: float
+    energy_j: float
+    value: float
+    bound: float
+    gap: float
+    phases: tuple[PlanReport, ...]
+    times_s: tuple[float, ...]
+    energies_j: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON can say it."""
+        return asdict(self)
+
+
 def works_of(plan: MachinePlan, point: int) -> tuple[Placed, ...]:
     """Every work with its device and cost at a point."""
     graph, found = plan.graph, []

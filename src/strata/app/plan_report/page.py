@@ -11,7 +11,7 @@ from strata.app.files import write_text
 from strata.app.plots import svg_text
 from strata.app.units import si
 
-from .data import MOVES, PlanReport
+from .data import MOVES, PlanReport, RequestReport
 from .figures import FIGURES
 
 # No request leaves the page, whatever its data says.
@@ -20,7 +20,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root { color-scheme: light; --line: #ddd; --soft: #666; }
 body { font: 14px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1100px; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+h1 { font-size: 1.5rem; margin: 0; } h1.phase { border-top: 2px solid var(--line); margin-top: 3rem; }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p.about { color: var(--soft); margin: .2rem 0 1rem; max-width: 80ch; }
 dl { display: flex; flex-wrap: wrap; gap: .6rem; margin: 0; }
 dl div { border: 1px solid var(--line); border-radius: 6px; padding: .4rem .8rem; }
@@ -35,16 +36,18 @@ details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); }
 """
 
 
-def render_report(report: PlanReport) -> str:
+def render_report(report: PlanReport | RequestReport) -> str:
     """The whole page."""
     title = f"{report.title} on {report.machine}"
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="about">{html.escape(report.about)}</p>']
-    parts += [_facts(report), _devices(report), _thresholds(report)]
-    for heading, draw in FIGURES.values():
-        figure = draw(report)
-        if figure is not None:
-            parts.append(f"<h2>{html.escape(heading)}</h2>\n<figure>{svg_text(figure)}</figure>")
-    parts.append(_works(report))
+    if isinstance(report, PlanReport):
+        parts += _sections(report)
+    else:
+        parts += [_request_facts(report), _phases(report)]
+        for phase in report.phases:
+            runs = len(phase.lengths)
+            heading = phase.title if runs == 1 else f"{phase.title} · the last of {runs} runs"
+            parts += [f'<h1 class="phase">{html.escape(heading)}</h1>', *_sections(phase)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -55,7 +58,17 @@ def render_report(report: PlanReport) -> str:
     )
 
 
-def write_report(report: PlanReport, path: Path) -> None:
+def _sections(report: PlanReport) -> list[str]:
+    """What is shown of a plan at one length."""
+    parts = [_facts(report), _devices(report), _thresholds(report)]
+    for heading, draw in FIGURES.values():
+        figure = draw(report)
+        if figure is not None:
+            parts.append(f"<h2>{html.escape(heading)}</h2>\n<figure>{svg_text(figure)}</figure>")
+    return [*parts, _works(report)]
+
+
+def write_report(report: PlanReport | RequestReport, path: Path) -> None:
     """Write the page, and beside it (``.json`` instead of ``.html``) everything that it shows, as JSON.
 
     Raises:
@@ -66,14 +79,35 @@ def write_report(report: PlanReport, path: Path) -> None:
 
 
 def _facts(report: PlanReport) -> str:
-    facts = [
-        (report.dim or "length", f"{report.length}"),
+    return _list([(report.dim or "length", f"{report.length}"), *_outcome(report)])
+
+
+def _request_facts(report: RequestReport) -> str:
+    names = ("prompt", "new_tokens", "batch")
+    return _list(
+        [*((name.replace("_", " "), str(getattr(report, name))) for name in names), *_outcome(report)]
+    )
+
+
+def _outcome(report: PlanReport | RequestReport) -> list[tuple[str, str]]:
+    return [
         ("objective", report.objective),
         ("time", si(report.time_s, "s")),
         ("energy", si(report.energy_j, "J")),
         ("lower bound", f"{report.bound:.6g}"),
         ("gap", f"{report.gap:.2%}"),
     ]
+
+
+def _phases(report: RequestReport) -> str:
+    rows = [
+        (phase.title, str(len(phase.lengths)), si(time_s, "s"), si(energy_j, "J"))
+        for phase, time_s, energy_j in zip(report.phases, report.times_s, report.energies_j, strict=True)
+    ]
+    return "<h2>Phases</h2>" + _table(("phase", "runs", "time", "energy"), rows)
+
+
+def _list(facts: Iterable[tuple[str, str]]) -> str:
     rows = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts)
     return f"<dl>{rows}</dl>"
 
