@@ -46,7 +46,7 @@ def test_a_plan_and_its_perplexity(short):
 def test_plans_that_have_no_perplexity(short, tmp_path):
     words = ("plan", *MACHINE, "--simulate")
     assert "--simulate: got 16 lengths; expected one" in run(*words, "--seq-len", "1..16", code=2)
-    assert "show one run" in run(*words, "--prompt", 8, "--new-tokens", 2, code=2)
+    assert "--simulate runs the model over a text" in run(*words, "--prompt", 8, "--new-tokens", 2, code=2)
     assert "gpt2-124m: no such folder" in run(*words, "--shape", "gpt2-124m", "--seq-len", 8, code=2)
     assert "--machine is missing" in run("plan", "--simulate", code=2)
 

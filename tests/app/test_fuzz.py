@@ -91,9 +91,11 @@ def test_a_forged_record_is_refused_or_loads(artifact, victim, data):
     if isinstance(manifest["program"], dict):
         manifest["program_sha256"] = _digest(manifest["program"])
     write(victim / "manifest.json", manifest)
-    with suppress(UserError):
-        LanguageModel.load(victim, 1)
-    replace(victim / "manifest.json", (artifact / "manifest.json").read_bytes())
+    try:
+        with suppress(UserError):
+            LanguageModel.load(victim, 1)
+    finally:
+        replace(victim / "manifest.json", (artifact / "manifest.json").read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -186,9 +186,8 @@ class LanguageModel:
         longest = program["prefill"].dim_range("n")[1]
         chunk = _config_int(record, "prefill_chunk", prefill_chunk, min(DEFAULT_PREFILL_CHUNK, longest))
         self.prefill_chunk = min(chunk, longest, self.max_context)
-        eos = record.config.get("eos_token_ids", ())
         known = tokenizer.eos_ids if tokenizer is not None else ()
-        self.eos_token_ids = frozenset((*eos, *known)) if isinstance(eos, (list, tuple)) else frozenset(known)
+        self.eos_token_ids = frozenset((*_config_tokens(record, "eos_token_ids"), *known))
         if num_pages is None:
             one = -(-self.max_context // record.cache.page_size)
             fit = pages_that_fit(record.cache)
@@ -530,6 +529,16 @@ def _config_int(record: ProgramRecord, key: str, wanted: int | None, default: in
             f"language model: {key}: got {wanted!r:.40}; expected 1 .. {value}, what it was compiled for"
         )
     return wanted
+
+
+def _config_tokens(record: ProgramRecord, key: str) -> tuple[int, ...]:
+    """Tokens from the configuration; none where it has no such key."""
+    found = record.config.get(key, ())
+    if not isinstance(found, (list, tuple)) or any(type(token) is not int for token in found):
+        raise UserError(
+            f"language model: the program's config has {key} = {found!r:.40}; expected a list of integers"
+        )
+    return tuple(found)
 
 
 def peak_rss_bytes() -> int:

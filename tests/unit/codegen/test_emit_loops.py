@@ -172,6 +172,17 @@ def test_micro_kernel_stays_in_registers(kind):
     assert len(found) <= (37 if kind == f32 else 48)
 
 
+def test_sums_that_registers_have_no_room_for_are_aligned():
+    """40 sums in 32 registers: those on the stack do not cross cache lines, wherever the stack began."""
+    text = mcjit.codegen.emit_module(gemm(10, 64, 100, 128, 512, f32), get_target("zen4"))
+    moves = re.findall(
+        r"\t(vmov\w+)\t.*(?:zmm\d+, -?\d*\(%rsp\)|\(%rsp\), %zmm)",
+        mcjit.codegen.assembly(text, get_target("zen4")),
+    )
+    assert moves
+    assert set(moves) <= {"vmovaps", "vmovdqa64"}
+
+
 def test_parallel_captures_every_kind_of_value():
     """Params, dims, outer variables, lets, local buffers; nested parallel loops are serial."""
     a, out = Buffer("a", (n, m, 16), f32), Buffer("out", (n, m, 16), f32)

@@ -374,3 +374,9 @@ def test_bad_models(tmp_path):
         make(num_pages=0)
     with pytest.raises(UserError, match="none: no such folder"):
         LanguageModel.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("value", [None, 3, "2", [2, "3"], [[2]], [True]])
+def test_end_tokens_of_a_malformed_record_are_refused(value):
+    with pytest.raises(UserError, match=r"config has eos_token_ids = .*; expected a list of integers"):
+        make(program=FakeProgram(eos_token_ids=value))
