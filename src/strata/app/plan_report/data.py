@@ -87,17 +87,39 @@ class Occupancy:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanReport:
-    """All that a report shows.
+class Report:
+    """What every report says.
 
     Attributes:
-        title: Model and function.
+        title: Model, and function.
         machine, about: The machine.
         objective: What was minimised.
+        time_s, energy_j, value, bound, gap: Of the plan.
+    """
+
+    title: str
+    machine: str
+    about: str
+    objective: str
+    time_s: float
+    energy_j: float
+    value: float
+    bound: float
+    gap: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON can say it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport(Report):
+    """A plan; its time, energy and bound are those at ``length``.
+
+    Attributes:
         dim: Name of the symbolic dim that changes over the points.
         lengths: Its values at the points.
         length: The one that the report is for.
-        time_s, energy_j, value, bound, gap: Of the plan at that length.
         devices: Names, in the machine's order.
         works: The plan.
         spent: Where time and energy go.
@@ -109,18 +131,9 @@ class PlanReport:
         front: ``(time_s, energy_j)`` of the Pareto front.
     """
 
-    title: str
-    machine: str
-    about: str
-    objective: str
     dim: str
     lengths: tuple[int, ...]
     length: int
-    time_s: float
-    energy_j: float
-    value: float
-    bound: float
-    gap: float
     devices: tuple[str, ...]
     works: tuple[Placed, ...]
     spent: tuple[Spent, ...]
@@ -131,44 +144,23 @@ class PlanReport:
     spent_j: tuple[tuple[float, float], ...] = ()
     front: tuple[tuple[float, float], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON can say it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class RequestReport:
-    """A whole request: the run over the prompt, and those of the new tokens.
+class RequestReport(Report):
+    """A whole request, the run over the prompt and those of the new tokens; of all of them together.
 
     Attributes:
-        title: Model.
-        machine, about: The machine.
-        objective: What was minimised.
         prompt, new_tokens, batch: The request.
-        time_s, energy_j, value, bound, gap: Of all runs together.
         phases: Prefill and, if there are new tokens, decode, shown for the last one of them.
         times_s, energies_j: Of all runs of each phase.
     """
 
-    title: str
-    machine: str
-    about: str
-    objective: str
     prompt: int
     new_tokens: int
     batch: int
-    time_s: float
-    energy_j: float
-    value: float
-    bound: float
-    gap: float
     phases: tuple[PlanReport, ...]
     times_s: tuple[float, ...]
     energies_j: tuple[float, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON can say it."""
-        return asdict(self)
 
 
 def works_of(plan: MachinePlan, point: int) -> tuple[Placed, ...]:

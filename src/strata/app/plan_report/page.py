@@ -11,7 +11,7 @@ from strata.app.files import write_text
 from strata.app.plots import svg_text
 from strata.app.units import si
 
-from .data import MOVES, PlanReport, RequestReport
+from .data import MOVES, PlanReport, Report, RequestReport
 from .figures import FIGURES
 
 # No request leaves the page, whatever its data says.
@@ -89,7 +89,7 @@ def _request_facts(report: RequestReport) -> str:
     )
 
 
-def _outcome(report: PlanReport | RequestReport) -> list[tuple[str, str]]:
+def _outcome(report: Report) -> list[tuple[str, str]]:
     return [
         ("objective", report.objective),
         ("time", si(report.time_s, "s")),
