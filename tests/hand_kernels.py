@@ -27,7 +27,7 @@ def declared(name: str, *params: Buffer, num_outputs: int = 1) -> Func:
 # y[i, :] = 2 * x[i, :], rows in parallel
 DOUBLE = declared("double", Buffer("x", (N, 4), f32), Buffer("y", (N, 4), f32))
 DOUBLE_TEXT = """
-declare void @strata_parallel_for(ptr, ptr, i64, i64)
+declare void @strata_parallel_for(ptr, ptr, i64, i64, i64)
 define internal void @double.body(ptr %env, i64 %begin, i64 %end) {
 entry:
   %x = load ptr, ptr %env
@@ -52,7 +52,7 @@ define hidden void @double.impl(ptr %x, ptr %y, i64 %n) {
   store ptr %x, ptr %env
   %second = getelementptr i8, ptr %env, i64 8
   store ptr %y, ptr %second
-  call void @strata_parallel_for(ptr @double.body, ptr %env, i64 %n, i64 1)
+  call void @strata_parallel_for(ptr @double.body, ptr %env, i64 %n, i64 1, i64 0)
   ret void
 }
 """
@@ -95,7 +95,7 @@ done:
 # counts[i] += 1, who[i] = an address on the stack of the thread that did it, in chunks of grain[0]
 MARK = declared("mark", Buffer("counts", (N,), i32), Buffer("who", (N,), i64), Buffer("grain", (1,), i64))
 MARK_TEXT = """
-declare void @strata_parallel_for(ptr, ptr, i64, i64)
+declare void @strata_parallel_for(ptr, ptr, i64, i64, i64)
 define internal void @mark.body(ptr %env, i64 %begin, i64 %end) {
 entry:
   %here = alloca i64
@@ -122,7 +122,24 @@ define hidden void @mark.impl(ptr %counts, ptr %who, ptr %grain, i64 %n) {
   %second = getelementptr i8, ptr %env, i64 8
   store ptr %who, ptr %second
   %g = load i64, ptr %grain
-  call void @strata_parallel_for(ptr @mark.body, ptr %env, i64 %n, i64 %g)
+  call void @strata_parallel_for(ptr @mark.body, ptr %env, i64 %n, i64 %g, i64 0)
+  ret void
+}
+"""
+
+# sizes[i] = iterations in the chunk that begins with i; shares begin even where even[0] is 1
+PIECES = declared("pieces", Buffer("sizes", (N,), i64), Buffer("even", (1,), i64))
+PIECES_TEXT = """
+declare void @strata_parallel_for(ptr, ptr, i64, i64, i64)
+define internal void @pieces.body(ptr %sizes, i64 %begin, i64 %end) {
+  %size = sub i64 %end, %begin
+  %at = getelementptr i64, ptr %sizes, i64 %begin
+  store i64 %size, ptr %at
+  ret void
+}
+define hidden void @pieces.impl(ptr %sizes, ptr %even, i64 %n) {
+  %e = load i64, ptr %even
+  call void @strata_parallel_for(ptr @pieces.body, ptr %sizes, i64 %n, i64 1, i64 %e)
   ret void
 }
 """
@@ -130,7 +147,7 @@ define hidden void @mark.impl(ptr %counts, ptr %who, ptr %grain, i64 %n) {
 # total[0] += 9 * n[0]: the sizes of all chunks of a loop, once by itself and in each round of a loop of 8
 SPAN = declared("span", Buffer("total", (1,), i64), Buffer("n", (1,), i64))
 SPAN_TEXT = """
-declare void @strata_parallel_for(ptr, ptr, i64, i64)
+declare void @strata_parallel_for(ptr, ptr, i64, i64, i64)
 define internal void @span.inner(ptr %total, i64 %begin, i64 %end) {
   %size = sub i64 %end, %begin
   %old = atomicrmw add ptr %total, i64 %size monotonic
@@ -145,7 +162,7 @@ entry:
   br label %loop
 loop:
   %i = phi i64 [%begin, %entry], [%next, %loop]
-  call void @strata_parallel_for(ptr @span.inner, ptr %total, i64 %n, i64 1)
+  call void @strata_parallel_for(ptr @span.inner, ptr %total, i64 %n, i64 1, i64 0)
   %next = add i64 %i, 1
   %more = icmp slt i64 %next, %end
   br i1 %more, label %loop, label %done
@@ -158,18 +175,19 @@ define hidden void @span.impl(ptr %total, ptr %n) {
   %second = getelementptr i8, ptr %env, i64 8
   store ptr %n, ptr %second
   %size = load i64, ptr %n
-  call void @strata_parallel_for(ptr @span.inner, ptr %total, i64 %size, i64 0)
-  call void @strata_parallel_for(ptr @span.outer, ptr %env, i64 8, i64 1)
+  call void @strata_parallel_for(ptr @span.inner, ptr %total, i64 %size, i64 0, i64 0)
+  call void @strata_parallel_for(ptr @span.outer, ptr %env, i64 8, i64 1, i64 0)
   ret void
 }
 """
 
-KERNELS = {f.name: f for f in (DOUBLE, BIAS, BIAS_SMALL, MARK, SPAN)}
+KERNELS = {f.name: f for f in (DOUBLE, BIAS, BIAS_SMALL, MARK, PIECES, SPAN)}
 TEXTS = {
     "double": DOUBLE_TEXT,
     "bias": BIAS_TEXT.format(name="bias", shift=0),
     "bias_small": BIAS_TEXT.format(name="bias_small", shift=1),
     "mark": MARK_TEXT,
+    "pieces": PIECES_TEXT,
     "span": SPAN_TEXT,
 }
 

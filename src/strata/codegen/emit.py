@@ -6,7 +6,7 @@
     (i32, 0 when done, if it calls functions that can fail: :mod:`.externs`)
     void @<name>.par<k>(ptr %env, i64 %begin, i64 %end)                    the k-th PARALLEL loop, internal
 
-and calls ``void @strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain)``. A PARALLEL loop becomes a
+and calls ``void @strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain, i64 even)``. A PARALLEL loop becomes a
 function of the values that it uses from outside (found while its body is emitted); ``.par<k>`` loads them
 from the environment and calls it, so that inside they are ``noalias`` parameters like any other. PARALLEL
 loops within PARALLEL loops run serially. Loops over thread blocks are PARALLEL ones here, loops over threads
@@ -26,6 +26,7 @@ from strata.core.dtypes import i64
 from strata.core.errors import CodegenError
 from strata.loop.nodes import (
     BLOCK_KINDS,
+    EVEN,
     GRAIN,
     Alloc,
     Block,
@@ -292,9 +293,10 @@ class FuncEmitter(MemoryEmitter):
         for i, capture in enumerate(inner.captures):
             b.line(f"{env}.{i}.{b.level} = getelementptr inbounds {kind}, ptr {env}, i64 0, i32 {i}")
             b.line(f"store {capture.type} {capture.outer}, ptr {env}.{i}.{b.level}")
-        b.declares.setdefault(PARALLEL_FOR, f"declare dso_local void @{PARALLEL_FOR}(ptr, ptr, i64, i64)")
-        grain = dict(loop.notes).get(GRAIN, 1)
-        b.line(f"call void @{PARALLEL_FOR}(ptr @{name}, ptr {env}, i64 {b.use(extent)}, i64 {grain})")
+        b.declares.setdefault(PARALLEL_FOR, f"declare dso_local void @{PARALLEL_FOR}(ptr, ptr, i64, i64, i64)")
+        notes = dict(loop.notes)
+        pieces = f"i64 {b.use(extent)}, i64 {notes.get(GRAIN, 1)}, i64 {notes.get(EVEN, 0)}"
+        b.line(f"call void @{PARALLEL_FOR}(ptr @{name}, ptr {env}, {pieces})")
 
     def body_text(self, end: str = "ret void") -> str:
         """Basic blocks of the function, after its last statement."""

@@ -2,7 +2,7 @@
 
 The protocol and the memory it works on are described in :mod:`strata.runtime.pool`. In short::
 
-    parallel_for(fn, env, n, grain):          worker(ctx):
+    parallel_for(fn, env, n, grain, even):    worker(ctx):
       few iterations, no workers, or busy?      until shutdown:
         -> fn(env, 0, n) right here               run_chunks()
       close the word (generation + 1)             spin while the generation stays the same
@@ -12,9 +12,13 @@ The protocol and the memory it works on are described in :mod:`strata.runtime.po
       run_chunks()                              word -> chunk = what is left / divisor, at least one unit
       spin, then sleep, until done == units     compare-and-swap the word; fn(env, begin, end); done += chunk
 
-Generated code sees one function, ``void strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain)`` with ``void
-fn(ptr env, i64 begin, i64 end)``: every iteration of ``0 .. n-1`` is in exactly one call, calls run on any
-thread in any order, and all are finished (and their writes visible) when it returns.
+Generated code sees one function, ``void strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain, i64 even)``
+with ``void fn(ptr env, i64 begin, i64 end)``: every iteration of ``0 .. n-1`` is in exactly one call, calls run
+on any thread in any order, and all are finished (and their writes visible) when it returns.
+
+``even`` (0 or 1) is for loops that stream memory and end within a time slice of the operating system: each
+thread begins with a chunk of ``EVEN_SHARE`` of an equal share. Every chunk is a new stream, and the core takes
+a microsecond to see that it is one.
 
 Sleeping cannot miss a wake-up: a sleeper counts itself, then the kernel compares the futex word; the waker
 changes the word, then reads the count, both sequentially consistent.
@@ -34,6 +38,7 @@ SUPPORT_EXPORTS = ("strata_init", "strata_worker", "strata_stop", "strata_spin")
 FUTEX_WAIT_PRIVATE = 128
 FUTEX_WAKE_PRIVATE = 129
 ALL = 0x7FFFFFFF
+EVEN_SHARE = (7, 8)  # the rest evens out what one thread was late or slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,9 @@ def _run_chunks(kind: Platform) -> NativeFunction:
         units = f.atomic_load("i64", pool, layout.POOL_UNITS, "acquire")
         with f.if_(next_unit >= units):
             f.ret(word)
-        share = (units - next_unit).udiv(f.load("i64", pool, layout.POOL_DIVISOR))
+        divisor = f.load("i64", pool, layout.POOL_DIVISOR)
+        first = f.load("i64", pool, layout.POOL_FIRST)
+        share = f.select(next_unit * 2 < first * divisor, first, (units - next_unit).udiv(divisor))
         chunk = f.select(share > 1, share, 1)
         with f.if_(f.cmpxchg(pool, layout.POOL_WORD, word, word + chunk, "acq_rel")):
             # The swap succeeded, so this job is still open and its fields stay until our chunk is counted as
@@ -190,7 +197,7 @@ def _close_word(f: NativeFunction, pool: Value) -> Value:
 
 
 def _parallel_for(kind: Platform) -> NativeFunction:
-    params = [("ptr", "fn"), ("ptr", "env"), ("i64", "n"), ("i64", "grain")]
+    params = [("ptr", "fn"), ("ptr", "env"), ("i64", "n"), ("i64", "grain"), ("i64", "even")]
     f = NativeFunction("strata_parallel_for", "void", params)
     fn, env, n = f.arg("fn"), f.arg("env"), f.arg("n")
     grain = f.local("i64", f.select(f.arg("grain") > 1, f.arg("grain"), 1))
@@ -222,6 +229,9 @@ def _parallel_for(kind: Platform) -> NativeFunction:
     f.store(env, pool, layout.POOL_ENV)
     f.store(n, pool, layout.POOL_N)
     f.store(grain.v, pool, layout.POOL_GRAIN)
+    part, whole = EVEN_SHARE
+    divisor = f.load("i64", pool, layout.POOL_DIVISOR)
+    f.store((units * f.arg("even") * (2 * part)).udiv(divisor * whole), pool, layout.POOL_FIRST)
     f.atomic_store(f.value(0, "i32"), pool, layout.POOL_DONE, "monotonic")
     f.atomic_store(units, pool, layout.POOL_UNITS, "release")
     f.atomic_store(generation + (1 << 32), pool, layout.POOL_WORD, "seq_cst")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,7 +234,7 @@ class Compiled:
     def program(self, params: Params | Mapping[str, np.ndarray], num_threads: int | None = None) -> Program:
         """Load into this process with these params."""
         pairs = cast("Params", params.items()) if isinstance(params, Mapping) else params
-        stored = dict(self.stored_params(pairs))
+        stored = _side_by_side(self.record.params, self.stored_params(pairs))
         return Program(self.record, self.image, stored, num_threads, self.plan)
 
     def save(self, folder: Path | str, params: Params, extra_files: Mapping[str, Any] | None = None) -> None:
@@ -280,6 +281,26 @@ def store_params(
         del stored
     if left:
         raise UserError(f"params: {len(left)} missing, e.g. {next(iter(left))!r}")
+
+
+def _side_by_side(records: tuple[ParamRecord, ...], params: Params) -> dict[str, np.ndarray]:
+    """Stored params; those that were brought into a layout, copied into one piece of memory.
+
+    Huge pages cover it whole; of memory of its own, they would cover the middle of a large param alone.
+    """
+    from strata.runtime.tensors import aligned_empty, aligned_size, numpy_dtype
+
+    sizes = {r.name: math.prod(r.shape) * numpy_dtype(r.dtype).itemsize for r in records if r.layout}
+    memory = aligned_empty((sum(map(aligned_size, sizes.values())),), "u1")
+    found: dict[str, np.ndarray] = {}
+    for name, array in params:
+        if name in sizes:
+            place, memory = memory[: array.nbytes], memory[aligned_size(array.nbytes) :]
+            found[name] = place.view(array.dtype).reshape(array.shape)
+            np.copyto(found[name], array)
+        else:
+            found[name] = array
+    return found
 
 
 def _some(names: Iterable[str], limit: int = 5) -> str:

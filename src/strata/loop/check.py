@@ -27,6 +27,7 @@ from .check_types import TypeRuleError, check_expr_type, check_store_type
 from .externs import buffers_of, call_problem, call_writes
 from .nodes import (
     BOUND_KINDS,
+    EVEN,
     GRAIN,
     Alloc,
     Block,
@@ -205,6 +206,9 @@ class Checker:
                 f"note {GRAIN} of loop {stmt.var.name} is {grain!r}; expected a positive integer",
                 print_stmt(stmt),
             )
+        if dict(stmt.notes).get(EVEN, 0) not in (0, 1):
+            rule = f"note {EVEN} of loop {stmt.var.name} is {dict(stmt.notes)[EVEN]!r}; expected 0 or 1"
+            self.fail(rule, print_stmt(stmt))
         if stmt.kind in (ForKind.UNROLL, ForKind.VECTORIZE) and not constant:
             rule = f"{stmt.kind.value} loop {stmt.var.name}: got a variable extent; expected a constant"
             self.fail(rule, print_stmt(stmt))

@@ -74,6 +74,7 @@ BLOCK_KINDS = frozenset({ForKind.BLOCK_X, ForKind.BLOCK_Y, ForKind.BLOCK_Z})
 BOUND_KINDS = BLOCK_KINDS | {ForKind.THREAD_X, ForKind.THREAD_Y, ForKind.THREAD_Z, ForKind.LANE}
 Notes = tuple[tuple[str, int | str], ...]
 GRAIN = "grain"  # note of a PARALLEL loop: iterations that a thread takes at a time
+EVEN = "even"  # note of a PARALLEL loop, 1: threads begin with equal shares, long runs of memory for each
 PREFETCH = "prefetch_"  # + name of a buffer: note of a loop: iterations ahead of which it is fetched
 
 

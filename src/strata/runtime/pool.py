@@ -43,7 +43,7 @@ CTX_BYTES = 64
 # Pool page, byte offsets.
 POOL_WORKERS = 0  # i32: worker threads that exist (the caller is not counted)
 POOL_SHUTDOWN = 4  # i32: 1 = workers return
-POOL_DIVISOR = 8  # i64: a chunk is 1/divisor of what is left
+POOL_DIVISOR = 8  # i64: a chunk is 1/divisor of what is left; twice the threads
 POOL_BUSY = 128  # i32: 1 while a caller owns the pool
 POOL_WORD = 256  # i64: generation << 32 | next unit
 POOL_GENERATION = 260  # i32: high half of the word (little endian), the workers' futex
@@ -55,6 +55,7 @@ POOL_ENV = 648  # ptr
 POOL_N = 656  # i64: iterations
 POOL_GRAIN = 664  # i64: iterations per unit
 POOL_UNITS = 672  # i64: ceil(n / grain) <= MAX_UNITS
+POOL_FIRST = 680  # i64: units in the first chunk of each thread; 0 = as many as in any other
 POOL_BYTES = 768
 POOL_ALIGN = 128  # two cache lines: prefetchers fetch pairs
 CLOSED = 0xFFFFFFFF

@@ -7,8 +7,10 @@ tvm-ffi takes it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
+import mmap
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import tvm_ffi
 
 ALIGNMENT_BYTES = 64
+HUGE_PAGE_BYTES = 2 << 20  # of x86-64, and of AArch64 with pages of 4 KiB
 
 _DLPACK_BFLOAT = 4  # kDLBfloat of dlpack.h
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -78,9 +81,27 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
+def aligned_size(size_bytes: int) -> int:
+    """The next multiple of 64 bytes."""
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
-    """Uninitialised C-contiguous array whose first element is on a 64-byte border."""
-    return _aligned(shape, np.dtype(dtype), np.empty)
+    """Uninitialised C-contiguous array whose first element is on a 64-byte border; in huge pages if it fills one.
+
+    With small pages, whoever reads it from end to end waits for address translation (5 to 10 % of the
+    bandwidth, ``docs/performance.md``).
+    """
+    huge = math.prod(shape) * np.dtype(dtype).itemsize >= HUGE_PAGE_BYTES
+    return _aligned(shape, np.dtype(dtype), _huge_pages if huge else np.empty)
+
+
+def _huge_pages(size_bytes: int, dtype: type) -> np.ndarray:
+    whole = -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES  # Linux aligns only whole ones
+    memory = mmap.mmap(-1, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):  # not built into the kernel, or not Linux
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, size_bytes)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:

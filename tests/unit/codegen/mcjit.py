@@ -17,7 +17,7 @@ from strata.target import Target, detect_host, get_target
 
 # Two calls, the second one first: iterations of a parallel loop may run in any order.
 PARALLEL_FOR = """
-define dso_local void @strata_parallel_for(ptr %f, ptr %env, i64 %n, i64 %grain) {
+define dso_local void @strata_parallel_for(ptr %f, ptr %env, i64 %n, i64 %grain, i64 %even) {
   %half = sdiv i64 %n, 2
   call void %f(ptr %env, i64 %half, i64 %n)
   call void %f(ptr %env, i64 0, i64 %half)

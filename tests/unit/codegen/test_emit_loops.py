@@ -11,6 +11,7 @@ from strata.core.dtypes import bf16, bool_, f32, i32
 from strata.core.errors import CodegenError
 from strata.loop import build as b
 from strata.loop.nodes import (
+    EVEN,
     GRAIN,
     Alloc,
     Block,
@@ -237,8 +238,8 @@ def test_loops_over_blocks_are_parallel_and_loops_over_threads_serial():
     serial = text(ForKind.SERIAL)
     assert all(text(kind) == serial for kind in (ForKind.THREAD_X, ForKind.THREAD_Z, ForKind.LANE))
     assert text(ForKind.BLOCK_Y) == text(ForKind.PARALLEL) == text(ForKind.PARALLEL, (("other", 3),))
-    assert "i64 1)" in text(ForKind.PARALLEL)
-    assert "i64 16)" in text(ForKind.PARALLEL, ((GRAIN, 16),))
+    assert "i64 1, i64 0)" in text(ForKind.PARALLEL)
+    assert "i64 16, i64 1)" in text(ForKind.PARALLEL, ((GRAIN, 16), (EVEN, 1)))
 
 
 def test_no_library_calls():

@@ -32,7 +32,7 @@ def workers() -> int:
 
 @pytest.fixture
 def loaded():
-    with load_image(image("mark", "span"), 2) as result:
+    with load_image(image("mark", "pieces", "span"), 2) as result:
         yield result
 
 
@@ -53,6 +53,29 @@ def test_every_iteration_runs_once(loaded, threads):
     for n in (0, 1, 2, 7, 64, 1000, 50_021):
         for grain in (-1, 0, 1, 3, 64, 10**6):
             mark(function, n, grain)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", [1, 2, 5, 32, 1000])
+def test_even_shares_come_first(loaded, threads, n):
+    """A chunk each of 7/8 of an equal share, then small ones."""
+    loaded.set_num_threads(threads)
+    function, sizes = loaded.function("pieces"), np.zeros(n, np.int64)
+    function(sizes, np.array([1]))
+    assert sizes.sum() == n
+    chunks = sizes[sizes > 0].tolist()
+    if threads == 1 or n == 1:
+        assert chunks == [n]
+        return
+    first = max(1, n * 7 // (8 * threads))
+    assert chunks[: min(threads, n)] == [first] * min(threads, n)
+    assert max([0, *chunks[threads:]]) <= max(1, (n - first * threads) // (2 * threads))
+
+
+def test_shares_get_smaller_as_work_goes_on(loaded):
+    sizes = np.zeros(32, np.int64)
+    loaded.function("pieces")(sizes, np.array([0]))
+    assert sizes[sizes > 0].tolist() == [8, 6, 4, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1]
 
 
 def test_one_chunk_runs_on_the_caller(loaded):

@@ -182,6 +182,11 @@ LOOPS = [
         "annotate(name=b, key=grain, value=1)",
         "got grain 1; expected a positive integer, on a loop",
     ),
+    (
+        "for j in 4:\n    y[0, j] = 1_i32",
+        "annotate(name=j, key=even, value=2)",
+        "got even 2; expected 0 or 1, on a loop",
+    ),
 ]
 MEMORY = [
     (

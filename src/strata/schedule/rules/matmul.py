@@ -14,6 +14,7 @@ Batch dims are outer loops, fused with those over the tiles of columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +22,11 @@ from strata.core.dims import Dim
 from strata.core.dtypes import DType, bf16
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
-from strata.loop.nodes import AxisKind, Binary, BinaryOp, Func, Load, Store, Var
+from strata.loop.nodes import EVEN, AxisKind, Binary, BinaryOp, Func, Load, Store, Var
 from strata.loop.rewrite import buffers_written, free_vars, walk
 from strata.schedule.step import Step, find_block, loops_around
 from strata.schedule.steps import (
+    Annotate,
     CacheWrite,
     ComputeAt,
     DecomposeReduction,
@@ -47,6 +49,7 @@ ROW_TILES = (1, 4, 6)
 DEPTH_TILES = ((1, 8), (4, 4))  # rows and columns whose sums are vectors along k: they stay in 16 registers
 PAIR = 2  # elements of k that a bf16 dot product takes at once
 PREFETCH_BYTES = 1024  # of a weight that is read for a single row; measured: docs/performance.md
+EVEN_BYTES = 16 << 20  # of a weight that a machine reads well within a millisecond
 
 
 def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Target) -> Layout:
@@ -163,11 +166,12 @@ class _Product:
             ComputeAt(self.stage, m + "o", "register"),
         )
 
-    def run_parallel(self, draft: Draft) -> None:
-        """Batches and tiles of columns on all threads."""
+    def run_parallel(self, draft: Draft) -> str:
+        """Batches and tiles of columns on all threads: the loop over them."""
         outer = [*self.batch, self.n + "o"]
         loop = draft.fuse_outer(outer, "tile") if self.batch else outer[0]
         draft.do(Parallel(loop))
+        return loop
 
 
 def _multiplies(func: Func, stage: str) -> bool:
@@ -246,8 +250,9 @@ def _tile_columns(draft: Draft, product: _Product, rows: int, columns: int, lane
     for loop in (tile_n + "_init", product.n + "i"):
         draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
     draft.do(Unroll(tile_m), Unroll(tile_m + "_init"), Unroll(product.m + "i"))
-    product.run_parallel(draft)
+    tiles = product.run_parallel(draft)
     if rows == 1:
+        stream_evenly(draft, tiles)
         element = PAIR if dot else 1
         for weight in product.weights:
             row_bytes = columns * element * weight.dtype.itemsize_bytes
@@ -257,6 +262,17 @@ def _tile_columns(draft: Draft, product: _Product, rows: int, columns: int, lane
 def fetch_ahead(draft: Draft, loop: str, buffer: str, bytes_per_iteration: int) -> None:
     """Prefetch a weight that is read once: waiting for memory, a core looks ahead less far than pays."""
     draft.attempt(Prefetch(loop, buffer, max(1, PREFETCH_BYTES // bytes_per_iteration)))
+
+
+def stream_evenly(draft: Draft, loop: str) -> None:
+    """Equal shares of a weight that is read once, so that each thread has one long run of it.
+
+    A loop that may take longer than a thread runs undisturbed is dealt out as it goes, like any other.
+    """
+    extents = [(p, [d for d in p.shape if isinstance(d, int)]) for p in draft.func.params]
+    fixed = [math.prod(e) * p.dtype.itemsize_bytes for p, e in extents if len(e) == len(p.shape)]
+    if sum(fixed) <= EVEN_BYTES:
+        draft.do(Annotate(loop, EVEN, 1))
 
 
 def _long_rows(product: _Product, target: Target) -> Proposal | None:

@@ -31,7 +31,7 @@ from strata.schedule.steps import (
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
-from .matmul import column_tile, fetch_ahead
+from .matmul import column_tile, fetch_ahead, stream_evenly
 
 DOT, SUM, OUT = "dot", "matmul", "out"
 FOUR = 4
@@ -76,6 +76,7 @@ def _tiles(quantized: Draft, row_loops: Sequence[str], target: Target, rows: int
         steps = _tile_dots(draft, lanes)
         draft.do(Unroll(f"{OUT}_i0i"), Parallel(f"{OUT}_i1o"))
         if rows == 1:
+            stream_evenly(draft, f"{OUT}_i1o")
             _fetch(draft, quantized.func, steps, columns)
         made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
     except LegalityError:
