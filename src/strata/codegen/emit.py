@@ -6,8 +6,8 @@
     (i32, 0 when done, if it calls functions that can fail: :mod:`.externs`)
     void @<name>.par<k>(ptr %env, i64 %begin, i64 %end)                    the k-th PARALLEL loop, internal
 
-and calls ``void @strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain, i64 even)``. A PARALLEL loop becomes a
-function of the values that it uses from outside (found while its body is emitted); ``.par<k>`` loads them
+and calls ``void @strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain, i64 even)``. A PARALLEL loop becomes
+a function of the values that it uses from outside (found while its body is emitted); ``.par<k>`` loads them
 from the environment and calls it, so that inside they are ``noalias`` parameters like any other. PARALLEL
 loops within PARALLEL loops run serially. Loops over thread blocks are PARALLEL ones here, loops over threads
 and lanes serial.
@@ -293,7 +293,8 @@ class FuncEmitter(MemoryEmitter):
         for i, capture in enumerate(inner.captures):
             b.line(f"{env}.{i}.{b.level} = getelementptr inbounds {kind}, ptr {env}, i64 0, i32 {i}")
             b.line(f"store {capture.type} {capture.outer}, ptr {env}.{i}.{b.level}")
-        b.declares.setdefault(PARALLEL_FOR, f"declare dso_local void @{PARALLEL_FOR}(ptr, ptr, i64, i64, i64)")
+        types = "ptr, ptr, i64, i64, i64"
+        b.declares.setdefault(PARALLEL_FOR, f"declare dso_local void @{PARALLEL_FOR}({types})")
         notes = dict(loop.notes)
         pieces = f"i64 {b.use(extent)}, i64 {notes.get(GRAIN, 1)}, i64 {notes.get(EVEN, 0)}"
         b.line(f"call void @{PARALLEL_FOR}(ptr @{name}, ptr {env}, {pieces})")

@@ -13,11 +13,11 @@ The protocol and the memory it works on are described in :mod:`strata.runtime.po
       spin, then sleep, until done == units     compare-and-swap the word; fn(env, begin, end); done += chunk
 
 Generated code sees one function, ``void strata_parallel_for(ptr fn, ptr env, i64 n, i64 grain, i64 even)``
-with ``void fn(ptr env, i64 begin, i64 end)``: every iteration of ``0 .. n-1`` is in exactly one call, calls run
-on any thread in any order, and all are finished (and their writes visible) when it returns.
+with ``void fn(ptr env, i64 begin, i64 end)``: every iteration of ``0 .. n-1`` is in exactly one call, calls
+run on any thread in any order, and all are finished (and their writes visible) when it returns.
 
-``even`` (0 or 1) is for loops that stream memory and end within a time slice of the operating system: each
-thread begins with a chunk of ``EVEN_SHARE`` of an equal share. Every chunk is a new stream, and the core takes
+``even`` (0 or 1) is for loops that stream memory and end within a time slice of the operating system: the
+first chunk of each thread is ``EVEN_SHARE`` of an equal share. Every chunk is a new stream, and a core takes
 a microsecond to see that it is one.
 
 Sleeping cannot miss a wake-up: a sleeper counts itself, then the kernel compares the futex word; the waker

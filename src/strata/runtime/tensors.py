@@ -87,10 +87,10 @@ def aligned_size(size_bytes: int) -> int:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
-    """Uninitialised C-contiguous array whose first element is on a 64-byte border; in huge pages if it fills one.
+    """Uninitialised C-contiguous array whose first element is on a 64-byte border.
 
-    With small pages, whoever reads it from end to end waits for address translation (5 to 10 % of the
-    bandwidth, ``docs/performance.md``).
+    It lies in huge pages if it fills one: with small ones, a kernel that reads it from end to end waits for
+    the translation of addresses (``docs/performance.md``).
     """
     huge = math.prod(shape) * np.dtype(dtype).itemsize >= HUGE_PAGE_BYTES
     return _aligned(shape, np.dtype(dtype), _huge_pages if huge else np.empty)
@@ -98,7 +98,10 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
 
 def _huge_pages(size_bytes: int, dtype: type) -> np.ndarray:
     whole = -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES  # Linux aligns only whole ones
-    memory = mmap.mmap(-1, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"cannot allocate {whole} bytes") from error
     with contextlib.suppress(OSError, AttributeError):  # not built into the kernel, or not Linux
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype, size_bytes)

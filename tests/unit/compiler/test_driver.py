@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import ml_dtypes
@@ -27,6 +28,7 @@ from strata.loop.text import parse_func, print_func
 from strata.passes import named_pipeline
 from strata.passes.base import FunctionPass
 from strata.runtime.program import Program
+from strata.runtime.tensors import ALIGNMENT_BYTES, address, aligned_size
 from strata.target import detect_host, get_target
 
 N = SymDim("n", 1, 32)
@@ -114,6 +116,25 @@ def _tiles(text: str) -> tuple[int, int]:
 def test_program_computes_what_the_graph_means(compiled: Compiled) -> None:
     assert_computes(compiled.program(PARAMS), module())
     assert_computes(compiled.program(PARAMS.items(), num_threads=1), module())
+
+
+def test_params_with_a_layout_lie_side_by_side() -> None:
+    x = b.input("x", b.tensor_type((N, 24), "f32"))
+    weights = {f"w{k}": np.full((70, 24), k, np.float32) for k in range(3)}
+    bias = np.arange(70, dtype=np.float32)
+    products = [
+        b.matmul(x, b.param(n, b.tensor_type(w.shape, "f32")), transpose_b=True) for n, w in weights.items()
+    ]
+    total = b.add(b.add(b.add(*products[:2]), products[2]), b.param("bias", b.tensor_type((70,), "f32")))
+    compiled = trace(Module((Function("f", (x,), (total,)),))).lower().plan().compile()
+    program = compiled.program({**weights, "bias": bias})
+    assert program.params["bias"] is bias  # as it is: referenced
+    stored = [program.params[name] for name in weights]
+    places = sorted(address(array) for array in stored)
+    assert all(place % ALIGNMENT_BYTES == 0 for place in places)
+    assert [after - before for before, after in pairwise(places)] == [aligned_size(stored[0].nbytes)] * 2
+    ones = np.ones((2, 24), np.float32)
+    np.testing.assert_array_equal(program["f"](ones), np.tile(24 * 3 + bias, (2, 1)))
 
 
 def test_saved_artifact_computes_the_same(compiled: Compiled, tmp_path: Path) -> None:

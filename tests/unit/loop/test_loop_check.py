@@ -118,7 +118,10 @@ SCOPES = [
         "note grain of loop i is 'all'; expected a positive integer",
     ),
     (For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((GRAIN, 0),)), "note grain of loop i is 0"),
-    (For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((EVEN, 2),)), "note even of loop i is 2; expected 0 or 1"),
+    (
+        For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((EVEN, 2),)),
+        "note even of loop i is 2; expected 0 or 1",
+    ),
     (put(Load(X, (ZERO, ROW))), "variable i is not in scope"),
     (Seq((loop(put(ONE)), at(ROW))), "variable i is not in scope"),
     (loop(loop(put(ONE))), "variable i is bound again inside its own scope"),

@@ -1,5 +1,7 @@
 import gc
+import re
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from strata.core.dtypes import ALL_DTYPES
 from strata.core.errors import ShapeError, UserError
 from strata.runtime.tensors import (
+    ALIGNMENT_BYTES,
+    HUGE_PAGE_BYTES,
     address,
     aligned_empty,
     aligned_zeros,
@@ -63,6 +67,29 @@ def test_as_tensor_errors():
         as_tensor(np.zeros(2, "datetime64[s]"))
     with pytest.raises(UserError, match="dtype: got 'f8'"):
         numpy_dtype("f8")
+
+
+@pytest.mark.parametrize("rows", [HUGE_PAGE_BYTES // 32, HUGE_PAGE_BYTES // 32 + 1, HUGE_PAGE_BYTES])
+def test_large_arrays_ask_for_huge_pages(rows):
+    array = aligned_empty((rows, 8), "f4")
+    assert array.shape == (rows, 8)
+    assert address(array) % ALIGNMENT_BYTES == 0
+    array[...] = 3
+    assert (array == 3).all()
+    has_them = Path("/sys/kernel/mm/transparent_hugepage").exists()
+    for byte in (0, array.nbytes - 1):
+        assert ("hg" in _flags_of_mapping(address(array) + byte)) == has_them
+
+
+def _flags_of_mapping(where: int) -> list[str]:
+    """``VmFlags`` of proc(5) smaps; "hg": ``madvise(MADV_HUGEPAGE)``."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= where < int(match[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"no mapping has {where:#x}")
 
 
 @pytest.mark.parametrize("make", [aligned_empty, aligned_zeros])
