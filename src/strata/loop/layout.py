@@ -17,8 +17,12 @@ product in the place of one. ``w[r, c]`` is in the byte ``p[r // R, c // C, (r %
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from strata.core.dims import Dim
@@ -29,6 +33,7 @@ from .build import add, floordiv, floormod, lt, mul, select
 from .nodes import Buffer, Expr, Intrinsic, Load
 
 _SPARE_BYTES = 64  # a cache line
+_LARGE_BYTES = 4 << 20  # worth the time that threads take to start
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +96,17 @@ class Layout:
         # A row of tiles is turned from a copy, whose rows are not a power of two apart: the places of a cache
         # that can hold the same column of all rows would be few.
         spare = -(-_SPARE_BYTES // word_bytes)
-        copy = np.zeros((self.rows, (tile_cols + spare) * self.cols), dtype)
-        for tile in range(tile_rows):
-            part = array[tile * self.rows : (tile + 1) * self.rows]
-            copy[: len(part), :cols] = part
-            copy[len(part) :] = 0
-            words = self._halves_joined(copy) if self.nibbles else copy
-            out[tile] = words.view(out.dtype)[:, :tile_cols].T
+
+        def fill(tiles: range) -> None:
+            copy = np.zeros((self.rows, (tile_cols + spare) * self.cols), dtype)
+            for tile in tiles:
+                part = array[tile * self.rows : (tile + 1) * self.rows]
+                copy[: len(part), :cols] = part
+                copy[len(part) :] = 0
+                words = self._halves_joined(copy) if self.nibbles else copy
+                out[tile] = words.view(out.dtype)[:, :tile_cols].T
+
+        _share(fill, tile_rows, out.nbytes)
         return out.view(dtype)
 
     def _halves_joined(self, rows: Any) -> Any:
@@ -124,6 +133,18 @@ class Layout:
         tiles = stored.reshape(n_rows, n_cols, r, c)
         flat = tiles.transpose(0, 2, 1, 3).reshape(n_rows * r, n_cols * c)[:rows, :cols]
         return flat.T if self.transposed else flat
+
+
+def _share(work: Callable[[range], None], count: int, num_bytes: int) -> None:
+    """``work`` on ``0 .. count-1``: in parts on all cores, as NumPy lets go of the GIL, if it makes much."""
+    cores = min(count, len(os.sched_getaffinity(0))) if num_bytes >= _LARGE_BYTES else 1
+    if cores <= 1:
+        work(range(count))
+        return
+    bounds = [count * k // cores for k in range(cores + 1)]
+    with ThreadPoolExecutor(cores) as threads:
+        for done in [threads.submit(work, range(*ends)) for ends in pairwise(bounds)]:
+            done.result()
 
 
 def parse_layout(text: str) -> Layout | None:

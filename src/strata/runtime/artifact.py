@@ -26,7 +26,8 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def save_artifact(
         folder: The artifact to make; an artifact or an empty folder there is replaced.
         record: Its program; ``record.params`` is the order of the tensors in the weights file.
         image: Machine code as the code generator linked it.
-        params: ``(name, array)`` of each param once, in any order; consumed one at a time.
+        params: ``(name, array)`` of each param once, in any order; consumed one at a time,
+            on a thread of its own.
         plan_json: Text of ``plan.json``.
         extra_files: Tokenizer files and the like: content, or a path to copy, by plain file name.
 
@@ -111,7 +113,7 @@ def save_artifact(
     try:
         part.mkdir(parents=True)
         shapes = [TensorShape(p.name, p.dtype, p.shape) for p in record.params]
-        weights_bytes = write_safetensors(part / WEIGHTS, shapes, params, {"format": FORMAT})
+        weights_bytes = write_safetensors(part / WEIGHTS, shapes, _ahead(params), {"format": FORMAT})
         (part / CODE).write_bytes(image)
         (part / PLAN).write_text(plan_json, encoding="utf-8")
         for name, content in (extra_files or {}).items():
@@ -124,6 +126,17 @@ def save_artifact(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _ahead(params: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The same params; the next one is made while the last one is written."""
+    with ThreadPoolExecutor(1) as thread:
+        left = iter(params)
+        coming = thread.submit(next, left, None)
+        while (param := coming.result()) is not None:
+            coming = thread.submit(next, left, None)
+            yield param
+            del param  # it may be large
 
 
 def _check_target(target: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strata.core.dtypes import i32, u4, u8
 from strata.core.errors import ParseError
 from strata.loop.interp import run
-from strata.loop.layout import Layout, parse_layout, stored_dtype, stored_shape
+from strata.loop.layout import _LARGE_BYTES, Layout, parse_layout, stored_dtype, stored_shape
 from strata.loop.nodes import Buffer, For, ForKind, Func, Load, Store, Var, index
 
 SIZES = st.integers(1, 20)
@@ -31,6 +31,14 @@ def test_pack_unpack_and_index_agree(rows, cols, tile_rows, tile_cols, transpose
     result = np.zeros((rows, cols), np.int32)
     run(Func("read", (packed, out), body), [stored, result])
     np.testing.assert_array_equal(result, logical)
+
+
+@pytest.mark.parametrize("rows", [2048, 2049, 64])
+def test_large_matrices_are_packed_by_all_cores(rows):
+    layout = Layout(64, 2)
+    logical = np.arange(rows * 20_000, dtype=np.int32).reshape(rows, -1)
+    assert logical.nbytes >= _LARGE_BYTES
+    np.testing.assert_array_equal(layout.unpack(layout.pack(logical), logical.shape), logical)
 
 
 @given(SIZES, SIZES, st.integers(1, 8), st.integers(1, 4), st.booleans())
