@@ -134,7 +134,7 @@ def _run_chunks(kind: Platform) -> NativeFunction:
         with f.if_(next_unit >= units):
             f.ret(word)
         divisor = f.load("i64", pool, layout.POOL_DIVISOR)
-        first = f.load("i64", pool, layout.POOL_FIRST)
+        first = f.atomic_load("i64", pool, layout.POOL_FIRST, "monotonic")
         share = f.select(next_unit * 2 < first * divisor, first, (units - next_unit).udiv(divisor))
         chunk = f.select(share > 1, share, 1)
         with f.if_(f.cmpxchg(pool, layout.POOL_WORD, word, word + chunk, "acq_rel")):
@@ -231,7 +231,8 @@ def _parallel_for(kind: Platform) -> NativeFunction:
     f.store(grain.v, pool, layout.POOL_GRAIN)
     part, whole = EVEN_SHARE
     divisor = f.load("i64", pool, layout.POOL_DIVISOR)
-    f.store((units * f.arg("even") * (2 * part)).udiv(divisor * whole), pool, layout.POOL_FIRST)
+    first = (units * f.arg("even") * (2 * part)).udiv(divisor * whole)
+    f.atomic_store(first, pool, layout.POOL_FIRST, "monotonic")
     f.atomic_store(f.value(0, "i32"), pool, layout.POOL_DONE, "monotonic")
     f.atomic_store(units, pool, layout.POOL_UNITS, "release")
     f.atomic_store(generation + (1 << 32), pool, layout.POOL_WORD, "seq_cst")
