@@ -234,7 +234,8 @@ class Compiled:
     def program(self, params: Params | Mapping[str, np.ndarray], num_threads: int | None = None) -> Program:
         """Load into this process with these params."""
         pairs = cast("Params", params.items()) if isinstance(params, Mapping) else params
-        stored = _side_by_side(self.record.params, self.stored_params(pairs))
+        places = _side_by_side(self.record.params)
+        stored = dict(store_params(self.record.params, pairs, self.constants, places))
         return Program(self.record, self.image, stored, num_threads, self.plan)
 
     def save(self, folder: Path | str, params: Params, extra_files: Mapping[str, Any] | None = None) -> None:
@@ -243,9 +244,19 @@ class Compiled:
 
 
 def store_params(
-    records: tuple[ParamRecord, ...], params: Params, constants: Mapping[str, np.ndarray]
+    records: tuple[ParamRecord, ...],
+    params: Params,
+    constants: Mapping[str, np.ndarray],
+    places: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Check params against the record and bring them into their stored layouts, one at a time."""
+    """Check params against the record and bring them into their stored layouts, one at a time.
+
+    Args:
+        records: The params that there must be.
+        params: Them, as the graph has them.
+        constants: Those that come from the graph itself.
+        places: Arrays to pack params with a layout into; others get memory of their own.
+    """
     from strata.loop.layout import parse_layout
 
     known = {r.name: r for r in records}
@@ -274,7 +285,7 @@ def store_params(
                 f"expected {record.dtype}{list(record.logical_shape)}"
             )
         del left[name]
-        packed = array if layout is None else layout.pack(array)
+        packed = array if layout is None else layout.pack(array, (places or {}).get(name))
         stored = packed if packed.flags.c_contiguous else np.ascontiguousarray(packed)
         del array, packed  # it may be large, and the consumer takes its time
         yield name, stored
@@ -283,24 +294,20 @@ def store_params(
         raise UserError(f"params: {len(left)} missing, e.g. {next(iter(left))!r}")
 
 
-def _side_by_side(records: tuple[ParamRecord, ...], params: Params) -> dict[str, np.ndarray]:
-    """Stored params; those that were brought into a layout, copied into one piece of memory.
+def _side_by_side(records: tuple[ParamRecord, ...]) -> dict[str, np.ndarray]:
+    """Where params with a layout go that are not written to a file: one piece of memory.
 
     Huge pages cover it whole; of memory of its own, they would cover the middle of a large param alone.
     """
     from strata.runtime.tensors import aligned_empty, aligned_size, numpy_dtype
 
-    sizes = {r.name: math.prod(r.shape) * numpy_dtype(r.dtype).itemsize for r in records if r.layout}
-    memory = aligned_empty((sum(map(aligned_size, sizes.values())),), "u1")
-    found: dict[str, np.ndarray] = {}
-    for name, array in params:
-        if name in sizes:
-            place, memory = memory[: array.nbytes], memory[aligned_size(array.nbytes) :]
-            found[name] = place.view(array.dtype).reshape(array.shape)
-            np.copyto(found[name], array)
-        else:
-            found[name] = array
-    return found
+    packed = [(r, math.prod(r.shape) * numpy_dtype(r.dtype).itemsize) for r in records if r.layout]
+    memory = aligned_empty((sum(aligned_size(size) for _, size in packed),), "u1")
+    places: dict[str, np.ndarray] = {}
+    for record, size in packed:
+        places[record.name] = memory[:size].view(numpy_dtype(record.dtype)).reshape(record.shape)
+        memory = memory[aligned_size(size) :]
+    return places
 
 
 def _some(names: Iterable[str], limit: int = 5) -> str:

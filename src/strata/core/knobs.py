@@ -214,6 +214,11 @@ def current() -> Knobs:
     return replace(base, **overrides) if overrides else base
 
 
+def default_threads() -> int:
+    """Threads to work on: the knob ``threads``, or all cores that this process may use."""
+    return current().threads or len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def knobs(**values: Any) -> Iterator[Knobs]:
     """Set knobs for a ``with`` block; blocks nest. Other threads do not see it.

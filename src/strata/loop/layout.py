@@ -17,17 +17,16 @@ product in the place of one. ``w[r, c]`` is in the byte ``p[r // R, c // C, (r %
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from strata.core.dims import Dim
 from strata.core.dtypes import DType, u8
 from strata.core.errors import ParseError
+from strata.core.knobs import default_threads
 
 from .build import add, floordiv, floormod, lt, mul, select
 from .nodes import Buffer, Expr, Intrinsic, Load
@@ -82,8 +81,8 @@ class Layout:
         is_low = lt(floormod(column, self.cols), self.bytes_wide)
         return select(is_low, Intrinsic("low4", (byte,), u8, 1), Intrinsic("high4", (byte,), u8, 1))
 
-    def pack(self, array: Any) -> Any:
-        """Logical 2-d ndarray -> stored 3-d ndarray (C-contiguous, zero padded)."""
+    def pack(self, array: Any, place: Any = None) -> Any:
+        """Logical 2-d ndarray -> stored 3-d ndarray (C-contiguous, zero padded): ``place``, or a new one."""
         import numpy as np
 
         if self.transposed:
@@ -92,7 +91,9 @@ class Layout:
         tile_rows, tile_cols, _ = Layout(self.rows, self.cols).physical_shape((rows, cols))
         dtype = np.dtype(np.uint8) if self.nibbles else array.dtype
         word_bytes = self.bytes_wide * dtype.itemsize  # neighbours in a tile, moved as one
-        out = np.empty((tile_rows, tile_cols, self.rows), f"V{word_bytes}")
+        if place is None:
+            place = np.empty((tile_rows, tile_cols, self.rows * self.bytes_wide), dtype)
+        out = place.view(f"V{word_bytes}")
         # A row of tiles is turned from a copy, whose rows are not a power of two apart: the places of a cache
         # that can hold the same column of all rows would be few.
         spare = -(-_SPARE_BYTES // word_bytes)
@@ -106,8 +107,8 @@ class Layout:
                 words = self._halves_joined(copy) if self.nibbles else copy
                 out[tile] = words.view(out.dtype)[:, :tile_cols].T
 
-        _share(fill, tile_rows, out.nbytes)
-        return out.view(dtype)
+        _on_all_threads(fill, tile_rows, place.nbytes)
+        return place
 
     def _halves_joined(self, rows: Any) -> Any:
         """Bytes ``[rows, n / 2]`` of elements of 4 bits ``[rows, n]`` u8, several at a time."""
@@ -135,16 +136,15 @@ class Layout:
         return flat.T if self.transposed else flat
 
 
-def _share(work: Callable[[range], None], count: int, num_bytes: int) -> None:
-    """``work`` on ``0 .. count-1``: in parts on all cores, as NumPy lets go of the GIL, if it makes much."""
-    cores = min(count, len(os.sched_getaffinity(0))) if num_bytes >= _LARGE_BYTES else 1
-    if cores <= 1:
+def _on_all_threads(work: Callable[[range], None], count: int, num_bytes: int) -> None:
+    """``work`` on ``0 .. count-1``: in a part per thread, as NumPy lets go of the GIL, if it makes much."""
+    threads = min(count, default_threads()) if num_bytes >= _LARGE_BYTES else 1
+    if threads == 1:
         work(range(count))
         return
-    bounds = [count * k // cores for k in range(cores + 1)]
-    with ThreadPoolExecutor(cores) as threads:
-        for done in [threads.submit(work, range(*ends)) for ends in pairwise(bounds)]:
-            done.result()
+    bounds = [count * k // threads for k in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, map(range, bounds, bounds[1:])))
 
 
 def parse_layout(text: str) -> Layout | None:

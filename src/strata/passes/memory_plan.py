@@ -31,11 +31,11 @@ from strata.core.errors import UserError, VerifyError
 from strata.graph.nodes import Function, Node, rewrite, with_notes
 from strata.graph.types import NUM_SEQUENCES, TensorType
 from strata.ir.passes import OptionError, register_pass
+from strata.runtime.tensors import ALIGNMENT_BYTES, aligned_size
 
 from .base import VIEWS, FunctionPass
 from .kill_dead import intermediates, last_launches, launches, storage
 
-ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
 MAX_ARENA_BYTES = 1 << 46
 OFFSET_NOTE = "offset"
 
@@ -185,7 +185,7 @@ def _buffers(
 
 def _size_bytes(type_: TensorType, limits: Mapping[str, int]) -> int:
     elements = upper_bound(product(type_.shape), limits)
-    return -(-elements * type_.dtype.itemsize_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return aligned_size(elements * type_.dtype.itemsize_bytes)
 
 
 def _place(buffers: tuple[Buffer, ...], num_launches: int) -> dict[int, int]:

@@ -14,7 +14,7 @@ from strata.graph.nodes import Function, Node
 from strata.graph.types import CACHE_SYMBOLS, CacheType, TensorType
 from strata.loop.nodes import Func
 from strata.lower.context import PAGED_FIELDS
-from strata.passes.memory_plan import ALIGNMENT_BYTES, MemoryPlan, plan_memory, sequence_limit, storage
+from strata.passes.memory_plan import MemoryPlan, plan_memory, sequence_limit, storage
 from strata.runtime.records import (
     CACHE_DIMS,
     ArgKind,
@@ -26,6 +26,7 @@ from strata.runtime.records import (
     Launch,
     TensorSpec,
 )
+from strata.runtime.tensors import aligned_size
 
 from .choose import Favour, choose
 from .composites import node_options
@@ -128,7 +129,7 @@ class _Assembler:
         for binding in kernels.bindings:
             if binding.operand == WORKSPACE:
                 refs.append(ArgRef(ArgKind.ARENA, offset))
-                offset += -(-next(sizes) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+                offset += aligned_size(next(sizes))
             elif binding.operand < 0:
                 refs.append(self.locate(node))
             elif binding.field:

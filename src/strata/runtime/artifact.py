@@ -28,6 +28,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,12 @@ def save_artifact(
 
 
 def _ahead(params: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """The same params; the next one is made while the last one is written."""
+    """The same params; the next one is made while the last one is written, under the same knobs."""
+    left, context = iter(params), copy_context()
     with ThreadPoolExecutor(1) as thread:
-        left = iter(params)
-        coming = thread.submit(next, left, None)
+        coming = thread.submit(context.run, next, left, None)
         while (param := coming.result()) is not None:
-            coming = thread.submit(next, left, None)
+            coming = thread.submit(context.run, next, left, None)
             yield param
             del param  # it may be large
 

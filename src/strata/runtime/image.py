@@ -33,7 +33,7 @@ from typing import Any
 import tvm_ffi
 
 from strata.core.errors import DeviceError, ShapeError, UserError
-from strata.core.knobs import current
+from strata.core.knobs import default_threads
 
 from .externs import SYMBOL_PREFIX, Bound, resolve
 from .pool import Pool, PoolSymbols
@@ -370,7 +370,7 @@ def load_image(image: bytes | str | Path | Image, num_threads: int | None = None
     if missing:
         raise _corrupt(source, f"it does not export {', '.join(missing)}")
     if num_threads is None:
-        num_threads = current().threads or len(os.sched_getaffinity(0))
+        num_threads = default_threads()
     externs = {place: resolve(name, source) for place, name in _extern_places(parsed, source).items()}
     memory, base = _map(parsed)
     for place, extern in externs.items():

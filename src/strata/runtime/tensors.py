@@ -23,7 +23,7 @@ from strata.core.errors import ShapeError
 if TYPE_CHECKING:
     import tvm_ffi
 
-ALIGNMENT_BYTES = 64
+ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
 HUGE_PAGE_BYTES = 2 << 20  # of x86-64, and of AArch64 with pages of 4 KiB
 
 _DLPACK_BFLOAT = 4  # kDLBfloat of dlpack.h

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from small_program import RECORD, FakeImage, small_params
 
 from strata.core.errors import UserError
+from strata.core.knobs import current, knobs
 from strata.runtime import artifact as artifact_module
 from strata.runtime import cpu
 from strata.runtime.artifact import is_artifact, open_artifact, read_record, save_artifact
@@ -39,6 +40,19 @@ def test_save_and_open(tmp_path):
     x = np.ones((2, 4), np.float32)
     whole = program["axpy"](x).copy()
     np.testing.assert_array_equal(program.step("axpy", x).finish(), whole)  # read-only params pass as tensors
+
+
+def test_params_are_made_under_the_knobs_of_the_caller(tmp_path):
+    seen = []
+
+    def params():
+        for pair in small_params().items():
+            seen.append(current().cache_dir)
+            yield pair
+
+    with knobs(cache_dir=tmp_path / "cache"):
+        save_artifact(tmp_path / "model", RECORD, b"code", params(), "{}")
+    assert seen == [tmp_path / "cache"] * len(small_params())
 
 
 def test_replaces_an_artifact_and_an_empty_folder_only(tmp_path):

@@ -269,9 +269,8 @@ def stream_evenly(draft: Draft, loop: str) -> None:
 
     A loop that may take longer than a thread runs undisturbed is dealt out as it goes, like any other.
     """
-    extents = [(p, [d for d in p.shape if isinstance(d, int)]) for p in draft.func.params]
-    fixed = [math.prod(e) * p.dtype.itemsize_bytes for p, e in extents if len(e) == len(p.shape)]
-    if sum(fixed) <= EVEN_BYTES:
+    weights = [p for p in draft.func.params if all(isinstance(d, int) for d in p.shape)]
+    if sum(math.prod(p.shape) * p.dtype.itemsize_bytes for p in weights) <= EVEN_BYTES:  # type: ignore[arg-type]
         draft.do(Annotate(loop, EVEN, 1))
 
 
