@@ -13,7 +13,8 @@ from strata.graph.nodes import Function, Module, Node
 from strata.graph.opdef import Pattern
 from strata.graph.text import print_module
 from strata.passes import plan_memory, run_passes
-from strata.passes.memory_plan import ALIGNMENT_BYTES, storage
+from strata.passes.memory_plan import storage
+from strata.runtime.tensors import ALIGNMENT_BYTES
 
 LAUNCH_FREE = {"input", "param", "const", "reshape"}
 PIPELINES = (
