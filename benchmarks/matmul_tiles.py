@@ -2,6 +2,7 @@
 
 python benchmarks/matmul_tiles.py --outputs 2048 --contracted 5632 --format bf16
 python benchmarks/matmul_tiles.py --outputs 2048 --contracted 5632 --format int4
+python benchmarks/matmul_tiles.py --outputs 2048 --contracted 5632 --format int8 --rows 1 --ahead 8192
 
 Weights come from memory, as in a model; activations are f32 (for weights of 16 bits: of their dtype).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from strata.app.machine import measure_peak
@@ -50,14 +52,14 @@ def measure(args: argparse.Namespace, target: Target) -> None:
     (node,) = [n for n in module.functions[0].nodes if n.op == "fused"]
     kernels = stacks.kernels_of(node)
     bench = TaskBench(kernels.task, [c.func for c in kernels.stack.candidates], num_threads=args.threads)
-    times = {rows: bench.times_s(rows) for rows in ROWS}
+    times = {rows: bench.times_s(rows) for rows in args.rows or ROWS}
     for k, candidate in enumerate(kernels.stack.candidates):
         instruction = "f32"
-        if "dot" in candidate.name:
+        if "dot" in candidate.name or "matrix" in candidate.name:
             instruction = "bf16" if isinstance(format, DType) else "int8"
         peak = measure_peak(args.threads, instruction) or 0.0
         line = [f"{candidate.name:<24} peak {peak / 1e9:.0f} G{instruction}/s |"]
-        for rows in ROWS:
+        for rows in times:
             rate = 2 * rows * args.outputs * args.contracted / times[rows][k]
             line.append(f"{rows}: {rate / 1e9:.0f} ({rate / peak:.0%})")
         print("  ".join(line), flush=True)
@@ -72,8 +74,13 @@ def main() -> None:
     parser.add_argument("--contracted", type=int, default=2048)
     parser.add_argument("--format", default="f32", help="f32, bf16, f16, int8, int4:group=64, ...")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, nargs="*", help=f"default: {ROWS}")
+    parser.add_argument(
+        "--ahead", type=int, help="bytes by which streams are fetched ahead; default: the target's"
+    )
     with tempfile.TemporaryDirectory() as folder, knobs(cache_dir=Path(folder)):  # what is measured anew
-        measure(parser.parse_args(), detect_host())
+        args, host = parser.parse_args(), detect_host()
+        measure(args, replace(host, fetch_ahead_bytes=args.ahead) if args.ahead else host)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from strata.app.machine import (
     measure_ceilings,
     measure_peak,
     peak_func,
+    tile_peak_func,
 )
 from strata.codegen.build import build_image
 from strata.runtime.image import load_image
@@ -26,7 +27,7 @@ LANES = detect_host().lanes_f32
 def image():
     target = detect_host()
     names = [name for name, peak in PEAKS.items() if peak.exists(target)]
-    funcs = [bandwidth_func(LANES), *(peak_func(LANES, name) for name in names)]
+    funcs = [bandwidth_func(LANES, 1024), *(peak_func(LANES, name) for name in names)]
     return load_image(build_image(funcs, [], target).blob, 2)
 
 
@@ -55,6 +56,23 @@ def test_peak_kernel_does_every_multiply_add(image, name):
     np.testing.assert_array_equal(z, np.tile(rounds * per_round, (tasks, CHAINS)))
 
 
+@pytest.mark.parametrize("name", ["bf16", "int8"])
+def test_tile_peak_kernel_does_every_multiply_add(name):
+    """On a machine without a matrix unit too: there the tiles are loops."""
+    func, target, rounds = tile_peak_func(name), detect_host(), 5
+    *factors, _, sums = func.params
+    x, w = (
+        (np.arange(np.prod(f.shape)).reshape(f.shape) % k - 2).astype(numpy_dtype(f.dtype.name))
+        for f, k in zip(factors, (5, 7), strict=True)
+    )
+    z = np.full((3, *sums.shape[1:]), -1, numpy_dtype(sums.dtype.name))
+    image = load_image(build_image([func], [], target).blob, 2)
+    image.function(func.name)(*map(as_tensor, (x, w, np.zeros(rounds, np.float32), z)))
+    group = PEAKS[name].products
+    columns = w.astype(np.int64).reshape(16, 32, group).transpose(0, 2, 1).reshape(-1, 32)
+    np.testing.assert_array_equal(z, np.tile(rounds * (x.astype(np.int64) @ columns), (3, 1, 1)))
+
+
 def test_measurements(monkeypatch):
     """Rates follow from the amounts of work: bytes of the buffer, two flop per multiply-add."""
     amounts = []
@@ -68,8 +86,10 @@ def test_measurements(monkeypatch):
     assert measure_bandwidth(1, num_bytes=4 << 20) == 2 * (4 << 20)
     f32 = measure_peak(1, "f32")
     assert f32 == 2 * (2.0 * LANES * CHAINS * machine.ROUNDS * machine.TASKS_PER_THREAD)
-    assert measure_peak(1, "bf16") == (2 * f32 if detect_host().has_bf16_dot else None)
-    assert measure_peak(1, "int8") == (4 * f32 if detect_host().has_int8_dot else None)
+    host, tiles = detect_host(), 2 * (2.0 * 32 * 32 * 16 * machine.ROUNDS * machine.TASKS_PER_THREAD)
+    bf16, int8 = (2 * tiles, 4 * tiles) if host.has_matrix_bf16 else (2 * f32, 4 * f32)
+    assert measure_peak(1, "bf16") == (bf16 if host.has_bf16_dot else None)
+    assert measure_peak(1, "int8") == (int8 if host.has_int8_dot else None)
     assert amounts[0] == 4 << 20
 
 

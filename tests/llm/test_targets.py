@@ -14,7 +14,7 @@ from strata.models import build, random_params, shape_config
 from strata.runtime.cpu import check_features
 from strata.target import TARGETS, detect_host, get_target
 
-LEVELS = ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16")
+LEVELS = ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "avx512-amx")
 IDS = np.arange(37, dtype=np.int32)
 
 

@@ -18,7 +18,9 @@ from strata.codegen.build import build_image
 from strata.core.dims import SymDim
 from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
 from strata.loop import build as b
+from strata.loop.matrix import ROWS
 from strata.loop.nodes import (
+    MATRIX,
     PREFETCH,
     Alloc,
     Buffer,
@@ -41,7 +43,6 @@ from strata.runtime.image import LoadedImage, load_image
 from strata.runtime.profile import Ceilings
 from strata.runtime.tensors import as_tensor, numpy_dtype
 from strata.schedule import finalize
-from strata.schedule.rules.matmul import PREFETCH_BYTES
 from strata.target import Target, detect_host
 
 CHUNK_ELEMS = 1 << 16  # f32 elements per task of the bandwidth kernel: 256 KiB
@@ -57,10 +58,10 @@ def _loop(name: str, extent: Expr, kind: ForKind, body: Callable[[Expr], Stmt]) 
     return For(var, extent, kind, body(var))
 
 
-def bandwidth_func(lanes: int) -> Func:
+def bandwidth_func(lanes: int, ahead_bytes: int) -> Func:
     """Sum every element of ``x [chunks, CHUNK_ELEMS]``: four vectors of partial sums per task.
 
-    It prefetches as products of one row do, for which it is the ceiling.
+    It asks for data so many bytes ahead as products of one row do, for which it is the ceiling.
     """
     chunks = SymDim("chunks", 1, 1 << 20)
     x, y = Buffer("x", (chunks, CHUNK_ELEMS), f32), Buffer("y", (chunks, 4 * lanes), f32)
@@ -80,7 +81,7 @@ def bandwidth_func(lanes: int) -> Func:
             return Store(acc, (v, lane), b.add(Load(acc, (v, lane)), Load(x, (t, place))))
 
         i = Var("i")
-        ahead = ((PREFETCH + x.name, max(1, PREFETCH_BYTES // (4 * 4 * lanes))),)
+        ahead = ((PREFETCH + x.name, max(1, ahead_bytes // (4 * 4 * lanes))),)
         sums = each(lambda v, lane: add(i, v, lane))
         read = For(i, index(CHUNK_ELEMS // (4 * lanes)), ForKind.SERIAL, sums, ahead)
         clear = each(lambda v, lane: Store(acc, (v, lane), b.const(0.0, f32)))
@@ -101,6 +102,7 @@ class Peak:
         operands: Dtypes of the factors.
         intrinsic: Its name; "" = multiply and add.
         exists: Whether a target has it.
+        by_tiles: Whether a target has a matrix unit for it.
     """
 
     title: str
@@ -109,13 +111,20 @@ class Peak:
     operands: tuple[DType, DType]
     intrinsic: str
     exists: Callable[[Target], bool]
+    by_tiles: Callable[[Target], bool] = lambda target: False
 
 
 PEAKS: dict[str, Peak] = {
     "f32": Peak("f32 multiply-add", 1, f32, (f32, f32), "", lambda target: True),
-    "bf16": Peak("bf16 dot product", 2, f32, (bf16, bf16), "dot2_bf16", lambda target: target.has_bf16_dot),
-    "int8": Peak("int8 dot product", 4, i32, (u8, i8), "dot4_u8i8", lambda target: target.has_int8_dot),
-}
+    "bf16": Peak(
+        "bf16 dot product", 2, f32, (bf16, bf16), "dot2_bf16",
+        lambda target: target.has_bf16_dot, lambda target: target.has_matrix_bf16,
+    ),
+    "int8": Peak(
+        "int8 dot product", 4, i32, (u8, i8), "dot4_u8i8",
+        lambda target: target.has_int8_dot, lambda target: target.has_matrix_int8,
+    ),
+}  # fmt: skip
 
 
 def peak_func(lanes: int, name: str) -> Func:
@@ -159,10 +168,58 @@ def peak_func(lanes: int, name: str) -> Func:
     return Func(f"peak_{name}", (*factors, r, z), _loop("t", size(tasks), ForKind.PARALLEL, task))
 
 
+def tile_peak_func(name: str) -> Func:
+    """Per task ``rounds`` times the four products of two by two tiles by a matrix unit (``loop.matrix``).
+
+    ``z [tasks, 32, 32] += x [32, 16 groups] * w [16 groups, 32 columns]``, all in tile registers.
+    """
+    tasks, rounds, side = SymDim("tasks", 1, 1 << 10), SymDim("rounds", 1, 1 << 30), 2 * ROWS
+    peak = PEAKS[name]
+    group, (own, shared) = peak.products, peak.operands
+    x, w = Buffer("x", (side, ROWS * group), shared), Buffer("w", (ROWS, side * group), own)
+    r, z = Buffer("r", (rounds,), f32), Buffer("z", (tasks, side, side), peak.sums)
+    acc = Buffer("acc", (side, side), peak.sums, MemSpace.LOCAL)
+
+    def nest(m: int, n: int) -> Stmt:
+        def product(row: Expr, g: Expr) -> Stmt:
+            place = (b.add(row, m * ROWS), b.ramp(index(n * ROWS), ROWS))
+            one = Load(x, (b.add(row, m * ROWS), b.ramp(b.mul(g, group), group)))
+            columns = Load(w, (g, b.ramp(index(n * ROWS * group), ROWS * group)))
+            factors = (one, columns) if own == shared else (columns, one)
+            return Store(acc, place, Intrinsic(peak.intrinsic, (Load(acc, place), *factors), peak.sums, ROWS))
+
+        rows = ForKind.SERIAL
+        return _loop(
+            "row", index(ROWS), rows, lambda row: _loop("g", index(ROWS), rows, lambda g: product(row, g))
+        )
+
+    def each(body: Callable[[Expr, Expr], Stmt]) -> Stmt:
+        return _loop(
+            "m", index(side), ForKind.SERIAL,
+            lambda m: seq(*(body(m, b.ramp(index(k), ROWS)) for k in range(0, side, ROWS))),
+        )  # fmt: skip
+
+    def task(t: Expr) -> Stmt:
+        zero = b.splat(b.const(0, peak.sums), ROWS)
+        clear = each(lambda m, n: Store(acc, (m, n), zero))
+        nests = seq(*(nest(m, n) for m in range(2) for n in range(2)))
+        work = For(Var("i"), size(rounds), ForKind.SERIAL, nests, ((MATRIX, 1),))
+        return Alloc(acc, seq(clear, work, each(lambda m, n: Store(z, (t, m, n), Load(acc, (m, n))))))
+
+    return Func(f"peak_{name}", (x, w, r, z), _loop("t", size(tasks), ForKind.PARALLEL, task))
+
+
+def _peak_func(target: Target, name: str) -> Func:
+    return tile_peak_func(name) if PEAKS[name].by_tiles(target) else peak_func(target.lanes_f32, name)
+
+
 @cache
 def _image(target: Target, num_threads: int) -> LoadedImage:
     names = [name for name, peak in PEAKS.items() if peak.exists(target)]
-    funcs = [bandwidth_func(target.lanes_f32), *(peak_func(target.lanes_f32, name) for name in names)]
+    funcs = [
+        bandwidth_func(target.lanes_f32, target.fetch_ahead_bytes),
+        *(_peak_func(target, name) for name in names),
+    ]
     return load_image(build_image(funcs, [], target).blob, num_threads)
 
 
@@ -210,14 +267,20 @@ def measure_peak(num_threads: int, name: str = "f32", repeats: int = 5) -> float
     target, peak = detect_host(), PEAKS[name]
     if not peak.exists(target):
         return None
-    lanes, image, tasks = target.lanes_f32, _image(target, num_threads), TASKS_PER_THREAD * num_threads
-    wide = peak.products * lanes
+    image, func, tasks = _image(target, num_threads), _peak_func(target, name), TASKS_PER_THREAD * num_threads
     value = 1e-3 if peak.sums.is_float else 1
-    factors = [np.full((1, wide), value).astype(numpy_dtype(d.name)) for d in peak.operands]
-    r, z = np.zeros(ROUNDS, np.float32), np.empty((tasks, CHAINS * lanes), numpy_dtype(peak.sums.name))
-    flop = 2.0 * wide * CHAINS * ROUNDS * tasks
+    factors = [np.full(_constant(p), value).astype(numpy_dtype(p.dtype.name)) for p in func.params[:2]]
+    r = np.zeros(ROUNDS, np.float32)
+    z = np.empty((tasks, *_constant(func.params[-1])), numpy_dtype(peak.sums.name))
+    # Each sum gets the products of a lane in every round, 16 times as many by tiles.
+    flop = 2.0 * peak.products * (ROWS if peak.by_tiles(target) else 1) * z.size * ROUNDS
     kernel, args = image.function(f"peak_{name}"), [as_tensor(a) for a in (*factors, r, z)]
     return max(_rates(flop, lambda: kernel(*args), repeats))
+
+
+def _constant(buffer: Buffer) -> tuple[int, ...]:
+    """The dims of a buffer that are no symbols."""
+    return tuple(d for d in buffer.shape if isinstance(d, int))
 
 
 def measure_ceilings(num_threads: int, num_bytes: int = READ_BYTES, repeats: int = 3) -> Ceilings:

@@ -18,6 +18,7 @@ constant offsets, which LLVM's SROA pass turns into values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -28,6 +29,7 @@ from strata.loop.nodes import (
     BLOCK_KINDS,
     EVEN,
     GRAIN,
+    MATRIX,
     Alloc,
     Block,
     Buffer,
@@ -46,6 +48,7 @@ from strata.loop.nodes import (
 from strata.target import Target
 
 from .emit_call import emit_call
+from .emit_matrix import emit_matrix, release, zeroed_by
 from .emit_memory import MemoryEmitter, Slot
 from .emit_values import Builder, Linear, Value, constant, uniform
 from .externs import can_fail
@@ -90,6 +93,8 @@ class FuncEmitter(MemoryEmitter):
         self.module = module
         self.parent = parent
         self.captures: list[Capture] = []
+        self.uses_matrix_unit = False
+        self.zeroed: dict[int, str] = {}  # matrix loops whose sums begin at zero, and what would store that
         self._vars: dict[int, Value] = {}
         self._dims: dict[str, Value] = {}
         self._slots: dict[int, Slot] = {}
@@ -158,7 +163,8 @@ class FuncEmitter(MemoryEmitter):
         match stmt:
             case Seq():
                 for inner in stmt.stmts:
-                    self.stmt(inner)
+                    if self.zeroed.get(id(inner)) != "before":
+                        self.stmt(inner)
             case Store():
                 self.store(stmt)
             case Let():
@@ -166,6 +172,7 @@ class FuncEmitter(MemoryEmitter):
                 self.stmt(stmt.body)
             case Alloc():
                 self._alloc(stmt.buffer)
+                self.zeroed.update(zeroed_by(self, stmt))
                 self.stmt(stmt.body)
             case For():
                 self._for(stmt)
@@ -227,6 +234,8 @@ class FuncEmitter(MemoryEmitter):
 
     def _for(self, loop: For) -> None:
         extent = self.value(loop.extent)
+        if dict(loop.notes).get(MATRIX) and emit_matrix(self, loop, extent):
+            return
         if extent.const is not None and extent.const <= 0:
             return
         if extent.const == 1:
@@ -251,8 +260,15 @@ class FuncEmitter(MemoryEmitter):
             case _:
                 self.counted(loop, constant(0, i64), extent)
 
-    def counted(self, loop: For, begin: Value, end: Value) -> None:
-        """``for var in begin .. end-1``: tested at the bottom, with a guard unless it surely runs."""
+    def counted(self, loop: For, begin: Value, end: Value, body_of: Callable[[], None] | None = None) -> None:
+        """``for var in begin .. end-1``: tested at the bottom, with a guard unless it surely runs.
+
+        Args:
+            loop: The loop.
+            begin: First value of its variable.
+            end: One past the last.
+            body_of: Emits the body, if that is not the loop's own.
+        """
         b = self.b
         first, last = b.use(begin), b.use(end)
         guard = ""
@@ -264,7 +280,10 @@ class FuncEmitter(MemoryEmitter):
         b.open(head)
         hi = None if end.hi is None else end.hi - 1
         self._vars[loop.var.uid] = b.opaque(i64, 1, counter, b.level, begin.lo, hi)
-        self.stmt(loop.body)
+        if body_of is None:
+            self.stmt(loop.body)
+        else:
+            body_of()
         b.line(f"br label %{latch}")
         body = b.close()
         b.line(f"br i1 {guard}, label %{head}, label %{after}" if guard else f"br label %{head}")
@@ -301,6 +320,8 @@ class FuncEmitter(MemoryEmitter):
 
     def body_text(self, end: str = "ret void") -> str:
         """Basic blocks of the function, after its last statement."""
+        if self.uses_matrix_unit:
+            release(self)
         lines = [*self.b.allocas, *self.b.regions[0].lines, f"  {end}"]
         return "entry:\n" + "\n".join(lines) + "\n}\n"
 

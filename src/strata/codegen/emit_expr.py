@@ -98,8 +98,12 @@ class ExprEmitter:
 
     def value(self, expr: Expr) -> Value:
         """Emit ``expr`` as part of a statement of its own."""
-        self._memo.clear()
+        self.forget()
         return self.expr(expr)
+
+    def forget(self) -> None:
+        """Begin another statement, whose expressions are emitted anew."""
+        self._memo.clear()
 
     def expr(self, expr: Expr) -> Value:
         """Emit ``expr``; the same object within one statement is emitted once."""

@@ -6,7 +6,7 @@ What they mean is in :mod:`strata.loop.intrinsics`. Where a CPU has no instructi
 name           instruction                               expansion
 ============== ========================================= =================================================
 ``fma``        FMA                                       product and sum, each rounded
-``dot2_bf16``  ``vdpbf16ps``, ``bfdot``                  two f32 multiply-adds, the odd elements first
+``dot2_bf16``  ``vdpbf16ps``, ``bfdot`` (where fast)     two f32 multiply-adds, the odd elements first
 ``dot4_u8i8``  ``vpdpbusd``, ``usdot``, ``sdot``         :mod:`.intrinsics_dot4`
 ``dot4_u4i8``  the same, ``vpmaddubsw``                  :mod:`.intrinsics_dot4`
 ``low4``       ``and``
@@ -69,7 +69,7 @@ def _dot2_bf16(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Valu
     acc, x, y = args
 
     def emit(acc: Value, x: Value, y: Value) -> Value:
-        if emitter.target.has_bf16_dot and acc.lanes in widths:
+        if emitter.target.prefers_bf16_dot and acc.lanes in widths:
             return _dot2_native(emitter, acc, x, y)
         return _dot2_expanded(emitter, acc, x, y)
 

@@ -20,6 +20,7 @@ from strata.graph.nodes import Node
 from strata.graph.opdef import Pattern
 from strata.graph.stats import group_stats, size_bytes
 from strata.graph.types import MAX_CONTEXT, NUM_PAGES, NUM_SEQUENCES, TABLE_WIDTH, TensorType
+from strata.loop.matrix import has_matrix_loop
 from strata.loop.nodes import Func
 from strata.target import Target
 
@@ -37,6 +38,7 @@ SAMPLE_CACHE = {
     TABLE_WIDTH.name: SAMPLE_SIZE // DEFAULT_PAGE_SIZE,
     NUM_PAGES.name: SAMPLE_SIZE // DEFAULT_PAGE_SIZE,
 }
+PAIR, FOUR = 2, 4  # products that a lane of a dot product adds, in the time of one multiply-add
 LIBRARY_EFFICIENCY = 0.85  # of the machine's peak: what OpenBLAS and oneDNN reach on large matmuls
 # Sustained level-2/level-3 reads of one core; conservative for x86-64 of the 2020s.
 CACHE_BYTES_PER_CYCLE = 16.0
@@ -102,7 +104,10 @@ def task_model(task: Task, func: Func, rows: int, dot: bool, size: int) -> Estim
     n, k = (dim_bounds(d)[1] for d in (task.anchor.tensor.shape[-1], task.anchor.inputs[0].tensor.shape[-1]))
     parts = [x.tensor for x in task.anchor.inputs[1:]]
     weight_bytes = float(sum(bounds_bytes(p) for p in parts))
-    peak = _peak(task) if dot else task.target.peak_f32_flop_per_s
+    peak = task.target.peak_f32_flop_per_s
+    if dot:
+        products = FOUR if task.anchor.op == "quantized_matmul" else PAIR
+        peak = _peak(task) if has_matrix_loop(func) else min(_peak(task), products * peak)
     return matmul_estimate(size, n, k, weight_bytes, rows, task.target, peak)
 
 

@@ -45,6 +45,7 @@ LARGE_BYTES = 1 << 20  # weights whose products are worth measuring unasked
 # differences: from there on time grows with the rows, and what is fastest stays so.
 QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
+QUICK_BYTES = 96 << 20  # of those copies at most: a large cache belongs to all that runs on a server
 QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
 
 Estimates = tuple[tuple[int, Estimate], ...]
@@ -172,7 +173,8 @@ class TaskBench:
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [k for k, m in enumerate(self._memories) if legal[k] and key not in m.times_s]
         if missing:
-            caches = QUICK_CACHES if self._is_quick else CACHES
+            most = QUICK_BYTES / self.task.target.l3_bytes
+            caches = min(QUICK_CACHES, most) if self._is_quick else CACHES
             operands = _Operands(self.task, self.funcs[0], size, self._stock, caches)
             if self._is_quick and not self.task.cache_fields:
                 self._stock = operands.arrays

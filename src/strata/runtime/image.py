@@ -34,6 +34,7 @@ import tvm_ffi
 
 from strata.core.errors import DeviceError, ShapeError, UserError
 from strata.core.knobs import default_threads
+from strata.target import permit_matrix_unit
 
 from .externs import SYMBOL_PREFIX, Bound, resolve
 from .pool import Pool, PoolSymbols
@@ -353,6 +354,7 @@ def load_image(image: bytes | str | Path | Image, num_threads: int | None = None
             found (:mod:`.externs`); bad ``num_threads``.
         DeviceError: the operating system refuses to map it.
     """
+    permit_matrix_unit()
     source = "image"
     if isinstance(image, str | Path):
         source = str(image)

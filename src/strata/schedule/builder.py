@@ -33,6 +33,7 @@ from .steps import (
     ComputeInline,
     DecomposeReduction,
     Fuse,
+    MatrixUnit,
     Pad,
     Parallel,
     Prefetch,
@@ -42,6 +43,7 @@ from .steps import (
     RFactor,
     SetScope,
     Split,
+    StartAtZero,
     Tensorize,
     Tile,
     Unroll,
@@ -297,9 +299,17 @@ class Schedule:
         """Give the start of a reduction a nest before ``loop`` (default: the outermost reducing one)."""
         return self.apply(DecomposeReduction(block, loop or self._first_reduction(block)))
 
+    def start_at_zero(self, block: str) -> Schedule:
+        """Let a sum of integers start at zero, and add its start where it is read."""
+        return self.apply(StartAtZero(block))
+
     def tensorize(self, loop: str, intrinsic: str = "dot2_bf16") -> Schedule:
         """Replace the nest at ``loop`` by a hardware instruction."""
         return self.apply(Tensorize(loop, intrinsic))
+
+    def matrix_unit(self, loop: str) -> Schedule:
+        """Let the machine's matrix unit run a loop over products of tiles."""
+        return self.apply(MatrixUnit(loop))
 
     def _first_reduction(self, block: str) -> str:
         axes = [a for a in find_block(self._func, block).axes if a.kind is AxisKind.REDUCTION]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -23,7 +24,17 @@ _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 # Flags of the first processor in /proc/cpuinfo, by platform.machine().
 _FLAGS = {"x86_64": "flags", "AMD64": "flags", "aarch64": "Features"}
-_LEVELS = ("avx512-bf16", "avx512", "avx2-vnni", "avx2", "x86-64", "neon-i8mm", "neon-dotprod", "neon")
+_LEVELS = (
+    "avx512-amx",
+    "avx512-bf16",
+    "avx512",
+    "avx2-vnni",
+    "avx2",
+    "x86-64",
+    "neon-i8mm",
+    "neon-dotprod",
+    "neon",
+)
 
 
 @cache
@@ -38,19 +49,43 @@ def detect_host() -> Target:
             f"host: got {platform.system()} on {platform.machine()}; expected Linux on x86-64 or AArch64; "
             "name a target"
         )
-    return host_from(_CPUINFO.read_text(), read_caches(_CACHES), len(os.sched_getaffinity(0)))
+    cpuinfo, caches, num_cores = _CPUINFO.read_text(), read_caches(_CACHES), len(os.sched_getaffinity(0))
+    host = host_from(cpuinfo, caches, num_cores)
+    if permitted(host.features) != host.features:
+        return host_from(cpuinfo.replace("amx_tile", ""), caches, num_cores)
+    return host
 
 
 def host_features() -> tuple[str, ...]:
     """LLVM names of the usable instruction sets of this machine; empty where they cannot be found out."""
     if platform.machine() not in _FLAGS or not _CPUINFO.exists():
         return ()
-    return _features(_cpuinfo_fields(_CPUINFO.read_text()))
+    return permitted(_features(_cpuinfo_fields(_CPUINFO.read_text())))
+
+
+def permitted(names: tuple[str, ...]) -> tuple[str, ...]:
+    """``names`` without those that this process may not use."""
+    if set(features.AMX).issubset(names) and not permit_matrix_unit():
+        return tuple(name for name in names if name not in features.AMX)
+    return names
 
 
 def _features(info: Mapping[str, str]) -> tuple[str, ...]:
     flags = " ".join(info.get(name, "") for name in sorted(set(_FLAGS.values())))
     return features.usable(features.from_linux_flags(flags.split()))
+
+
+@cache
+def permit_matrix_unit() -> bool:
+    """Ask the kernel for AMX, whose registers processes have for the asking only; whether they are ours now.
+
+    Holds for all threads, those that exist and those that will.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    # Linux 5.16, arch/x86/include/uapi/asm/prctl.h: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILE_DATA.
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 def host_from(cpuinfo: str, caches: Mapping[int, int], num_cores: int) -> Target:

@@ -41,12 +41,14 @@ V4_BF16 = (*V4, "avx512bf16", "avx512vnni")
 # others to go to (Zen 4: 4-bit matmul 10 % slower with it).
 ZEN4 = (*V4_BF16, "avx512bitalg", "avx512ifma", "avx512vbmi", "avx512vbmi2", "avx512vpopcntdq")
 ZEN5 = (*ZEN4, "avxvnni")
+AMX = ("amx-bf16", "amx-int8", "amx-tile")
+V4_AMX = (*V4_BF16, *AMX)
 
 NEON = ("fp-armv8", "neon")
 NEON_DOTPROD = (*NEON, "dotprod")
 NEON_I8MM = (*NEON_DOTPROD, "bf16", "i8mm")
 
-KNOWN = frozenset(ZEN5) | frozenset(NEON_I8MM) | frozenset(("avx512fp16", "amx-tile", "amx-bf16", "amx-int8"))
+KNOWN = frozenset(ZEN5) | frozenset(NEON_I8MM) | frozenset(("avx512fp16", *AMX))
 
 
 def from_linux_flags(flags: Iterable[str]) -> tuple[str, ...]:
@@ -58,10 +60,12 @@ def usable(features: Iterable[str]) -> tuple[str, ...]:
     """``features`` without those that the code generator must not mix in.
 
     AVX-512 comes with 512-bit registers only where F, VL, BW, DQ and CD exist together (all CPUs but the
-    first, Knights Landing): without them every AVX-512 feature is dropped. AMX needs a permission from the
-    kernel and is dropped. Names of Arm features are kept as they are.
+    first, Knights Landing): without them every AVX-512 feature is dropped, and so are parts of AMX where not
+    all three are there. Names of Arm features are kept as they are.
     """
-    found = {f for f in features if not f.startswith("amx")}
+    found = set(features)
+    if not found.issuperset(V4_AMX):
+        found -= set(AMX)
     if "neon" in found:
         return tuple(sorted(found))
     if not found.issuperset(V4):

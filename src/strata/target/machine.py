@@ -38,6 +38,7 @@ class Target:
         peak_bf16_flop_per_s: The same for bf16 inputs with f32 sums.
         peak_int8_op_per_s: The same for 8-bit integers with i32 sums, two operations each.
         bandwidth_bytes_per_s: Main memory read bandwidth of all cores; nominal.
+        fetch_ahead_bytes: How far ahead of its use one core best asks for what it streams from memory.
         source: Where the speeds come from: ``"nominal"``, ``"measured"`` or ``"assumed"``.
     """
 
@@ -55,6 +56,7 @@ class Target:
     peak_bf16_flop_per_s: float
     peak_int8_op_per_s: float
     bandwidth_bytes_per_s: float
+    fetch_ahead_bytes: int = 1024
     source: str = "nominal"
 
     def __post_init__(self) -> None:
@@ -86,6 +88,24 @@ class Target:
     def has_int8_dot(self) -> bool:
         """A native dot product of groups of four 8-bit integers with i32 sums."""
         return any(self.has(f) for f in ("avx512vnni", "avxvnni", "dotprod", "i8mm"))
+
+    @property
+    def prefers_bf16_dot(self) -> bool:
+        """Its dot product of bf16 pairs is faster than two f32 multiply-adds.
+
+        On Intel's cores with AMX it runs at half their rate: docs/performance.md.
+        """
+        return self.has_bf16_dot and not self.has_matrix_bf16
+
+    @property
+    def has_matrix_bf16(self) -> bool:
+        """A unit that multiplies tiles of bf16 with f32 sums (AMX)."""
+        return self.has("amx-bf16")
+
+    @property
+    def has_matrix_int8(self) -> bool:
+        """A unit that multiplies tiles of 8-bit integers with i32 sums (AMX)."""
+        return self.has("amx-int8")
 
     @property
     def has_bf16_conversion(self) -> bool:

@@ -29,7 +29,9 @@ define dso_local void @strata_parallel_for(ptr %f, ptr %env, i64 %n, i64 %grain,
 def runnable_targets() -> list[Target]:
     """The named levels of instruction sets that this machine has, and this machine."""
     host = detect_host()
-    levels = [get_target(name) for name in ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16")]
+    levels = [
+        get_target(name) for name in ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "avx512-amx")
+    ]
     return [t for t in levels if set(t.features) <= set(host.features)] + [host]
 
 

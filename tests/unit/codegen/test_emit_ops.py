@@ -329,7 +329,7 @@ def test_dot2_bf16(target, lanes):
     want = acc + (x.astype(np.float64) * y.astype(np.float64)).reshape(3, lanes, 2).sum(-1)
     np.testing.assert_allclose(mcjit.run(func, target, acc, x, y)[0], want, rtol=1e-6, atol=1e-6)
     native = "dpbf16ps" in mcjit.Kernel(func, target).asm
-    assert native == target.has_bf16_dot
+    assert native == target.prefers_bf16_dot
 
 
 # Pairs of products of these do not fit into 16 bits.

@@ -99,7 +99,25 @@ def test_levels(flags, family, cpu, vector_bytes):
 
 def test_features_that_must_not_be_mixed_in_are_dropped():
     assert "amx-tile" not in features.usable([*features.V4, "amx-tile"])
+    assert set(features.AMX) <= set(features.usable(features.V4_AMX))
     assert features.usable(["sse", "sse2", "avx"]) == ("sse", "sse2")
+
+
+def test_matrix_unit_needs_a_permission(monkeypatch):
+    """The kernel gives the registers of AMX to processes that ask for them, if at all."""
+    flags = ZEN4_FLAGS + " avx512_vnni avx512_bf16 amx_tile amx_bf16 amx_int8"
+    target = detection.host_from(cpuinfo(flags, family="6"), {}, 4)
+    assert (target.cpu, target.has_matrix_bf16, target.has_matrix_int8) == ("sapphirerapids", True, True)
+    assert target.peak_bf16_flop_per_s == 4 * 2e9 * 2 * 16 * 16 * 32 / 16
+    assert target.peak_int8_op_per_s == 2 * target.peak_bf16_flop_per_s
+    monkeypatch.setattr(detection, "permit_matrix_unit", lambda: False)
+    assert detection.permitted(target.features) == tuple(sorted({*target.features} - {*features.AMX}))
+    if detect_host().has_matrix_bf16:
+        without = detection.detect_host.__wrapped__()
+        assert not without.has_matrix_bf16
+        assert without.peak_bf16_flop_per_s == 2 * without.peak_f32_flop_per_s
+    monkeypatch.setattr(detection, "permit_matrix_unit", lambda: True)
+    assert detection.permitted(target.features) == target.features
 
 
 def test_caches(tmp_path):
@@ -147,6 +165,6 @@ def test_arm_from_cpuinfo():
 
 def test_dot_products_of_bytes():
     have = {name for name, target in TARGETS.items() if target.has_int8_dot}
-    assert have == {"avx2-vnni", "avx512-bf16", "zen4", "zen5", "neon-dotprod", "neon-i8mm"}
+    assert have == {"avx2-vnni", "avx512-bf16", "avx512-amx", "zen4", "zen5", "neon-dotprod", "neon-i8mm"}
     assert get_target("neon-i8mm").register_lanes == (4,)
     assert get_target("avx512").register_lanes == (16, 8, 4)

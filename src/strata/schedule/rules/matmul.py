@@ -22,6 +22,7 @@ from strata.core.dims import Dim
 from strata.core.dtypes import DType, bf16
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
+from strata.loop.matrix import ROWS
 from strata.loop.nodes import EVEN, AxisKind, Binary, BinaryOp, Func, Load, Store, Var
 from strata.loop.rewrite import buffers_written, free_vars, walk
 from strata.schedule.step import Step, find_block, loops_around
@@ -30,6 +31,7 @@ from strata.schedule.steps import (
     CacheWrite,
     ComputeAt,
     DecomposeReduction,
+    MatrixUnit,
     Parallel,
     Prefetch,
     Reorder,
@@ -48,7 +50,6 @@ STAGE = "matmul"
 ROW_TILES = (1, 4, 6)
 DEPTH_TILES = ((1, 8), (4, 4))  # rows and columns whose sums are vectors along k: they stay in 16 registers
 PAIR = 2  # elements of k that a bf16 dot product takes at once
-PREFETCH_BYTES = 1024  # of a weight that is read for a single row; measured: docs/performance.md
 EVEN_BYTES = 16 << 20  # of a weight that a machine reads well within a millisecond
 
 
@@ -76,6 +77,7 @@ class _Product:
     """``out[batch.., m, n] = f(sum_k a[.., m, k] * b[.., k, n])`` as a stage that sums and one that stores.
 
     Attributes:
+        target: The machine.
         source: The function as it was handed in.
         first: Steps that make two stages of it.
         func: The function after them.
@@ -84,6 +86,7 @@ class _Product:
         loops: Loops around ``out``, outermost first.
     """
 
+    target: Target
     source: Func
     first: tuple[Step, ...]
     func: Func
@@ -92,7 +95,7 @@ class _Product:
     loops: tuple[str, ...]
 
     @staticmethod
-    def of(func: Func) -> _Product | None:
+    def of(func: Func, target: Target) -> _Product | None:
         """The product, or ``None`` if the function is none."""
         stages, first, made = stage_names(func), (), func
         if len(stages) == 1 and _multiplies(func, stages[0]):
@@ -110,7 +113,7 @@ class _Product:
             return None
         if names != tuple(f"{stages[1]}_i{k}" for k in range(len(names))):
             return None
-        return _Product(func, first, made, stages[0], stages[1], names)
+        return _Product(target, func, first, made, stages[0], stages[1], names)
 
     @property
     def batch(self) -> tuple[str, ...]:
@@ -188,7 +191,7 @@ def _multiplies(func: Func, stage: str) -> bool:
 @RULES.register("matmul")
 def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     """Traces for a product of two matrices, or of two batches of them."""
-    product = _Product.of(func)
+    product = _Product.of(func, target)
     if product is None:
         return None
     if _outputs_are_contiguous(product):
@@ -197,6 +200,8 @@ def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
                 found = (_columns(product, lanes, rows, columns, dot) for rows in ROW_TILES[1:])
                 proposals = [p for p in found if p is not None]
                 if proposals:
+                    if dot and target.has_matrix_bf16:
+                        proposals += _matrix(product)
                     single = _long_rows(product, target) or _columns(product, lanes, 1, columns, dot)
                     return [*([single] if single is not None else []), *proposals]
         found = [_masked(product, target)]
@@ -256,12 +261,52 @@ def _tile_columns(draft: Draft, product: _Product, rows: int, columns: int, lane
         element = PAIR if dot else 1
         for weight in product.weights:
             row_bytes = columns * element * weight.dtype.itemsize_bytes
-            fetch_ahead(draft, k + "o" if dot else k, weight.buffer.name, row_bytes)
+            fetch_ahead(draft, product.target, k + "o" if dot else k, weight.buffer.name, row_bytes)
 
 
-def fetch_ahead(draft: Draft, loop: str, buffer: str, bytes_per_iteration: int) -> None:
+def _matrix(product: _Product) -> list[Proposal]:
+    """Tiles of 32 x 32 by a matrix unit, beside each other over the 64 outputs of a tile of the weight."""
+    draft = product.draft()
+    try:
+        _tile_matrix(draft, product)
+        made = draft.proposal("cpu.matmul.matrix32x32", 32, dot=True)
+    except LegalityError:
+        return []
+    return [made] if gathers(made.func) == 0 else []
+
+
+def _tile_matrix(draft: Draft, product: _Product) -> None:
+    m, n, (tile_m, tile_n, k) = product.m, product.n, product.tile
+    contracted, outputs = draft.extent(k), draft.extent(n)
+    beside = (
+        columns_in_cache(product.target, outputs, contracted, PAIR) if outputs and contracted else 4 * ROWS
+    )
+    draft.do(Split(m, 2 * ROWS), Split(n, beside), Split(n + "i", 2 * ROWS))
+    draft.do(Reorder((*product.batch, n + "o", m + "o", n + "io", m + "i", n + "ii")))
+    draft.do(ComputeAt(product.stage, n + "io"))
+    draft.do(Split(k, PAIR * ROWS), Split(k + "i", PAIR), Split(tile_m, ROWS), Split(tile_n, ROWS))
+    tiles, rows = (tile_m + "o", tile_n + "o"), tile_m + "i"
+    draft.do(Reorder((k + "o", *tiles, rows, k + "io", tile_n + "i", k + "ii")))
+    draft.do(DecomposeReduction(product.stage, k + "o"), Tensorize(tile_n + "i"))
+    draft.do(*(Unroll(loop) for loop in tiles), MatrixUnit(k + "o"))
+    draft.do(Vectorize(tile_n + "i_init"))
+    draft.do(Split(n + "ii", ROWS), Unroll(n + "iio"), Vectorize(n + "iii"))
+    product.run_parallel(draft)
+
+
+def columns_in_cache(target: Target, outputs: int, contracted: int, element_bytes: int) -> int:
+    """Outputs whose weights stay in half of the level-2 cache while rows of activations stream past them."""
+    columns = 16 * ROWS
+    while columns > 4 * ROWS and (
+        outputs % columns or columns * contracted * element_bytes > target.l2_bytes // 2
+    ):
+        columns //= 2
+    return columns
+
+
+def fetch_ahead(draft: Draft, target: Target, loop: str, buffer: str, bytes_per_iteration: int) -> None:
     """Prefetch a weight that is read once: waiting for memory, a core looks ahead less far than pays."""
-    draft.attempt(Prefetch(loop, buffer, max(1, PREFETCH_BYTES // bytes_per_iteration)))
+    draft.attempt(Prefetch(loop, buffer, max(1, target.fetch_ahead_bytes // bytes_per_iteration)))
 
 
 def stream_evenly(draft: Draft, loop: str) -> None:

@@ -8,11 +8,13 @@ all threads, or serially where there is but one row: then waking the threads cos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from strata.core.dtypes import DType, u8
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
+from strata.loop.matrix import ROWS
 from strata.loop.nodes import AxisKind, Func, Intrinsic, Load
 from strata.loop.rewrite import walk
 from strata.schedule.step import find_block
@@ -20,10 +22,12 @@ from strata.schedule.steps import (
     CacheWrite,
     ComputeAt,
     DecomposeReduction,
+    MatrixUnit,
     Parallel,
     Reorder,
     RFactor,
     Split,
+    StartAtZero,
     Tensorize,
     Unroll,
     Vectorize,
@@ -31,12 +35,13 @@ from strata.schedule.steps import (
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
-from .matmul import column_tile, fetch_ahead, stream_evenly
+from .matmul import column_tile, columns_in_cache, fetch_ahead, stream_evenly
 
 DOT, SUM, OUT = "dot", "matmul", "out"
 FOUR = 4
 UNROLLED_STEPS = 8  # dot products of an output that follow each other without a loop
 ROW_TILES = (1, 3, 4)
+FAR_BYTES = 4096  # ahead that a core asks whose memory takes long to answer
 
 
 def quantized_layout(dtype: DType, *, is_codes: bool, target: Target) -> Layout:
@@ -62,6 +67,8 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     quantized = Draft(func)
     row_loops = [_quantize(quantized, stage, target.lanes_f32) for stage in stages[:-3]]
     found = [_tiles(quantized, row_loops, target, rows) for rows in ROW_TILES]
+    if target.has_matrix_int8 and _instruction(func) == "dot4_u8i8":
+        found.append(_matrix(quantized, row_loops, target))
     return [p for p in found if p is not None] or None
 
 
@@ -77,11 +84,64 @@ def _tiles(quantized: Draft, row_loops: Sequence[str], target: Target, rows: int
         draft.do(Unroll(f"{OUT}_i0i"), Parallel(f"{OUT}_i1o"))
         if rows == 1:
             stream_evenly(draft, f"{OUT}_i1o")
-            _fetch(draft, quantized.func, steps, columns)
+            _fetch(draft, target, quantized.func, steps, columns)
         made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
     except LegalityError:
         return None
     return made if gathers(made.func) == 0 else None
+
+
+def _matrix(quantized: Draft, row_loops: Sequence[str], target: Target) -> Proposal | None:
+    """Tiles of 32 x 32 by a matrix unit; ``None`` if the groups are none of its tiles."""
+    draft = quantized.copy()
+    try:
+        for loop in row_loops:
+            draft.parallel(loop)
+        _matrix_sums(draft, target)
+        _matrix_dots(draft)
+        draft.do(Parallel(f"{OUT}_i1o"))
+        made = draft.proposal("cpu.qmatmul.matrix32x32", 2 * ROWS, dot=True)
+    except LegalityError:
+        return None
+    return made if gathers(made.func) == 0 else None
+
+
+def _matrix_sums(draft: Draft, target: Target) -> None:
+    """f32 sums of a tile in memory, groups one after the other; from there on integers start at zero."""
+    m, n, tile_m, tile_n, g = f"{OUT}_i0", f"{OUT}_i1", f"{SUM}_i0", f"{SUM}_i1", f"{SUM}_k0"
+    reduced = [draft.extent(loop) for loop in (g, *loops_over(draft.func, DOT, AxisKind.REDUCTION))]
+    outputs = draft.extent(n)
+    if outputs is None or None in reduced:
+        raise LegalityError("extents of the weight are not constant")
+    contracted = math.prod(x for x in reduced if x is not None)
+    draft.do(
+        StartAtZero(DOT),
+        Split(m, 2 * ROWS),
+        Split(n, columns_in_cache(target, outputs, contracted, 1)),
+        Split(n + "i", 2 * ROWS),
+        Reorder((n + "o", m + "o", n + "io", m + "i", n + "ii")),
+        ComputeAt(SUM, n + "io"),
+        Reorder((g, tile_m, tile_n)),
+        DecomposeReduction(SUM, g),
+        ComputeAt(DOT, g),
+    )
+    for loop in (tile_n, tile_n + "_init", n + "ii"):
+        _vectors(draft, loop, ROWS)
+
+
+def _matrix_dots(draft: Draft) -> None:
+    """i32 sums of a group in memory, by tiles of 16 fours."""
+    reduction = loops_over(draft.func, DOT, AxisKind.REDUCTION)
+    steps = reduction[0]
+    if draft.extent(reduction[-1]) != FOUR or len(reduction) != 2 or (draft.extent(steps) or 1) % ROWS:
+        raise LegalityError(f"block {DOT} does not add up tiles of a matrix unit")
+    rows, outputs, group = f"{DOT}_i0", f"{DOT}_i2", f"{DOT}_i1"
+    draft.do(Split(steps, ROWS), Split(rows, ROWS), Split(outputs, ROWS))
+    tiles = (rows + "o", outputs + "o")
+    draft.do(Reorder((group, steps + "o", *tiles, rows + "i", steps + "i", outputs + "i", reduction[1])))
+    draft.do(DecomposeReduction(DOT, steps + "o"), Tensorize(outputs + "i", "dot4_u8i8"))
+    draft.do(*(Unroll(loop) for loop in tiles), MatrixUnit(steps + "o"))
+    draft.do(Vectorize(outputs + "i_init"))
 
 
 def _vectors(draft: Draft, loop: str, lanes: int) -> None:
@@ -127,19 +187,20 @@ def _tile_dots(draft: Draft, lanes: int) -> str:
     return steps
 
 
-def _fetch(draft: Draft, source: Func, steps: str, columns: int) -> None:
-    """Codes of 8 bits ahead of time; those of 4 bits, which are unpacked first, gain nothing by it.
+def _fetch(draft: Draft, target: Target, source: Func, steps: str, columns: int) -> None:
+    """Codes ahead of time; those of 4 bits, which are unpacked first, gain nothing by a short distance.
 
     Args:
         draft: The finished tiles.
+        target: The machine.
         source: The function before it was tiled.
         steps: The loop over the dot products of an output.
         columns: Outputs of a tile.
     """
-    if _instruction(source) == "dot4_u8i8":
+    if _instruction(source) == "dot4_u8i8" or target.fetch_ahead_bytes >= FAR_BYTES:
         loads = (e for e in walk(find_block(source, DOT).body) if isinstance(e, Load))
         codes = next(e.buffer.name for e in loads if e.dtype is u8)
-        fetch_ahead(draft, steps, codes, columns * FOUR)
+        fetch_ahead(draft, target, steps, codes, columns * FOUR)
 
 
 def _instruction(func: Func) -> str:

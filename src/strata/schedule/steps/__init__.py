@@ -5,9 +5,9 @@ from .inline import ComputeInline, ReverseComputeInline
 from .kinds import Annotate, Bind, Parallel, Prefetch, Unroll, Vectorize
 from .loops import Fuse, Pad, Reorder, Split, Tile
 from .placement import ComputeAt
-from .reductions import DecomposeReduction, RFactor
+from .reductions import DecomposeReduction, RFactor, StartAtZero
 from .reverse import ReverseComputeAt
-from .tensorize import Tensorize
+from .tensorize import MatrixUnit, Tensorize
 
 __all__ = [
     "Annotate",
@@ -18,6 +18,7 @@ __all__ = [
     "ComputeInline",
     "DecomposeReduction",
     "Fuse",
+    "MatrixUnit",
     "Pad",
     "Parallel",
     "Prefetch",
@@ -27,6 +28,7 @@ __all__ = [
     "ReverseComputeInline",
     "SetScope",
     "Split",
+    "StartAtZero",
     "Tensorize",
     "Tile",
     "Unroll",

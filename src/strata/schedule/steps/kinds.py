@@ -223,7 +223,7 @@ class Annotate(Step):
     Notes are printed, parsed and kept: by ``split`` on the outer loop, by ``fuse`` on the fused one, by every
     other step where they are. They mean nothing but for ``grain`` of a parallel loop (how many iterations a
     thread takes at a time), ``even`` of a parallel loop (1: threads begin with equal shares) and those of
-    ``prefetch``.
+    ``prefetch`` and ``matrix_unit``.
 
     Legal when: exactly one loop or block has the name; the key is an identifier; the value is an integer or
     text of letters, digits and ``_ . : / + -``, that is no integer; grain is a positive integer of a loop,

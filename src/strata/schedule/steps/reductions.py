@@ -1,4 +1,4 @@
-"""Steps on reductions: decompose_reduction, rfactor."""
+"""Steps on reductions: decompose_reduction, start_at_zero, rfactor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from strata.core.dtypes import DType, bool_
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis
+from strata.loop.externs import buffers_of, call_writes
 from strata.loop.nodes import (
     Alloc,
     AxisKind,
@@ -19,6 +20,7 @@ from strata.loop.nodes import (
     Block,
     BlockAxis,
     Buffer,
+    Call,
     Const,
     Expr,
     For,
@@ -33,7 +35,7 @@ from strata.loop.nodes import (
     index,
     seq,
 )
-from strata.loop.rewrite import free_vars, path_to, substitute
+from strata.loop.rewrite import buffers_read, free_vars, map_stmt, path_to, substitute, walk, walk_stmts
 from strata.loop.values import int_range
 from strata.schedule.dependence import (
     init_comes_first,
@@ -51,9 +53,10 @@ from strata.schedule.step import (
     loops_around,
     register,
     replace_stmt,
+    with_body,
 )
 
-from .stages import check_size, conjuncts, names_in, only_var
+from .stages import Stage, check_size, conjuncts, execution_order, find_stage, names_in, only_var
 
 
 @register
@@ -158,6 +161,93 @@ def _init_nest(block: Block, kept: list[For], over: set[Var]) -> Stmt:
     for x in reversed(kept):
         result = replace(x, var=only_var(where[x.var]), extent=substitute(x.extent, where), body=result)
     return result
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class StartAtZero(Step):
+    """Let a sum of integers start at zero, and add its start where it is read.
+
+    Rewrite::
+
+        for i, k: block "p" init: B[i] = s(i); B[i] += f   ->   for i, k: block "p" init: B[i] = 0; B[i] += f
+        for i: block "c" ... B[i] ...                           for i: block "c" ... B[i] + s(i) ...
+
+    Legal when: the block is as lowering made it, adds integers (exactly, in any order) up in an intermediate
+    buffer, and starts at something else than a constant; blocks alone read the result; nothing that the start
+    is made of is written after the block begins.
+    """
+
+    block: str
+
+    @classmethod
+    def step_name(cls) -> str:
+        """Name in the text form."""
+        return "start_at_zero"
+
+    def apply(self, func: Func) -> Func:
+        """Move the start."""
+        stage = find_stage("start_at_zero", func, self.block)
+        block, target = stage.block, stage.target
+        if not isinstance(block.init, Store) or isinstance(block.init.value, Const):
+            raise LegalityError(f"start_at_zero: block {self.block} starts at nothing but a constant")
+        init, start, axes = (
+            block.init,
+            block.init.value,
+            [a.var for a in block.axes if a.kind is AxisKind.SPATIAL],
+        )
+        self._check(func, stage)
+
+        def read(e: Expr) -> Expr:
+            if not isinstance(e, Load) or e.buffer is not target:
+                return e
+            return b.add(e, substitute(start, dict(zip(axes, e.indices, strict=True))))
+
+        def change(stmt: Stmt) -> Stmt:
+            if not isinstance(stmt, Block):
+                return stmt
+            if stmt is block:
+                return replace(stmt, init=replace(init, value=b.const(0, target.dtype)))
+            return map_stmt(stmt, expr_fn=read)
+
+        return with_body(func, map_stmt(func.body, stmt_fn=change))
+
+    def _check(self, func: Func, stage: Stage) -> None:
+        target, init = stage.target, stage.block.init
+        assert init is not None
+        what = f"start_at_zero: block {self.block}"
+        if not target.dtype.is_int or not _adds(stage.block.body):
+            raise LegalityError(f"{what} is no sum of integers")
+        if target in func.params:
+            raise LegalityError(f"{what} fills {target.name}, a parameter; expected an intermediate")
+        inside = {id(s) for s in walk_stmts(stage.start)}
+        order = execution_order(func)
+        needed = buffers_read(init)
+        blocks = [s for s in walk_stmts(func) if isinstance(s, Block)]
+        read = sum(isinstance(e, Load) and e.buffer is target for x in blocks for e in walk(x))
+        everywhere = sum(isinstance(e, Load) and e.buffer is target for e in walk(func))
+        if read != everywhere:
+            raise LegalityError(f"{what}: {target.name} is read outside of blocks")
+        for stmt in walk_stmts(func):
+            written = _written_by(stmt)
+            later = order[id(stmt)] > order[id(stage.start)]
+            if id(stmt) not in inside and (target in written or (later and written & needed)):
+                raise LegalityError(f"{what}: what it starts at, or its result, is written elsewhere")
+
+
+def _adds(body: Stmt) -> bool:
+    return isinstance(body, Store) and reduction_op(body) is BinaryOp.ADD
+
+
+def _written_by(stmt: Stmt) -> set[Buffer]:
+    """Buffers that the statement itself writes, or hands out."""
+    match stmt:
+        case Store():
+            return {stmt.buffer}
+        case Call():
+            return {*call_writes(stmt), *buffers_of(stmt)}
+        case _:
+            return set()
 
 
 @register

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
-from strata.core.errors import LegalityError
+from strata.core.errors import LegalityError, VerifyError
 from strata.loop import build as b
+from strata.loop.matrix import nests_of
 from strata.loop.nodes import (
+    MATRIX,
     Binary,
     BinaryOp,
     Block,
@@ -19,6 +21,7 @@ from strata.loop.nodes import (
     Func,
     Intrinsic,
     Load,
+    MemSpace,
     Ramp,
     Stmt,
     Store,
@@ -129,6 +132,46 @@ class Tensorize(Step):
             own = nest.vector(w, (dot.group, 1), lanes * dot.group)
             value = Intrinsic(self.intrinsic, dot.arguments(value, shared, own), dot.acc, lanes)
         return replace_stmt(func, outer, Store(acc.buffer, at, value))
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class MatrixUnit(Step):
+    """Let the machine's matrix unit run a loop over products of tiles (AMX: bf16, and i8 times u8).
+
+    Rewrite::
+
+        for k in 64:                                for k in 64 with matrix=1:
+          for r in 16: for g in 16:            ->     for r in 16: for g in 16:
+            acc[r, ramp(0, 16)] = @dot2_bf16(..)        acc[r, ramp(0, 16)] = @dot2_bf16(..)
+
+    A machine without such a unit runs the loops.
+
+    Legal when: the loop is a matrix loop (``loop.matrix``): nests of 16 rows and 16 groups of ``dot2_bf16``
+    or ``dot4_u8i8`` instructions (``tensorize`` first), on rows in line, that add to up to 4 tiles of sums in
+    memory.
+    """
+
+    loop: str
+
+    @classmethod
+    def step_name(cls) -> str:
+        """Name in the text form."""
+        return "matrix_unit"
+
+    def apply(self, func: Func) -> Func:
+        """Check the loop and note it."""
+        loop = find_loop(func, self.loop)
+        try:
+            nests = nests_of(loop)
+        except VerifyError as error:
+            raise LegalityError(f"matrix_unit: {error}") from None
+        if any(nest.acc.buffer.space is MemSpace.REGISTER for nest in nests):
+            raise LegalityError(
+                f"matrix_unit: sums of loop {self.loop} are in registers; expected local memory"
+            )
+        notes = {**dict(loop.notes), MATRIX: 1}
+        return replace_stmt(func, loop, replace(loop, notes=tuple(notes.items())))
 
 
 def _extent(stmt: Stmt) -> int | None:
