@@ -48,7 +48,7 @@ from strata.loop.nodes import (
 from strata.target import Target
 
 from .emit_call import emit_call
-from .emit_matrix import emit_matrix, release, zeroed_by
+from .emit_matrix import emit_matrix, note_zeros, release
 from .emit_memory import MemoryEmitter, Slot
 from .emit_values import Builder, Linear, Value, constant, uniform
 from .externs import can_fail
@@ -94,7 +94,8 @@ class FuncEmitter(MemoryEmitter):
         self.parent = parent
         self.captures: list[Capture] = []
         self.uses_matrix_unit = False
-        self.zeroed: dict[int, str] = {}  # matrix loops whose sums begin at zero, and what would store that
+        self.zeroed: set[int] = set()  # by identity: matrix loops whose sums begin at zero
+        self.needless: set[int] = set()  # and statements that would store those zeros
         self._vars: dict[int, Value] = {}
         self._dims: dict[str, Value] = {}
         self._slots: dict[int, Slot] = {}
@@ -163,7 +164,7 @@ class FuncEmitter(MemoryEmitter):
         match stmt:
             case Seq():
                 for inner in stmt.stmts:
-                    if self.zeroed.get(id(inner)) != "before":
+                    if id(inner) not in self.needless:
                         self.stmt(inner)
             case Store():
                 self.store(stmt)
@@ -172,7 +173,7 @@ class FuncEmitter(MemoryEmitter):
                 self.stmt(stmt.body)
             case Alloc():
                 self._alloc(stmt.buffer)
-                self.zeroed.update(zeroed_by(self, stmt))
+                note_zeros(self, stmt)
                 self.stmt(stmt.body)
             case For():
                 self._for(stmt)

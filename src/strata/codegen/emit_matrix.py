@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from strata.core.dims import product
-from strata.core.dtypes import f32, i64
+from strata.core.dtypes import DType, f32, i64
 from strata.loop.matrix import ROW_BYTES, ROWS, Nest, begins_at_zero, nests_of
 from strata.loop.nodes import Alloc, For, Load, Var
 from strata.loop.nodes import index as const_index
@@ -39,15 +39,15 @@ OPERANDS = {"x": (4, 5), "w": (6, 7)}
 _CONFIG = (1, 0, 0x0040004000400040, 0x0040004000400040, 0, 0, 0x1010101010101010, 0)
 
 
-def has_matrix_unit(target: Target, nest: Nest) -> bool:
-    """Whether the target multiplies tiles of these operands."""
-    return target.has_matrix_bf16 if nest.acc.dtype is f32 else target.has_matrix_int8
+def has_matrix_unit(target: Target, sums: DType) -> bool:
+    """Whether the target multiplies tiles whose products have sums of this dtype."""
+    return target.has_matrix_bf16 if sums is f32 else target.has_matrix_int8
 
 
 def emit_matrix(f: FuncEmitter, loop: For, extent: Value) -> bool:
     """Emit the loop at the end of the innermost region; ``False`` if the target has no unit for it."""
     nests = nests_of(loop)
-    if not has_matrix_unit(f.target, nests[0]):
+    if not has_matrix_unit(f.target, nests[0].acc.dtype):
         return False
     _configure(f)
     unclamped = TRUE
@@ -73,16 +73,13 @@ def emit_matrix(f: FuncEmitter, loop: For, extent: Value) -> bool:
     return True
 
 
-def zeroed_by(f: FuncEmitter, alloc: Alloc) -> dict[int, str]:
-    """A matrix loop whose sums begin at zero (``"loop"``), what stores the zeros (``"before"``), by identity.
-
-    Tile registers are zeroed by an instruction: nobody needs to store zeros and to load them.
-    """
+def note_zeros(f: FuncEmitter, alloc: Alloc) -> None:
+    """Tile registers are zeroed by an instruction: nobody needs to store zeros and to load them."""
     found = begins_at_zero(alloc)
-    if found is None or not has_matrix_unit(f.target, nests_of(found[0])[0]):
-        return {}
-    loop, before = found
-    return {id(loop): "loop"} | {id(stmt): "before" for stmt in before}
+    if found is not None and has_matrix_unit(f.target, alloc.buffer.dtype):
+        loop, before = found
+        f.zeroed.add(id(loop))
+        f.needless.update(map(id, before))
 
 
 def _configure(f: FuncEmitter) -> None:
@@ -148,7 +145,7 @@ class _Loop:
             if place not in self.sums:
                 self.sums[place] = len(self.sums)
                 strides[place] = stride
-                if f.zeroed.get(id(self.loop)) == "loop":
+                if id(self.loop) in f.zeroed:
                     f.b.declare("llvm.x86.tilezero", "void", ("i8 immarg",))
                     f.b.line(f"call void @llvm.x86.tilezero(i8 {self.sums[place]})")
                 else:

@@ -106,7 +106,8 @@ def task_model(task: Task, func: Func, rows: int, dot: bool, size: int) -> Estim
     weight_bytes = float(sum(bounds_bytes(p) for p in parts))
     peak = task.target.peak_f32_flop_per_s
     if dot:
-        products = FOUR if task.anchor.op == "quantized_matmul" else PAIR
+        pair = PAIR if task.target.prefers_bf16_dot else 1
+        products = FOUR if task.anchor.op == "quantized_matmul" else pair
         peak = _peak(task) if has_matrix_loop(func) else min(_peak(task), products * peak)
     return matmul_estimate(size, n, k, weight_bytes, rows, task.target, peak)
 

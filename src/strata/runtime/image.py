@@ -354,7 +354,7 @@ def load_image(image: bytes | str | Path | Image, num_threads: int | None = None
             found (:mod:`.externs`); bad ``num_threads``.
         DeviceError: the operating system refuses to map it.
     """
-    permit_matrix_unit()
+    permit_matrix_unit()  # the code may use it; without the kernel's permission that is a fault
     source = "image"
     if isinstance(image, str | Path):
         source = str(image)

@@ -2,6 +2,7 @@
 
 =============================== ========================================================================
 ``cpu.matmul.dot6x64``          weight in tiles of its outputs with pairs of k: bf16 dot products
+``cpu.matmul.matrix32x32``      the same weight in tiles for a matrix unit (``loop.matrix``)
 ``cpu.matmul.tile6x64``         weight in tiles, or ``[K, N]`` by rows: vectors along the outputs
 ``cpu.matmul.depth4x4``         weight ``[N, K]`` by rows: vectors along k, added up in the end
 ``cpu.gemv.depth8``             the same for a single row

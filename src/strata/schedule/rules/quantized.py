@@ -4,6 +4,8 @@
 codes up in i32 registers, by the hardware's dot product of four, and then adds the scaled sums to f32
 registers; both sets of sums have to fit. The stages before quantise the activations: vectors along k, rows on
 all threads, or serially where there is but one row: then waking the threads costs more than the work.
+
+``cpu.qmatmul.matrix32x32``: codes of 8 bits by a matrix unit (``loop.matrix``), both sets of sums in memory.
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+"""What the rules make for a matrix unit computes what other tiles compute, on every machine: as loops."""
+
+import numpy as np
+import pytest
+
+from strata.core.dims import SymDim, evaluate
+from strata.core.dtypes import bf16, f32
+from strata.core.weight_format import FormatChoice, parse_format
+from strata.graph import builder
+from strata.graph.nodes import Function, Module
+from strata.graph.types import TensorType
+from strata.loop.interp import run
+from strata.loop.matrix import has_matrix_loop
+from strata.loop.values import numpy_dtype
+from strata.passes import run_passes
+from strata.passes.quantize import quantize_weights
+from strata.planner.layouts import choose_layouts
+from strata.planner.options import PlanOptions
+from strata.planner.stacks import StackBuilder
+from strata.target import get_target
+
+
+@pytest.mark.parametrize(
+    ("format", "outputs", "contracted"), [("bf16", 100, 64), ("bf16", 64, 96), ("int8", 72, 256)]
+)
+def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracted: int) -> None:
+    target, dtype = get_target("avx512-amx"), bf16 if format == "bf16" else f32
+    x = builder.input("x", TensorType((SymDim("m", 1, 64), contracted), dtype))
+    w = builder.param("w", TensorType((outputs, contracted), dtype))
+    module = Module((Function("product", (x,), (builder.matmul(x, w, transpose_b=True, out_dtype=f32),)),))
+    if format == "int8":
+        module = quantize_weights(module, FormatChoice(parse_format(format)))  # type: ignore[arg-type]
+    module = run_passes("default", module)
+    (node,) = [n for n in module.functions[0].nodes if n.op == "fused"]
+    stacks = StackBuilder(choose_layouts(module, target), target, PlanOptions(measure=False))
+    funcs = [c.func for c in stacks.kernels_of(node).stack.candidates]
+    (tiles,) = [f for f in funcs if has_matrix_loop(f)]
+    for rows in (1, 17, 33):
+        rng, results = np.random.default_rng(rows), []
+        shapes = [tuple(evaluate(d, {"m": rows}) for d in p.shape) for p in tiles.params]
+        values = [
+            rng.integers(0, 5, shape).astype(numpy_dtype(p.dtype))
+            for p, shape in zip(tiles.params, shapes, strict=True)
+        ]
+        for func in (funcs[0], tiles):
+            arrays = [v.copy() for v in values]
+            run(func, arrays, parallel_seed=rows)
+            results.append(arrays[-1])
+        np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
