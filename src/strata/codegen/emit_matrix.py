@@ -53,8 +53,8 @@ def emit_matrix(f: FuncEmitter, loop: For, extent: Value) -> bool:
     unclamped = TRUE
     for nest in nests:
         unclamped = _both(f, unclamped, _rows_in_line(f, nest))
-    if unclamped.const is True:
-        _Loop(f, loop, nests).emit(extent, copies=False)
+    if unclamped.const is not None:
+        _Loop(f, loop, nests).emit(extent, copies=not unclamped.const)
         return True
     b = f.b
     test = b.use(unclamped)
@@ -103,14 +103,17 @@ def release(f: FuncEmitter) -> None:
 
 
 def _both(f: FuncEmitter, x: Value, y: Value) -> Value:
-    if x.const is True or y.const is True:
-        return y if x.const is True else x
+    for this, other in ((x, y), (y, x)):
+        if this.const is not None:
+            return other if this.const else this
     return f.b.pure(x.dtype, 1, "and i1 {}, {}", x, y)
 
 
 def _rows_in_line(f: FuncEmitter, nest: Nest) -> Value:
     """Whether the last row of the shared operand is as far from the first as its number says."""
-    (row,) = [i for i in nest.x.indices if nest.row in free_vars(i)]
+    row = next((i for i in nest.x.indices if nest.row in free_vars(i)), None)
+    if row is None:
+        return constant(False, TRUE.dtype)
     first, last = (f.value(substitute(row, {nest.row: const_index(r)})) for r in (0, ROWS - 1))
     distance = index.add(f.b, last, index.scale(f.b, first, -1))
     if distance.const is not None:
@@ -219,6 +222,8 @@ class _Loop:
         at = {nest.row: const_index(first), nest.group: const_index(0)}
         f.forget()
         place = f.place(load.buffer, tuple(substitute(i, at) for i in load.indices), masked=False)
-        (dim,) = [k for k, i in enumerate(load.indices) if rows in free_vars(i)]
+        dim = next((k for k, i in enumerate(load.indices) if rows in free_vars(i)), -1)
+        if dim < 0:
+            return place.pointer, "0"
         inner = index.dim_value(f.b, product(load.buffer.shape[dim + 1 :]), f.dim)
         return place.pointer, f.b.use(index.scale(f.b, inner, load.dtype.itemsize_bytes))

@@ -8,9 +8,10 @@ side or under unrolled loops (bf16 with ``G = 2`` elements to a group; i8 times 
         for g in 16:                   groups of elements that are added up
           acc[r', ramp(c, 16)] = @dot(acc[r', ramp(c, 16)], x[r'', ramp(g*G + d, G)], w[g'', ramp(e, 16*G)])
 
-where the sums' row ``r'`` is ``r`` and a constant, ``r''`` grows by one with ``r`` up to some last row,
-``g''`` grows by one with ``g``, and sums are at the same places for every ``k``. So the nest is a product of
-a ``16 x 16*G`` tile of rows of ``x`` and a tile of ``w``, whose rows have one group for each of 16 columns.
+where the sums' row ``r'`` is ``r`` and a constant, ``r''`` grows by one with ``r`` up to some last row (which
+may be the first: the same row 16 times), ``g''`` grows by one with ``g``, and sums are at the same places for
+every ``k``. So the nest is a product of a ``16 x 16*G`` tile of rows of ``x`` and a tile of ``w``, whose rows
+have one group for each of 16 columns.
 
 Meaning is that of the loops: an interpreter, and machines without such a unit, run them.
 """
@@ -169,21 +170,26 @@ def _check(loop: For, nest: Nest) -> None:
     in_line = (
         _steps(nest.acc, nest.row, nest.group)
         and _steps(nest.w, nest.group, nest.row)
-        and _steps(nest.x, nest.row, nest.group, skip_last=True)
+        and _steps(nest.x, nest.row, nest.group, shared=True)
         and _is_zero(sub(sub(elements.base, _at_zero(elements.base, nest.group)), mul(nest.group, wide)))
     )
     if moves or not in_line:
         raise VerifyError(f"matrix loop {loop.var.name}: operands are not tiles of rows in line")
 
 
-def _steps(load: Load, rows: Var, other: Var, *, skip_last: bool = False) -> bool:
-    """Whether one index but the last is an outer value plus ``rows``, and no other depends on it."""
+def _steps(load: Load, rows: Var, other: Var, *, shared: bool = False) -> bool:
+    """Whether one index but the last is an outer value plus ``rows``, and no other depends on it.
+
+    Of the operand that all columns share, ``other`` moves the last index, and rows may end or stay.
+    """
     *outer, last = load.indices
-    if (not skip_last and other in free_vars(last)) or rows in free_vars(last) or not isinstance(last, Ramp):
+    if (not shared and other in free_vars(last)) or rows in free_vars(last) or not isinstance(last, Ramp):
         return False
     moving = [i for i in outer if rows in free_vars(i)]
-    if len(moving) != 1 or any(other in free_vars(i) for i in outer):
+    if len(moving) > 1 or any(other in free_vars(i) for i in outer):
         return False
+    if not moving:
+        return shared
     (row,) = moving
     if isinstance(row, Binary) and row.op is BinaryOp.MIN and rows not in free_vars(row.b):
         row = row.a
