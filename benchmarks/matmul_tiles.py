@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from strata.app.bench.counts import multiplies
 from strata.app.machine import measure_peak
 from strata.core.dims import SymDim
 from strata.core.dtypes import DType, f32
@@ -54,9 +55,7 @@ def measure(args: argparse.Namespace, target: Target) -> None:
     bench = TaskBench(kernels.task, [c.func for c in kernels.stack.candidates], num_threads=args.threads)
     times = {rows: bench.times_s(rows) for rows in args.rows or ROWS}
     for k, candidate in enumerate(kernels.stack.candidates):
-        instruction = "f32"
-        if "dot" in candidate.name or "matrix" in candidate.name:
-            instruction = "bf16" if isinstance(format, DType) else "int8"
+        instruction = multiplies(candidate.trace)
         peak = measure_peak(args.threads, instruction) or 0.0
         line = [f"{candidate.name:<24} peak {peak / 1e9:.0f} G{instruction}/s |"]
         for rows in times:

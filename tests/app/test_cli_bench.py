@@ -259,9 +259,9 @@ def ceilings(monkeypatch):
 def test_profile(strata, ceilings, tmp_path):
     plot = tmp_path / "roofline.svg"
     args = ["bench", "--shape", "tiny", "--format", "int4", "--prompt", 40, "--context", 8, "--repeats", 2]
-    data = json.loads(strata(*args, "--profile", "--plot", plot, "--json").stdout)
+    data = json.loads(strata(*args, "--batch", 3, "--profile", "--plot", plot, "--json").stdout)
     assert data["ceilings"]["flop_per_s"]["int8"] == 4e12
-    for function, tokens in (("prefill", 40), ("decode", 1)):
+    for function, tokens in (("prefill", 40), ("decode", 1), ("batch", 3)):
         part = data[function]
         assert part["dims"]["n"] == tokens
         assert part["total_s"] == pytest.approx(sum(t["time_s"] for t in part["nodes"]))

@@ -135,9 +135,15 @@ def _dequantize(x: list[Any], attrs: Any) -> Any:
 
 
 def _quantized_matmul(x: list[Any], attrs: Any) -> Any:
-    """Activations as the nearest of 255 multiples of a group's largest magnitude / 127, one by one."""
+    """Activations as the nearest of 255 multiples of a group's largest magnitude / 127, one by one.
+
+    Or, with ``activations=bf16``, both operands as the nearest bf16.
+    """
     a, *weight = x
     w, group = _dequantize(weight, attrs), attrs["group"]
+    if attrs["activations"].name == "bf16":
+        left, right = (torch.as_tensor(v).to(torch.float32).to(torch.bfloat16) for v in (a, w))
+        return left.double() @ right.double().T
     rounded = np.zeros(a.shape)
     for m, row in enumerate(a.numpy().astype(np.float32)):
         for first in range(0, len(row), group):

@@ -14,27 +14,38 @@ from strata.loop.matrix import has_matrix_loop
 from strata.loop.values import numpy_dtype
 from strata.passes import run_passes
 from strata.passes.quantize import quantize_weights
+from strata.planner.candidates.rounded import rounded
 from strata.planner.layouts import choose_layouts
 from strata.planner.options import PlanOptions
-from strata.planner.stacks import StackBuilder
+from strata.planner.stacks import Kernels, StackBuilder
 from strata.target import get_target
 
 
-@pytest.mark.parametrize(
-    ("format", "outputs", "contracted"), [("bf16", 100, 64), ("bf16", 64, 96), ("int8", 72, 256)]
-)
-def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracted: int) -> None:
+def kernels_of(format: str, outputs: int, contracted: int) -> Kernels:
+    """Candidates of a product, for a machine with a matrix unit."""
     target, dtype = get_target("avx512-amx"), bf16 if format == "bf16" else f32
     x = builder.input("x", TensorType((SymDim("m", 1, 64), contracted), dtype))
     w = builder.param("w", TensorType((outputs, contracted), dtype))
     module = Module((Function("product", (x,), (builder.matmul(x, w, transpose_b=True, out_dtype=f32),)),))
-    if format == "int8":
+    if format != "bf16":
         module = quantize_weights(module, FormatChoice(parse_format(format)))  # type: ignore[arg-type]
     module = run_passes("default", module)
     (node,) = [n for n in module.functions[0].nodes if n.op == "fused"]
     stacks = StackBuilder(choose_layouts(module, target), target, PlanOptions(measure=False))
-    funcs = [c.func for c in stacks.kernels_of(node).stack.candidates]
+    return stacks.kernels_of(node)
+
+
+@pytest.mark.parametrize(
+    ("format", "outputs", "contracted"),
+    [("bf16", 100, 64), ("bf16", 64, 96), ("int8", 72, 256), ("int4", 192, 64), ("int4", 100, 64)],
+)
+def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracted: int) -> None:
+    kernels = kernels_of(format, outputs, contracted)
+    funcs = [c.func for c in kernels.stack.candidates]
     (tiles,) = [f for f in funcs if has_matrix_loop(f)]
+    naive = rounded(kernels.task)
+    assert (naive is not None) == (format == "int4")
+    other = funcs[0] if naive is None else naive.func
     for rows in (1, 17, 33):
         rng, results = np.random.default_rng(rows), []
         shapes = [tuple(evaluate(d, {"m": rows}) for d in p.shape) for p in tiles.params]
@@ -42,8 +53,13 @@ def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracte
             rng.integers(0, 5, shape).astype(numpy_dtype(p.dtype))
             for p, shape in zip(tiles.params, shapes, strict=True)
         ]
-        for func in (funcs[0], tiles):
-            arrays = [v.copy() for v in values]
+        for func in (other, tiles):
+            arrays = [v.copy() for v in values[: len(func.params) - 1]] + [values[-1].copy()]
             run(func, arrays, parallel_seed=rows)
             results.append(arrays[-1])
         np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+
+
+def test_long_rows_are_unpacked_in_parts_that_fit_the_stack() -> None:
+    names = [c.name for c in kernels_of("int4", 64, 14336).stack.candidates]
+    assert "cpu.qmatmul.bf16_32x32" in names

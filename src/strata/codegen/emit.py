@@ -49,7 +49,7 @@ from strata.target import Target
 
 from .emit_call import emit_call
 from .emit_matrix import emit_matrix, note_zeros, release
-from .emit_memory import MemoryEmitter, Slot
+from .emit_memory import UNORDERED_FLUSH, MemoryEmitter, Slot
 from .emit_values import Builder, Linear, Value, constant, uniform
 from .externs import can_fail
 from .types import memory_type, ssa_type
@@ -388,6 +388,8 @@ def emit_func(func: Func, target: Target, data_layout: str) -> str:
     head = f"define dso_local {result} @{func.name}.impl({', '.join(params)}) #0 {{"
     impl = f"{head}\n{emitter.body_text(end)}"
     common = attributes(target)
+    if UNORDERED_FLUSH in module.declares:
+        common = common.replace('"target-features"="', '"target-features"="+clflushopt,')
     return "\n".join(
         [
             f'target datalayout = "{data_layout}"',

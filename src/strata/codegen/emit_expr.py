@@ -94,6 +94,10 @@ class ExprEmitter:
         """Bring what a load would read into the level-2 cache; 0."""
         raise NotImplementedError
 
+    def evict(self, load: Load) -> Value:
+        """Take the cache line of what a load would read out of all caches; 0."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ expressions
 
     def value(self, expr: Expr) -> Value:
@@ -138,6 +142,8 @@ class ExprEmitter:
                 return self.reduce(expr.op, self.expr(expr.a))
             case Intrinsic(name="prefetch", args=(Load() as load,)):
                 return self.prefetch(load)
+            case Intrinsic(name="evict", args=(Load() as load,)):
+                return self.evict(load)
             case Intrinsic():
                 args = [self.expr(a) for a in expr.args]
                 return emit_intrinsic(self, expr, args)

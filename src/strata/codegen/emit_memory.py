@@ -19,6 +19,8 @@ from .emit_expr import ExprEmitter
 from .emit_values import Lanes, Linear, Value, constant, splat, uniform
 from .types import mangled, memory_type, ssa_type, vector_type
 
+UNORDERED_FLUSH = "llvm.x86.clflushopt"  # every CPU with AVX-512 has it
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -166,6 +168,16 @@ class MemoryEmitter(ExprEmitter):
         self.b.declares["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
         # Read, locality 2 (of 0 .. 3), data.
         self.b.line(f"call void @llvm.prefetch.p0(ptr {place.pointer}, i32 0, i32 2, i32 1)")
+        return constant(0, i32)
+
+    def evict(self, load: Load) -> Value:
+        """Take the cache line of what a load would read out of all caches; 0."""
+        if self.target.arch != "x86_64":
+            return constant(0, i32)
+        place = self.place(load.buffer, load.indices, masked=False)
+        symbol = UNORDERED_FLUSH if self.target.has("avx512f") else "llvm.x86.sse2.clflush"
+        self.b.declare(symbol, "void", ("ptr",))
+        self.b.line(f"call void @{symbol}(ptr {place.pointer})")
         return constant(0, i32)
 
     def _load_at(self, place: Place, dtype: DType, lanes: int, mask: Value | None) -> Value:

@@ -11,8 +11,11 @@ name           instruction                               expansion
 ``dot4_u4i8``  the same, ``vpmaddubsw``                  :mod:`.intrinsics_dot4`
 ``low4``       ``and``
 ``high4``      shift
+``every4``                                               shift of 32 bits, narrowed
+``zip_bf16``                                             two conversions, a shuffle
 ``exp2``                                                 polynomial, exponent by integer addition
 ``prefetch``   ``prefetcht1``, ``prfm pldl2keep``
+``evict``      ``clflushopt``, ``clflush``               nothing
 ============== ========================================= =================================================
 
 ``vdpbf16ps`` and ``bfdot`` take subnormals for 0; ``bfdot`` may round the sum of its two products to odd.
@@ -23,13 +26,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from strata.core.dtypes import bf16, f32, i32
+from strata.core.dtypes import bf16, f32, i32, u8
 from strata.core.errors import CodegenError, VerifyError
 from strata.loop.intrinsics import MAX_EXP2, result_type
 from strata.loop.nodes import Intrinsic
 
-from .emit_cast import Bits
-from .emit_lanes import bitcast, in_registers
+from . import emit_index as index
+from .emit_cast import Bits, cast
+from .emit_lanes import bitcast, in_registers, join
 from .emit_values import Builder, Value, constant, splat
 from .intrinsics_dot4 import dot4
 from .math_core import FloatOps
@@ -110,6 +114,32 @@ def _nibble(b: Builder, node: Intrinsic, code: str, operand: int, x: Value) -> V
     return b.pure(node.dtype, node.lanes, f"{code} {kind} {{}}, {{}}", x, right, lo=0, hi=15)
 
 
+# ------------------------------------------------------------------------------------------- shuffles
+
+
+def _every4(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    b, lanes, (x, j) = emitter.b, node.lanes, args
+    bits = Bits(b, lanes)
+    distance = index.scale(b, j, 8)
+    if distance.const is None:
+        distance = b.pure(i32, 1, "trunc i64 {} to i32", distance)
+    else:
+        distance = constant(int(distance.const), i32)
+    shifted = bits.op("lshr", bitcast(b, x, i32, lanes), splat(distance, lanes))
+    return b.pure(u8, lanes, f"trunc {bits.int} {{}} to {ssa_type(u8, lanes)}", shifted)
+
+
+def _zip_bf16(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    b, lanes = emitter.b, node.lanes
+    first, second = (cast(b, emitter.target, x, bf16) for x in args)
+    if lanes == 2:
+        return join(b, [first, second])
+    kind = ssa_type(bf16, lanes // 2)
+    picks = ", ".join(f"i32 {lane // 2 + lane % 2 * (lanes // 2)}" for lane in range(lanes))
+    code = f"shufflevector {kind} {{}}, {kind} {{}}, <{lanes} x i32> <{picks}>"
+    return b.pure(bf16, lanes, code, first, second)
+
+
 # ------------------------------------------------------------------------------------------------ exp2
 
 # Relative minimax of 2**r for |r| <= 1/2 with constant term 1 (error 9.2e-8), the highest power first.
@@ -135,6 +165,8 @@ EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "dot2_bf16": _dot2_bf16,
     "dot4_u8i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=False),
     "dot4_u4i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=True),
+    "every4": _every4,
+    "zip_bf16": _zip_bf16,
     "low4": lambda emitter, node, args: _nibble(emitter.b, node, "and", 15, *args),
     "exp2": _exp2,
     "high4": lambda emitter, node, args: _nibble(emitter.b, node, "lshr", 4, *args),

@@ -37,6 +37,8 @@ from strata.graph.text import parse_function
 from strata.graph.tolerance import UNIT_ROUNDOFF, for_, for_op
 from strata.graph.types import CacheType
 from strata.loop.layout import parse_layout
+from strata.planner.candidates.rounded import rounded_body
+from strata.planner.types import Origin
 from strata.runtime.nodes import NodeInfo, select
 from strata.runtime.program import Program
 from strata.runtime.records import ArgKind, ArgRef
@@ -331,6 +333,14 @@ class Operands:
         return layout.unpack(array, (rows, cols))
 
 
+def computed_body(event: NodeEvent) -> Function:
+    """The graph of a node, with operands rounded as the kernel does it that ran."""
+    body = node_body(event.node)
+    candidates = event.node.details.get("candidates", ())
+    origins = {c["origin"] for c in candidates if c["kernel"] == event.kernel}
+    return rounded_body(body) if Origin.ROUNDED.value in origins else body
+
+
 def body_values(
     body: Function, operands: Sequence[Value], env: dict[str, int], known: Mapping[int, Value] | None = None
 ) -> dict[int, Value]:
@@ -362,7 +372,7 @@ class Interpreter:
 
     def expected(self, event: NodeEvent) -> Sequence[Expected]:
         """Evaluate the node's body; see :class:`Reference`."""
-        body = node_body(event.node)
+        body = computed_body(event)
         operands = self._operands.of(event)
         if self._accumulates and not _is_position(event, 0):
             operands = self._own(event, operands)

@@ -7,7 +7,8 @@
 
 One step is one forward pass: a ragged prefill batch of up to ``prefill_chunk`` tokens while any prompt is
 unfinished, else one decode pass over all running sequences. What a request generates does not depend on the
-others.
+others, but for rounding: kernels for many rows may add up in another order, or (4-bit weights on a matrix
+unit) round activations to bf16 instead of int8.
 """
 
 from __future__ import annotations

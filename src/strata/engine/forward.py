@@ -28,7 +28,7 @@ class ForwardPass:
     Attributes:
         program: Compiled model.
         function: ``prefill``, ``decode`` or ``score``.
-        ids: i32 ``[n]``: tokens of this pass, the last ones of ``all_ids``.
+        ids: i32 ``[n]``: tokens of this pass, the last ones of ``all_ids``, for each sequence.
         all_ids: i32: the whole sequence.
         cache: Pool that only this pass uses.
         view: Where the tokens of the pass go.
@@ -52,8 +52,8 @@ class ForwardPass:
 
     @property
     def past_tokens(self) -> int:
-        """Tokens before those of the pass, which the cache holds."""
-        return len(self.all_ids) - len(self.ids)
+        """Tokens of a sequence before those of the pass, which the cache holds."""
+        return len(self.all_ids) - len(self.ids) // len(self.cache.sequences)
 
     @property
     def dims(self) -> dict[str, int]:
@@ -72,6 +72,7 @@ def forward_pass(
     token_ids: Sequence[int] | np.ndarray,
     *,
     computes_past: bool = True,
+    sequences: int = 1,
 ) -> ForwardPass:
     """Prepare the last forward pass over a sequence.
 
@@ -81,9 +82,10 @@ def forward_pass(
         token_ids: The sequence.
         computes_past: Compute keys and values of what comes before; else they are 0, which is as good for
             sizes and times.
+        sequences: So many of the same sequence at once.
 
     Raises:
-        UserError: no such function, it takes no KV cache, or there are no tokens.
+        UserError: no such function, it takes no KV cache, there are no tokens, or too many for one pass.
     """
     ids = np.array(token_ids, np.int32)
     if ids.ndim != 1 or not len(ids):
@@ -92,15 +94,22 @@ def forward_pass(
     record = program.record.cache
     if record is None or all(spec.dtype != "cache" for spec in compiled.record.inputs):
         raise UserError(f"{function}: takes no KV cache; step it with Program.step")
-    cache = PagedKVCache(record, -(-len(ids) // record.page_size), len(ids), 1)
-    cache.add_sequence(0)
+    cache = PagedKVCache(record, sequences * -(-len(ids) // record.page_size), len(ids), sequences)
+    all_of_them = list(range(sequences))
+    for number in all_of_them:
+        cache.add_sequence(number)
     chunk = program["prefill"].dim_range("n")[1]
     mine = 1 if function == "decode" else (len(ids) - 1) % compiled.dim_range("n")[1] + 1
     past = len(ids) - mine
     for begin in range(0, past, chunk):
         part = ids[begin : min(begin + chunk, past)]
-        view = cache.begin_forward([0], [len(part)])
-        if computes_past:
-            program["prefill"](part, view)
-        cache.end_forward()
-    return ForwardPass(program, function, ids[past:], ids, cache, cache.begin_forward([0], [mine]))
+        for number in all_of_them:
+            view = cache.begin_forward([number], [len(part)])
+            if computes_past:
+                program["prefill"](part, view)
+            cache.end_forward()
+    most = compiled.dim_range("n")[1]
+    if sequences * mine > most:
+        raise UserError(f"{function}: got {sequences * mine} tokens for one pass; expected at most {most}")
+    view = cache.begin_forward(all_of_them, [mine] * sequences)
+    return ForwardPass(program, function, np.tile(ids[past:], sequences), ids, cache, view)

@@ -400,13 +400,15 @@ def quantized_matmul(
     *,
     zero: int = 8,
     group: int = 32,
+    activations: DType | str = "i8",
     out_dtype: DType | str | None = None,
     name: str = "",
 ) -> Node:
-    """``a[M, K]``, rounded to int8 in groups, times the transpose of a quantised weight ``[N, K]``."""
+    """``a[M, K]``, rounded to int8 in groups or to bf16, times the transpose of a quantised weight."""
     weight = (codes, scales) if zeros is None else (codes, scales, zeros)
     out = None if out_dtype is None else dtype(out_dtype)
-    return make_node("quantized_matmul", (a, *weight), name, zero=zero, group=group, out_dtype=out)
+    attrs = {"zero": zero, "group": group, "activations": dtype(activations), "out_dtype": out}
+    return make_node("quantized_matmul", (a, *weight), name, **attrs)
 
 
 def tensor_expr(

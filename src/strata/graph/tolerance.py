@@ -97,6 +97,10 @@ def for_op(op: str, operands: Sequence[Any], attrs: Mapping[str, Any], dtype: DT
             return for_(dtype, operands[0].shape[-1], scale=_size(operands[0]) * _size(operands[1]))
         case "dequantize":
             return base
+        case "quantized_matmul" if attrs["activations"].name == "bf16":
+            a, codes, scales = operands[:3]
+            spread = float(np.abs(codes.astype(np.float64)).max(initial=0.0))
+            return for_(dtype, a.shape[-1], scale=_size(a) * _size(scales) * spread)
         case "quantized_matmul":  # codes are exact: only the sums over groups round
             a, codes, scales = operands[:3]
             spread = float(np.abs(codes.astype(np.float64)).max(initial=0.0))

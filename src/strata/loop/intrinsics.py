@@ -9,8 +9,11 @@ name           arguments                                         result, lane ``
 ``dot4_u4i8``  the same, with ``a[i] <= 15``                     the same
 ``low4``       ``a``: u8 L                                       ``a[l] & 15``
 ``high4``      ``a``: u8 L                                       ``a[l] >> 4``
+``every4``     ``a``: u8, 4L lanes; ``j``: i64 below 4           ``a[4l+j]``
+``zip_bf16``   ``a, b``: f32, L lanes each                       ``a[0], b[0], a[1], ...``, rounded to bf16
 ``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``; 0 up to -127
 ``prefetch``   one element of a buffer in memory, or outside     i32 0; the element's cache line comes closer
+``evict``      one element of a buffer in memory                 i32 0; the element's line leaves all caches
 ============== ================================================= ==========================================
 
 ``a`` of ``dot2_bf16`` may have 2 lanes, ``b`` of ``dot4_*`` 4: one group for all lanes of the result. Sums of
@@ -29,9 +32,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from strata.core.dtypes import DType, bf16, f32, f64, i8, i32, u8
+from strata.core.dtypes import DType, bf16, f32, f64, i8, i32, i64, u8
 from strata.core.errors import VerifyError
 from strata.core.registry import Registry
 
@@ -144,6 +148,28 @@ def _nibble_result(args: Sequence[VectorType]) -> VectorType | None:
     return args[0] if len(args) == 1 and args[0][0] == u8 else None
 
 
+def _every4_result(args: Sequence[VectorType]) -> VectorType | None:
+    match list(args):
+        case [(a, lanes), (j, 1)] if (a, j) == (u8, i64) and lanes % 4 == 0:
+            return (u8, lanes // 4)
+    return None
+
+
+def _every4(a: Array, j: Array) -> Array:
+    if not 0 <= j[0] < 4:
+        raise VerifyError(f"@every4: j is {j[0]}; expected 0, 1, 2 or 3")
+    return a[int(j[0]) :: 4]
+
+
+def _zip_result(args: Sequence[VectorType]) -> VectorType | None:
+    same = len(args) == 2 and args[0] == args[1] and args[0][0] == f32
+    return (bf16, 2 * args[0][1]) if same else None
+
+
+def _zip(a: Array, b: Array) -> Array:
+    return np.stack([a, b], axis=1).reshape(-1).astype(ml_dtypes.bfloat16)
+
+
 def _exp2(a: Array) -> Array:
     if a.max(initial=-np.inf) > MAX_EXP2:
         raise VerifyError(f"@exp2: a holds {a.max()}; expected values up to {MAX_EXP2}")
@@ -154,7 +180,7 @@ def _exp2_result(args: Sequence[VectorType]) -> VectorType | None:
     return args[0] if len(args) == 1 and args[0][0] == f32 else None
 
 
-def _prefetch_result(args: Sequence[VectorType]) -> VectorType | None:
+def _line_result(args: Sequence[VectorType]) -> VectorType | None:
     return (i32, 1) if len(args) == 1 and args[0][1] == 1 else None
 
 
@@ -169,7 +195,10 @@ for _definition in (
     ),
     IntrinsicDef("low4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a & 15, is_elementwise=True),
     IntrinsicDef("high4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a >> 4, is_elementwise=True),
+    IntrinsicDef("every4", "(a: u8[4L], j: i64[1]) -> u8[L]", _every4_result, _every4),
+    IntrinsicDef("zip_bf16", "(a, b: f32[L]) -> bf16[2L]", _zip_result, _zip),
     IntrinsicDef("exp2", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),
-    IntrinsicDef("prefetch", "(a: any[1]) -> i32", _prefetch_result, lambda a: np.zeros(1, np.int32)),
+    IntrinsicDef("prefetch", "(a: any[1]) -> i32", _line_result, lambda a: np.zeros(1, np.int32)),
+    IntrinsicDef("evict", "(a: any[1]) -> i32", _line_result, lambda a: np.zeros(1, np.int32)),
 ):
     INTRINSICS.add(_definition.name, _definition)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from strata.core.dims import product
+from strata.core.dtypes import DType
 from strata.core.errors import VerifyError
 
 from .build import mul, sub
@@ -74,7 +75,13 @@ class Nest:
 
 def has_matrix_loop(func: Func) -> bool:
     """Whether a part of the function is for a matrix unit."""
-    return any(isinstance(s, For) and dict(s.notes).get(MATRIX) for s in walk_stmts(func))
+    return matrix_sums(func) is not None
+
+
+def matrix_sums(func: Func) -> DType | None:
+    """Dtype of what the function's matrix loops add up (f32: products of bf16); ``None`` if it has none."""
+    loops = (s for s in walk_stmts(func) if isinstance(s, For) and dict(s.notes).get(MATRIX))
+    return next((nests_of(loop)[0].acc.dtype for loop in loops), None)
 
 
 def nests_of(loop: For) -> list[Nest]:

@@ -13,6 +13,13 @@ The sum of a group runs over (tile, element) where the weight is stored in tiles
 nibbles): that is the shape of the hardware's 8-bit dot product, which ``tensorize`` looks for. Codes of the
 weight are unsigned and those of the activations signed, as that instruction wants them; ``starts`` makes up
 for the offset (where every group of the weight has a zero of its own, ``dot`` multiplies by it).
+
+With ``activations = bf16`` both operands are rounded, the weight in the layout of a matrix unit: 16 columns
+side by side, pairs of k together (``Layout(16, 2)``)::
+
+    rounded[m, k]                   a                                       bf16
+    weights[n / 16, k / 2, 32]      (code - zero) * scale                   bf16
+    matmul[m, n]                    sum over k                              f32
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from strata.core.dims import Dim
-from strata.core.dtypes import f32, i8, i32, u8
+from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
 from strata.graph.nodes import Node
 from strata.graph.ops.quantized import CODE_MAX, SMALLEST, group_size
 from strata.loop import build as b
@@ -32,22 +39,29 @@ from .matmul import MATMUL_BLOCK
 
 DOT_BLOCK = "dot"
 LARGEST_BLOCK, CODES_BLOCK, STEPS_BLOCK, STARTS_BLOCK = "largest", "codes", "steps", "starts"
+ROUNDED_BLOCK, WEIGHTS_BLOCK = "rounded", "weights"
+WEIGHT_TILES = Layout(16, 2)
 FOUR = 4  # elements of k that an 8-bit dot product takes at once
 
 
 @LOWERINGS.register("dequantize")
 def lower_dequantize(ctx: Context, node: Node) -> Access:
     """``(code - zero) * scale``, element by element."""
-    codes, scales = node.inputs[:2]
+    return _dequantized(ctx, node, node.inputs, node.tensor.dtype)
+
+
+def _dequantized(ctx: Context, node: Node, weight: tuple[Node, ...], dtype: DType) -> Access:
+    """Elements of a weight that is an operand of ``node``, by (row, k)."""
+    codes, scales = weight[:2]
     group = group_size(codes.tensor, scales.tensor)
     code, scale = ctx.access(codes), widened(ctx.access(scales))
-    zero = _zero(ctx, node, node.inputs[2:])
+    zero = _zero(ctx, node, weight[2:])
 
     def element(i: Index) -> Expr:
         row, k = i
         g = b.floordiv(k, group)
         centred = b.sub(b.cast(i32, code((row, k))), zero((row, g)))
-        return b.cast(node.tensor.dtype, b.mul(b.cast(f32, centred), scale((row, g))))
+        return b.cast(dtype, b.mul(b.cast(f32, centred), scale((row, g))))
 
     return element
 
@@ -76,6 +90,8 @@ class _Groups:
 @LOWERINGS.register("quantized_matmul")
 def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
     """See the module docstring."""
+    if node.attrs["activations"] is bf16:
+        return _lower_rounded(ctx, node)
     a, codes, scales, *zeros = node.inputs
     rows, columns = node.tensor.shape
     of_weight, size = group_size(codes.tensor, scales.tensor), node.attrs["group"]
@@ -99,6 +115,38 @@ def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
 
     zero = b.const(0.0, f32)
     total = ctx.reduce(MATMUL_BLOCK, (rows, columns), f32, (groups.count,), zero, b.add, term)
+    return lambda i: b.cast(node.tensor.dtype, total(i))
+
+
+def _lower_rounded(ctx: Context, node: Node) -> Access:
+    """Both operands in bf16, each in a stage of its own."""
+    a, *weight = node.inputs
+    (rows, columns), k = node.tensor.shape, a.tensor.shape[1]
+    assert isinstance(columns, int)
+    assert isinstance(k, int)
+    given, element = widened(ctx.access(a)), _dequantized(ctx, node, tuple(weight), bf16)
+    left = ctx.stage(ROUNDED_BLOCK, (rows, k), bf16, lambda i: b.cast(bf16, given(i)))
+    _, layout = ctx.operands.get(id(weight[0]), (None, None))
+    # Rows that the stored weight is padded with are read like others, and never used.
+    padded = columns if layout is None else -(-columns // layout.rows) * layout.rows
+    tiles, pairs, width = WEIGHT_TILES.physical_shape((padded, k))
+
+    def stored(i: Index) -> Expr:
+        tile, pair, c = i
+        row = b.add(b.mul(tile, WEIGHT_TILES.rows), b.floordiv(c, WEIGHT_TILES.cols))
+        column = b.add(b.mul(pair, WEIGHT_TILES.cols), b.floormod(c, WEIGHT_TILES.cols))
+        row = row if padded % WEIGHT_TILES.rows == 0 else b.minimum(row, padded - 1)
+        column = column if k % WEIGHT_TILES.cols == 0 else b.minimum(column, k - 1)
+        return element((row, column))
+
+    right = ctx.stage(WEIGHTS_BLOCK, (tiles, pairs, width), bf16, stored)
+
+    def product(spatial: Index, reduction: Index) -> Expr:
+        (m, n), (kk,) = spatial, reduction
+        return b.mul(b.cast(f32, left((m, kk))), b.cast(f32, right(WEIGHT_TILES.physical_index(n, kk))))
+
+    zero = b.const(0.0, f32)
+    total = ctx.reduce(MATMUL_BLOCK, (rows, columns), f32, (k,), zero, b.add, product)
     return lambda i: b.cast(node.tensor.dtype, total(i))
 
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from strata.core.dims import SymDim, evaluate
 from strata.core.dims import bounds as dim_bounds
-from strata.core.dtypes import bf16
+from strata.core.dtypes import bf16, f32
 from strata.core.kv_layout import DEFAULT_PAGE_SIZE
 from strata.graph.nodes import Node
 from strata.graph.opdef import Pattern
 from strata.graph.stats import group_stats, size_bytes
 from strata.graph.types import MAX_CONTEXT, NUM_PAGES, NUM_SEQUENCES, TABLE_WIDTH, TensorType
-from strata.loop.matrix import has_matrix_loop
+from strata.loop.matrix import matrix_sums
 from strata.loop.nodes import Func
 from strata.target import Target
 
@@ -43,6 +43,7 @@ LIBRARY_EFFICIENCY = 0.85  # of the machine's peak: what OpenBLAS and oneDNN rea
 # Sustained level-2/level-3 reads of one core; conservative for x86-64 of the 2020s.
 CACHE_BYTES_PER_CYCLE = 16.0
 VECTORS_PER_TILE = 4
+UNPACKING = 6.5  # vector instructions per vector of codes: shift, mask, subtract, convert, scale, round, zip
 
 
 def matmul_estimate(
@@ -104,12 +105,22 @@ def task_model(task: Task, func: Func, rows: int, dot: bool, size: int) -> Estim
     n, k = (dim_bounds(d)[1] for d in (task.anchor.tensor.shape[-1], task.anchor.inputs[0].tensor.shape[-1]))
     parts = [x.tensor for x in task.anchor.inputs[1:]]
     weight_bytes = float(sum(bounds_bytes(p) for p in parts))
-    peak = task.target.peak_f32_flop_per_s
-    if dot:
+    peak, sums = task.target.peak_f32_flop_per_s, matrix_sums(func) if dot else None
+    if sums is not None:
+        peak = task.target.peak_bf16_flop_per_s if sums is f32 else task.target.peak_int8_op_per_s
+    elif dot:
         pair = PAIR if task.target.prefers_bf16_dot else 1
         products = FOUR if task.anchor.op == "quantized_matmul" else pair
-        peak = _peak(task) if has_matrix_loop(func) else min(_peak(task), products * peak)
-    return matmul_estimate(size, n, k, weight_bytes, rows, task.target, peak)
+        peak = min(_peak(task), products * peak)
+    estimate = matmul_estimate(size, n, k, weight_bytes, rows, task.target, peak)
+    if sums is f32 and task.anchor.op == "quantized_matmul":
+        return replace(estimate, time_s=estimate.time_s + _unpacking_s(n * k, task.target))
+    return estimate
+
+
+def _unpacking_s(elements: int, target: Target) -> float:
+    """Time to make bf16 numbers of codes, once for all rows: instructions as fast as f32 multiply-adds."""
+    return 2 * elements * UNPACKING / target.peak_f32_flop_per_s
 
 
 def bounds_bytes(tensor: TensorType) -> int:

@@ -1,7 +1,8 @@
 """Measured cost: candidates of a task run on this machine, on operands of their own.
 
 Weights are given in several copies that together exceed the caches, and calls take one after the other: in a
-model, the rest of the network lies between two uses of a weight. Times are remembered by task, kernel text
+model, the rest of the network lies between two uses of a weight. (Where that takes too much memory, one copy
+leaves the caches before each call.) Times are remembered by task, kernel text
 and machine, so a candidate is measured once.
 """
 
@@ -34,7 +35,7 @@ from strata.target import detect_host
 
 from .candidates import Offer, Task
 from .cost import bounds_bytes, is_flat_matmul, task_env, traffic_of
-from .tuning.operands import CACHES, inputs, results
+from .tuning.operands import CACHES, EVICT, inputs, results
 from .tuning.worker import sample
 from .types import Estimate
 
@@ -45,9 +46,7 @@ LARGE_BYTES = 1 << 20  # weights whose products are worth measuring unasked
 # differences: from there on time grows with the rows, and what is fastest stays so.
 QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
-# Of those copies at most. Where a server's cache is larger, nobody knows how much of it is ours, and copies
-# may stay in it: then no product is taken to be faster than its weights come from memory (nominally).
-QUICK_BYTES = 96 << 20
+QUICK_BYTES = 96 << 20  # of those copies at most; where a server's cache is larger, one copy is evicted
 QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
 
 Estimates = tuple[tuple[int, Estimate], ...]
@@ -175,31 +174,43 @@ class TaskBench:
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [k for k, m in enumerate(self._memories) if legal[k] and key not in m.times_s]
         if missing:
-            most = QUICK_BYTES / self.task.target.l3_bytes
-            caches = min(QUICK_CACHES, most) if self._is_quick else CACHES
+            target = self.task.target
+            most = QUICK_BYTES / target.l3_bytes
+            evicts = self._is_quick and most < QUICK_CACHES and target.arch == "x86_64"
+            caches = (0.0 if evicts else min(QUICK_CACHES, most)) if self._is_quick else CACHES
             operands = _Operands(self.task, self.funcs[0], size, self._stock, caches)
             if self._is_quick and not self.task.cache_fields:
                 self._stock = operands.arrays
             calls = {k: operands.calls(self._function(k), self.funcs[k]) for k in missing}
-            measured = _in_turn(calls) if self._is_quick else _one_by_one(calls)
+            before = self._evict(operands) if evicts else lambda: None
+            measured = _in_turn(calls, before) if self._is_quick else _one_by_one(calls)
             for k, time_s in measured.items():
                 self._memories[k].times_s[key] = time_s
-        least = self._from_memory_s()
         memories = zip(self._memories, legal, strict=True)
-        return [max(m.times_s[key], least) if ok else math.inf for m, ok in memories]
+        return [m.times_s[key] if ok else math.inf for m, ok in memories]
 
-    def _from_memory_s(self) -> float:
-        """Least seconds of a product whose operands may have come from a large cache; 0 elsewhere."""
-        target = self.task.target
-        if not self._is_quick or QUICK_CACHES * target.l3_bytes <= QUICK_BYTES:
-            return 0.0
-        weight = sum(bounds_bytes(x.tensor) for x in self.task.anchor.inputs[1:])
-        return weight / target.bandwidth_bytes_per_s
+    def _evict(self, operands: _Operands) -> Callable[[], None]:
+        """What takes the weights out of all caches."""
+        function = self._compiled(EVICT)
+        params = (p.name for p in self.task.lowered.func.params)
+        weights = [
+            a[0] for name, a in zip(params, operands.arrays, strict=False) if name in self.task.weights
+        ]
+        parts = [as_tensor(w.reshape(-1).view(np.uint8)) for w in weights]
+
+        def evict() -> None:
+            for part in parts:
+                function(part, part.shape[0])
+
+        return evict
 
     def _function(self, k: int) -> Callable[..., Any]:
+        return self._compiled(self.funcs[k])
+
+    def _compiled(self, func: Func) -> Callable[..., Any]:
         if self._image is None:
-            self._image = load_image(build_image(self.funcs, [], self.task.target), self._threads)
-        return self._image.function(self.funcs[k].name)
+            self._image = load_image(build_image([*self.funcs, EVICT], [], self.task.target), self._threads)
+        return self._image.function(func.name)
 
     def close(self) -> None:
         """Remember what was measured, and let go of the machine code."""
@@ -213,11 +224,12 @@ def _one_by_one(calls: Mapping[int, Callable[[], None]]) -> dict[int, float]:
     return {k: statistics.median(sample(call)) for k, call in calls.items()}
 
 
-def _in_turn(calls: Mapping[int, Callable[[], None]]) -> dict[int, float]:
-    """Least seconds of each call, after one that brings in pages and code."""
+def _in_turn(calls: Mapping[int, Callable[[], None]], before: Callable[[], None]) -> dict[int, float]:
+    """Least seconds of each call, after one that brings in pages and code; ``before`` runs before each."""
     best = dict.fromkeys(calls, math.inf)
     for turn in range(QUICK_CALLS + 1):
         for k, call in calls.items():
+            before()
             start = time.perf_counter()
             call()
             if turn:

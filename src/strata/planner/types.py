@@ -20,6 +20,7 @@ class Origin(Enum):
     """Where a candidate comes from."""
 
     RULE = "rule"  # a schedule rule
+    ROUNDED = "rounded"  # a schedule rule, for operands rounded to bf16
     SIZE = "size"  # a schedule rule, for one size
     TUNED = "tuned"  # a trace of the tuning database
     KERNEL = "kernel"  # a kernel or function of the user

@@ -238,7 +238,7 @@ def _timing(
     estimate, work = chosen.cost(node.size(dims)), node.work(work_dims)
     floor_s = None
     if work is not None and ceilings is not None:
-        peak = ceilings.flop_per_s.get(product_dtype(node), ceilings.flop_per_s["f32"])
+        peak = ceilings.flop_per_s.get(product_dtype(node, chosen.trace), ceilings.flop_per_s["f32"])
         moved = work["read_bytes"] + work["write_bytes"]
         floor_s = max(work["flop"] / peak, moved / ceilings.bytes_per_s)
     return Timing(
@@ -263,10 +263,15 @@ def _spread(times_s: Sequence[float]) -> float:
     return high - low
 
 
-def product_dtype(node: NodeInfo) -> str:
-    """Whose peak counts: ``int8`` and ``bf16`` for products of such matrices, else ``f32``."""
+def product_dtype(node: NodeInfo, trace: str) -> str:
+    """Whose peak counts: ``int8`` and ``bf16`` for products of such matrices, else ``f32``.
+
+    Args:
+        node: The launch.
+        trace: Schedule of the kernel that runs: quantised weights may be multiplied in bf16.
+    """
     if node.op == "quantized_matmul":
-        return "int8"
+        return "bf16" if "zip_bf16" in trace else "int8"
     return "bf16" if node.op == "matmul" and _count(node.inputs, "bf16") >= 2 else "f32"
 
 

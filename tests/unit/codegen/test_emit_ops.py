@@ -24,6 +24,7 @@ from strata.loop.nodes import (
     Unary,
     UnaryOp,
 )
+from strata.planner.tuning.operands import EVICT
 from strata.target import get_target
 
 COUNT = 192
@@ -394,6 +395,41 @@ def test_nibbles(target, lanes):
     assert_same(high, x // 16, "high4")
 
 
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_every_fourth_byte(target, lanes):
+    """``j`` as a number and as the variable of a loop."""
+    x = np.random.default_rng(9).integers(0, 256, (6, 4 * lanes)).astype(np.uint8)
+    given, out = Buffer("x", x.shape, u8), Buffer("y", (6, 4, lanes), u8)
+
+    def part(r, j, place):
+        value = Intrinsic("every4", (b.load(given, r, b.ramp(0, 4 * lanes)), j), u8, lanes)
+        return b.store(out, (r, place, b.ramp(0, lanes)), value)
+
+    def row(r):
+        return b.seq(part(r, b.const(3, i64), b.const(3, i64)), b.loop("j", 3, lambda j: part(r, j, j)))
+
+    func = Func("f", (given, out), b.loop("r", 6, row))
+    assert_same(mcjit.run(func, target, x)[0], x.reshape(6, lanes, 4).transpose(0, 2, 1), "every4")
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_zipped_and_rounded(target, lanes):
+    x, y = np.random.default_rng(10).standard_normal((2, 3, lanes)).astype(np.float32)
+    x[0, 0], y[1, 0] = np.inf, -0.0
+    given = [Buffer(n, x.shape, f32) for n in "xy"]
+    out = Buffer("z", (3, 2 * lanes), bf16)
+
+    def row(r):
+        both = tuple(b.load(p, r, b.ramp(0, lanes) if lanes > 1 else b.const(0, i64)) for p in given)
+        return b.store(out, (r, b.ramp(0, 2 * lanes)), Intrinsic("zip_bf16", both, bf16, 2 * lanes))
+
+    func = Func("f", (*given, out), b.loop("r", 3, row))
+    want = np.stack([x, y], axis=2).reshape(3, 2 * lanes).astype(ml_dtypes.bfloat16)
+    assert_same(mcjit.run(func, target, x, y)[0].view(np.uint16), want.view(np.uint16), "zip_bf16")
+
+
 def test_wrong_arguments_of_an_intrinsic():
     func = mcjit.elementwise([lambda p: Intrinsic("low4", (p,), i8, 4)], [i8], [i8], 4, 4)
     with pytest.raises(CodegenError, match=r"f: @low4: got \(i8\[4\]\); expected \(a: u8\[L\]\)"):
@@ -433,3 +469,22 @@ def test_prefetch_asks_and_gives_0():
     text = codegen.emit_module(func, mcjit.TARGETS["host"])
     assert text.count("call void @llvm.prefetch.p0") == 1
     assert "load float" not in text
+
+
+EVICTIONS = {"x86-64": ["clflush"], "avx512": ["clflushopt"], "neon": []}
+
+
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_evicted_data_are_as_they_were(target):
+    x = np.arange(100_000, dtype=np.uint8)
+    (got,) = mcjit.run(mcjit.elementwise([lambda p: p], [u8], [u8], x.size, 1), target, x)
+    kernel = mcjit.Kernel(EVICT, target)
+    kernel(x, n=x.size)
+    assert_same(x, got, "x")
+
+
+@pytest.mark.parametrize("level", list(EVICTIONS))
+def test_eviction_by_instruction(level):
+    target = get_target(level)
+    asm = codegen.assembly(codegen.emit_module(EVICT, target), target)
+    assert re.findall(r"\bclflush\w*", asm) == EVICTIONS[level]

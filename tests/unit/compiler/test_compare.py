@@ -18,6 +18,7 @@ from strata.compiler.compare import (
     Recorded,
     Tolerance,
     compare,
+    computed_body,
     difference,
     record_values,
 )
@@ -50,13 +51,24 @@ def models(folders, tmp_path_factory):
     def get(name: str, format_: str = "f32") -> LanguageModel:
         if (name, format_) not in made:
             options = Options(format_, max_context=64, max_batch=2, prefill_chunk=16)
-            artifact = compile_model(folders[name], root / f"{name}-{format_}", options)
+            artifact = compile_model(folders[name], root / f"{name}-{format_.replace(':', '-')}", options)
             made[name, format_] = LanguageModel.load(artifact, 1)
         model = made[name, format_]
         model.stepping_program.restore()
         return model
 
     return get
+
+
+@pytest.mark.parametrize(("origin", "activations"), [("rule", "i8"), ("rounded", "bf16")])
+def test_a_kernel_that_rounds_is_compared_with_what_it_computes(models, origin, activations):
+    node = next(
+        n for n in models("llama", "int4:group=channel").nodes("prefill") if n.op == "quantized_matmul"
+    )
+    details = {**node.details, "candidates": [{"kernel": "fast", "origin": origin}]}
+    event = NodeEvent(replace(node, _details=lambda _: details), "fast", (), (), {})
+    found = [n for n in computed_body(event).nodes if n.op == "quantized_matmul"]
+    assert [n.attrs["activations"].name for n in found] == [activations]
 
 
 def names(forward: ForwardPass) -> list[str]:

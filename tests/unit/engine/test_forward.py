@@ -45,6 +45,15 @@ def test_a_pass_gives_the_models_logits(model, function, past):
     assert model.cache.sequences == ()
 
 
+def test_a_pass_over_several_sequences_gives_the_same_for_each(model):
+    one = forward_pass(model.program, "decode", IDS)
+    three = forward_pass(model.program, "decode", IDS, sequences=3)
+    assert (three.past_tokens, three.dims["n"], three.dims["num_seqs"]) == (39, 3, 3)
+    np.testing.assert_allclose(three(), np.tile(one(), (3, 1)), atol=1e-4)
+    with pytest.raises(UserError, match="decode: got 40 tokens for one pass; expected at most"):
+        forward_pass(model.program, "decode", IDS, sequences=len(IDS))
+
+
 def test_a_pass_as_long_as_the_chunk_has_no_past(model):
     assert model.forward_pass("prefill", IDS[:16]).past_tokens == 0
     assert model.forward_pass("decode", IDS[:1]).past_tokens == 0

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from strata.core.dtypes import bf16, f32, f64, i8, i32, u8
+from strata.core.dtypes import bf16, f32, f64, i8, i32, i64, u8
 from strata.core.errors import UserError, VerifyError
 from strata.loop.check import LOOP_NAIVE, check
 from strata.loop.interp import run
@@ -118,6 +118,30 @@ def test_types_of_bytes():
         result_type("high4", [(i8, 4)])
 
 
+def test_every_fourth_byte():
+    every4 = INTRINSICS["every4"].evaluate
+    for j in range(4):
+        np.testing.assert_array_equal(every4(np.arange(12, dtype=np.uint8), np.array([j])), [j, 4 + j, 8 + j])
+    with pytest.raises(VerifyError, match="@every4: j is 4; expected 0, 1, 2 or 3"):
+        every4(np.arange(12, dtype=np.uint8), np.array([4]))
+    assert result_type("every4", [(u8, 64), (i64, 1)]) == (u8, 16)
+    for wrong in ([(u8, 6), (i64, 1)], [(i8, 64), (i64, 1)], [(u8, 64)]):
+        with pytest.raises(VerifyError, match=r"@every4: got .*; expected \(a: u8\[4L\], j: i64\[1\]\)"):
+            result_type("every4", wrong)
+
+
+def test_two_vectors_are_zipped_and_rounded():
+    out = INTRINSICS["zip_bf16"].evaluate(
+        np.array([1, 2 + 2**-8, np.nan], np.float32), np.array([-1, 2 + 3 * 2**-8, np.inf], np.float32)
+    )
+    assert out.dtype == "bfloat16"
+    np.testing.assert_array_equal(out.astype(np.float32), [1, -1, 2, 2 + 2**-6, np.nan, np.inf])
+    assert result_type("zip_bf16", [(f32, 16), (f32, 16)]) == (bf16, 32)
+    for wrong in ([(f32, 16), (f32, 8)], [(bf16, 16), (bf16, 16)], [(f32, 16)]):
+        with pytest.raises(VerifyError, match="@zip_bf16: got"):
+            result_type("zip_bf16", wrong)
+
+
 def test_intrinsics_of_scalars_stand_in_naive_functions():
     func = parse_func("func @f(x: u8[4]) -> (y: u8[4])\n  for i in 4:\n    y[i] = @high4<u8>(x[i])\n")
     check(func, LOOP_NAIVE)
@@ -133,7 +157,7 @@ def test_exp2_is_0_where_nothing_is_left():
     with pytest.raises(VerifyError, match=r"@exp2: a holds 128.0; expected values up to 127.0"):
         exp2(np.array([128.0], np.float32))
     assert result_type("exp2", [(f32, 16)]) == (f32, 16)
-    assert result_type("prefetch", [(bf16, 1)]) == (i32, 1)
-    for name, wrong in (("exp2", [(f64, 2)]), ("prefetch", [(f32, 2)])):
+    assert result_type("prefetch", [(bf16, 1)]) == result_type("evict", [(u8, 1)]) == (i32, 1)
+    for name, wrong in (("exp2", [(f64, 2)]), ("prefetch", [(f32, 2)]), ("evict", [(f32, 2)])):
         with pytest.raises(VerifyError, match=f"@{name}"):
             result_type(name, wrong)

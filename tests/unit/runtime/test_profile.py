@@ -110,9 +110,12 @@ def test_whose_peak_counts():
 
     node = Program(RECORD, FakeImage(), small_params()).nodes("axpy")[0]
     bf16 = replace(node.inputs[0], dtype="bf16")
-    assert product_dtype(replace(node, op="matmul", inputs=(bf16, bf16))) == "bf16"
-    assert product_dtype(replace(node, op="matmul")) == "f32"
-    assert product_dtype(replace(node, op="add", inputs=(bf16, bf16))) == "f32"
+    assert product_dtype(replace(node, op="matmul", inputs=(bf16, bf16)), "") == "bf16"
+    assert product_dtype(replace(node, op="matmul"), "") == "f32"
+    assert product_dtype(replace(node, op="add", inputs=(bf16, bf16)), "") == "f32"
+    quantised = replace(node, op="quantized_matmul")
+    assert product_dtype(quantised, "tensorize(loop=i, intrinsic=dot4_u4i8)") == "int8"
+    assert product_dtype(quantised, "tensorize(loop=i); tensorize(loop=j, intrinsic=zip_bf16)") == "bf16"
 
 
 def test_nothing_to_time(program):

@@ -273,7 +273,7 @@ TENSORIZE = [
     (
         [],
         "tensorize(loop=j, intrinsic=dot4_i8)",
-        "got intrinsic 'dot4_i8'; expected dot2_bf16, dot4_u8i8, dot4_u4i8",
+        "got intrinsic 'dot4_i8'; expected dot2_bf16, dot4_u8i8, dot4_u4i8, zip_bf16",
     ),
     ([], "tensorize(loop=k)", "loop k is not 4, 8 or 16 lanes around a loop of 2 around a block"),
     ([], "tensorize(loop=p)", "loop p is not 4, 8 or 16 lanes around a loop of 2 around a block"),
@@ -327,6 +327,40 @@ TENSORIZE_4 = [
     ([("k0 * 4 + k1", "k1 * 2 + k0")], "dot4_u8i8", r"a has other strides in the nest than \(0, 1\)"),
     ([("i1 * 4 + k1", "i1 + k1 * 16")], "dot4_u8i8", r"w has other strides in the nest than \(4, 1\)"),
 ]
+
+
+UNPACK = """
+func @f(w: u8[4,64], v: u8[64,4], s: f32[4,32]) -> (y: bf16[4,32])
+  for i in 4:
+    for j in 16:
+      for p in 2:
+        block "m" (i0: spatial 4 = i, i1: spatial 32 = j * 2 + p):
+          y[i0, i1] = bf16(f32(i32(w[i0, i1 // 2 * 4 + i1 % 2])) * s[i0, i1 // 2])
+"""
+TENSORIZE_PAIRS = [
+    (
+        [("bf16(f32", "bf16(f64"), ("f32[4,32]", "f64[4,32]")],
+        "does not store a value that is rounded from f32",
+    ),
+    ([("p):", "p) where i < 3:")], "does not store a value that is rounded from f32"),
+    ([("y: bf16", "y: f16"), ("= bf16", "= f16")], "does not store a value that is rounded from f32"),
+    ([("i1 // 2 * 4", "i1 // 2 * 3")], r"w has other strides in the nest than \(4, 0\)"),
+    ([("u8[4,64]", "u8[4,65]")], "w has rows of 65 bytes; expected fours"),
+    ([("s[i0, i1 // 2]", "s[i0, i1]")], r"s has other strides in the nest than \(1, 0\)"),
+    ([("y[i0, i1]", "y[i0, 31 - i1]")], r"y has other strides in the nest than \(2, 1\)"),
+    ([("w[i0, i1 // 2 * 4 + i1 % 2]", "v[i1 // 2 * 4, i0]")], "v is indexed by the nest in a dim that"),
+    ([("f32(i32(w", "f32(i32(i1) * i32(w")], "got .* that depends on loop j"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), TENSORIZE_PAIRS)
+def test_tensorize_pairs(changes: list[tuple[str, str]], message: str) -> None:
+    text = UNPACK
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
+        apply_trace(parse_func(text), parse_trace("tensorize(loop=j, intrinsic=zip_bf16)"))
 
 
 @pytest.mark.parametrize(("changes", "intrinsic", "message"), TENSORIZE_4)

@@ -57,9 +57,12 @@ def instruction(nodes: Sequence[NodeInfo], dims: dict[str, int]) -> str:
     flop: Counter[str] = Counter()
     for node in nodes:
         if node.op in PRODUCTS:
-            trace = node.chosen(dims).trace
-            steps = [s for s in parse_trace(trace) if isinstance(s, Tensorize)] if trace else []
-            names = [_INSTRUCTIONS.get(s.intrinsic, "f32") for s in steps]
             work = node.work(dims)
-            flop[names[0] if names else "f32"] += 1 if work is None else work["flop"]
+            flop[multiplies(node.chosen(dims).trace)] += 1 if work is None else work["flop"]
     return flop.most_common(1)[0][0] if flop else "f32"
+
+
+def multiplies(trace: str) -> str:
+    """What a kernel multiplies by: dot products of ``bf16`` or ``int8``, or ``f32``, from its schedule."""
+    steps = [s for s in parse_trace(trace) if isinstance(s, Tensorize)] if trace else []
+    return next((_INSTRUCTIONS[s.intrinsic] for s in steps if s.intrinsic in _INSTRUCTIONS), "f32")

@@ -15,7 +15,8 @@ REPEATS = {"prefill": 3, "decode": 10}  # times of a repetition of the workload
 
 
 def profiles(subject: Subject, work: Amounts) -> tuple[tuple[Profile, ...], Ceilings]:
-    """Profile the last prefill pass of the prompt, and a decode step at the context.
+    """Profile the last prefill pass of the prompt, and a decode step at the context: of one sequence, and of
+    as many as are asked for.
 
     The sum of the nodes' times is that of a step, but for what a launch from Python adds to each.
     """
@@ -24,9 +25,11 @@ def profiles(subject: Subject, work: Amounts) -> tuple[tuple[Profile, ...], Ceil
     vocab = program.record.config["vocab_size"]
     assert isinstance(vocab, int)
     found = []
-    for function, tokens in (("prefill", work.prompt), ("decode", work.context + 1)):
+    passes = [("prefill", work.prompt, 1)]
+    passes += [("decode", work.context + 1, sequences) for sequences in sorted({1, work.batch})]
+    for function, tokens, sequences in passes:
         ids = np.random.default_rng(0).integers(0, vocab, tokens, dtype=np.int32)
-        forward = forward_pass(program, function, ids, computes_past=False)
+        forward = forward_pass(program, function, ids, computes_past=False, sequences=sequences)
         found.append(
             profile(
                 forward.step,

@@ -51,7 +51,7 @@ def command(
         typer.Option(help="Put off or repeat what other programs disturb, up to so many seconds each"),
     ] = 0,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Time every node of prefill and decode instead")
+        bool, typer.Option("--profile", help="Time every node of prefill and decode (and of --batch) instead")
     ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="With --profile: a roofline, as .svg, .png, .pdf or .html")
@@ -120,7 +120,7 @@ def _profile(bench: Bench, plot: Path | None, as_json: bool) -> None:
         plot_roofline(found, ceilings, plot)
     threads = subject.program.num_threads
     if as_json:
-        parts = {p.function: p.to_json() for p in found}
+        parts = {name: p.to_json() for name, p in zip(("prefill", "decode", "batch"), found, strict=False)}
         _print_json({"threads": threads, "ceilings": ceilings_json(ceilings), **parts})
         return
     for part in found:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from strata.core.dims import Dim
-from strata.core.dtypes import DType, bf16, f16, f32, u4, u8
+from strata.core.dtypes import DType, bf16, f16, f32, i8, u4, u8
 from strata.core.errors import ShapeError
 from strata.graph.types import TensorType, Type
 
@@ -170,6 +170,8 @@ def _infer_matmul(types: Types, attrs: Attrs) -> Type:
         raise ShapeError(
             f"quantized_matmul: got group {group}; expected a divisor of the weight's groups of {of_weight}"
         )
+    if attrs["activations"] not in (i8, bf16):
+        raise ShapeError(f"quantized_matmul: got activations {attrs['activations']}; expected i8 or bf16")
     return TensorType((a.shape[0], codes.shape[0]), attrs["out_dtype"] or a.dtype)
 
 
@@ -189,6 +191,10 @@ def quantize_rows(a: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _matmul(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
     a, *weight = operands
+    if attrs["activations"] is bf16:
+        rounded = round_to(a, np_dtype(bf16))
+        product = _rounded_product(rounded, _dequantize(weight, {**attrs, "dtype": bf16}))
+        return round_to(product, np_dtype(attrs["out_dtype"] or f32))
     (m, k), n, group = a.shape, weight[0].shape[0], attrs["group"]
     groups = k // group
     x, x_scales = quantize_rows(a, group)
@@ -201,6 +207,11 @@ def _matmul(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
         dots = (left @ right).astype(np.float32)
         scaled = dots * (x_scales.T[:, :, None] * w_scales.T[:, None, :])
         return round_to(scaled.sum(axis=0, dtype=np.float32), np_dtype(attrs["out_dtype"] or f32))
+
+
+def _rounded_product(a: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return widen(a) @ widen(weight).T
 
 
 def _reference_matmul(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
@@ -224,6 +235,10 @@ def _matmul_samples() -> Iterator[Sample]:
         yield Sample((t(f32, 5, 128), *types), {"zero": zero, "group": 64}, _weight_values(1, types))
         types = _weight_types(20, 96, 96, dtype, False)
         yield Sample((t(bf16, 3, 96), *types), {"zero": zero, "out_dtype": f32}, _weight_values(1, types))
+        for n, k, group in _SHAPES:
+            types = _weight_types(n, k, group, dtype, zero == 8)
+            attrs = {"zero": zero, "activations": bf16}
+            yield Sample((t(f32, 33, k), *types), attrs, _weight_values(1, types))
     yield from _hard_samples()
 
 
@@ -244,11 +259,13 @@ define_op(
         {
             "zero": _ZERO,
             "group": Attr((int,), 32, "elements of a row of a that share a scale"),
+            "activations": Attr((DType,), i8, "what a is rounded to: i8, or bf16 together with the weight"),
             "out_dtype": Attr((DType, type(None)), None, "result dtype; None = dtype of a"),
         },
         _matmul_samples,
         _flop,
         "a[M, K] times the transpose of a quantised weight [N, K]: a is rounded to int8 codes with a scale "
-        "per group, products of codes are added up exactly in each group, groups in f32.",
+        "per group, products of codes are added up exactly in each group, groups in f32. With activations "
+        "bf16, a and the dequantised weight are rounded to bf16 and multiplied.",
     )
 )

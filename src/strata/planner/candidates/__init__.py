@@ -7,11 +7,19 @@ from strata.planner.options import PlanOptions
 from .base import Offer, Source, Task
 from .kernels import kernel_offers, registered
 from .libraries import library_offers, wanted_libraries
+from .rounded import rounded_offers
 from .rules import rule_offers
 from .sizes import size_offers
 from .tuned import tuned_offers
 
-SOURCES: tuple[Source, ...] = (rule_offers, size_offers, tuned_offers, library_offers, kernel_offers)
+SOURCES: tuple[Source, ...] = (
+    rule_offers,
+    rounded_offers,
+    size_offers,
+    tuned_offers,
+    library_offers,
+    kernel_offers,
+)
 
 
 def offers_for(task: Task, options: PlanOptions) -> list[Offer]:

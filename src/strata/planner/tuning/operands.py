@@ -14,6 +14,7 @@ import numpy as np
 from strata.core.dims import evaluate
 from strata.core.errors import UserError
 from strata.loop.nodes import Buffer, Func
+from strata.loop.text import parse_func
 from strata.runtime.tensors import address, array_at, numpy_dtype
 from strata.target import Target
 
@@ -23,6 +24,15 @@ PERIOD = 1_000_003  # random values repeat after a prime number: no row is like 
 CANARY_BYTES = 4096  # behind every result: a kernel must not touch them
 CANARY = 0xA5
 TABLE_MODULUS = 7  # pages of a sequence are not in the order of memory
+# Takes all cache lines of a buffer out of all caches, on all threads: 1024 lines at a time.
+EVICT = parse_func("""
+dims n in 1..1099511627776
+func @evict(x: u8[n]) -> ()
+  parallel block in (n + 65535) // 65536:
+    alloc nothing: i32[1] local
+    for line in 1024:
+      nothing[0] = @evict<i32>(x[min(block * 65536 + line * 64, n - 1)])
+""")
 _INDICES = ("positions", "slots", "seq_ids", "page_table", "last_rows")
 
 

@@ -51,6 +51,7 @@ STAGE = "matmul"
 ROW_TILES = (1, 4, 6)
 DEPTH_TILES = ((1, 8), (4, 4))  # rows and columns whose sums are vectors along k: they stay in 16 registers
 PAIR = 2  # elements of k that a bf16 dot product takes at once
+FAR_BYTES = 4096  # ahead that a core asks whose memory takes long to answer
 EVEN_BYTES = 16 << 20  # of a weight that a machine reads well within a millisecond
 
 
@@ -74,7 +75,7 @@ def column_tile(target: Target) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Product:
+class Product:
     """``out[batch.., m, n] = f(sum_k a[.., m, k] * b[.., k, n])`` as a stage that sums and one that stores.
 
     Attributes:
@@ -96,7 +97,7 @@ class _Product:
     loops: tuple[str, ...]
 
     @staticmethod
-    def of(func: Func, target: Target) -> _Product | None:
+    def of(func: Func, target: Target) -> Product | None:
         """The product, or ``None`` if the function is none."""
         stages, first, made = stage_names(func), (), func
         if len(stages) == 1 and _multiplies(func, stages[0]):
@@ -114,7 +115,7 @@ class _Product:
             return None
         if names != tuple(f"{stages[1]}_i{k}" for k in range(len(names))):
             return None
-        return _Product(target, func, first, made, stages[0], stages[1], names)
+        return Product(target, func, first, made, stages[0], stages[1], names)
 
     @property
     def batch(self) -> tuple[str, ...]:
@@ -192,7 +193,7 @@ def _multiplies(func: Func, stage: str) -> bool:
 @RULES.register("matmul")
 def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     """Traces for a product of two matrices, or of two batches of them."""
-    product = _Product.of(func, target)
+    product = Product.of(func, target)
     if product is None:
         return None
     if _outputs_are_contiguous(product):
@@ -212,7 +213,7 @@ def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     return [p for p in found if p is not None] or None
 
 
-def _outputs_are_contiguous(product: _Product) -> bool:
+def _outputs_are_contiguous(product: Product) -> bool:
     """Whether everything that depends on the output is read along it: in the last dim of a buffer."""
     return all(product.output in free_vars(e.indices[-1]) for e in product.weights)
 
@@ -230,7 +231,7 @@ def _widths(extent: int | None, target: Target, dot: bool) -> Iterator[tuple[int
 
 
 def _columns(
-    product: _Product, lanes: int, rows: int, columns: int, dot: bool, name: str = ""
+    product: Product, lanes: int, rows: int, columns: int, dot: bool, name: str = ""
 ) -> Proposal | None:
     """The tile with ``rows`` rows, by bf16 dot products if ``dot``; ``None`` if not legal or it gathers."""
     draft = product.draft()
@@ -243,7 +244,7 @@ def _columns(
     return made if gathers(made.func) == 0 else None
 
 
-def _tile_columns(draft: Draft, product: _Product, rows: int, columns: int, lanes: int, dot: bool) -> None:
+def _tile_columns(draft: Draft, product: Product, rows: int, columns: int, lanes: int, dot: bool) -> None:
     tile_m, tile_n, k = product.tile
     product.begin_tiles(draft, rows, columns)
     if dot:
@@ -259,32 +260,46 @@ def _tile_columns(draft: Draft, product: _Product, rows: int, columns: int, lane
     tiles = product.run_parallel(draft)
     if rows == 1:
         stream_evenly(draft, tiles)
+    if rows == 1 or product.target.fetch_ahead_bytes >= FAR_BYTES:
         element = PAIR if dot else 1
         for weight in product.weights:
             row_bytes = columns * element * weight.dtype.itemsize_bytes
             fetch_ahead(draft, product.target, k + "o" if dot else k, weight.buffer.name, row_bytes)
 
 
-def _matrix(product: _Product) -> list[Proposal]:
+def _matrix(product: Product) -> list[Proposal]:
     """Tiles of 32 x 32 by a matrix unit, beside each other over the 64 outputs of a tile of the weight."""
     draft = product.draft()
+    outputs, contracted = (draft.extent(loop) for loop in (product.n, product.tile[2]))
+    beside = 4 * ROWS
+    if outputs is not None and contracted is not None:
+        beside = columns_in_cache(product.target, outputs, contracted, PAIR)
     try:
-        _tile_matrix(draft, product)
+        matrix_tiles(draft, product, beside)
         made = draft.proposal("cpu.matmul.matrix32x32", 32, dot=True)
     except LegalityError:
         return []
     return [made] if gathers(made.func) == 0 else []
 
 
-def _tile_matrix(draft: Draft, product: _Product) -> None:
+def matrix_tiles(draft: Draft, product: Product, beside: int, weights: str = "") -> None:
+    """Tiles of 32 x 32 by a matrix unit.
+
+    Args:
+        draft: The schedule so far.
+        product: The product.
+        beside: Outputs whose tiles are computed for the same rows before those of the next rows.
+        weights: Stage that makes the weights of these outputs; "" if they are an operand.
+
+    Raises:
+        LegalityError: the operands are not those of a matrix unit.
+    """
     m, n, (tile_m, tile_n, k) = product.m, product.n, product.tile
-    contracted, outputs = draft.extent(k), draft.extent(n)
-    beside = (
-        columns_in_cache(product.target, outputs, contracted, PAIR) if outputs and contracted else 4 * ROWS
-    )
     draft.do(Split(m, 2 * ROWS), Split(n, beside), Split(n + "i", 2 * ROWS))
     draft.do(Reorder((*product.batch, n + "o", m + "o", n + "io", m + "i", n + "ii")))
     draft.do(ComputeAt(product.stage, n + "io"))
+    if weights:
+        draft.do(ComputeAt(weights, n + "o"))
     draft.do(Split(k, PAIR * ROWS), Split(k + "i", PAIR), Split(tile_m, ROWS), Split(tile_n, ROWS))
     tiles, rows = (tile_m + "o", tile_n + "o"), tile_m + "i"
     draft.do(Reorder((k + "o", *tiles, rows, k + "io", tile_n + "i", k + "ii")))
@@ -296,10 +311,15 @@ def _tile_matrix(draft: Draft, product: _Product) -> None:
 
 
 def columns_in_cache(target: Target, outputs: int, contracted: int, element_bytes: int) -> int:
-    """Outputs whose weights stay in half of the level-2 cache while rows of activations stream past them."""
+    """Outputs whose weights stay in half of the level-2 cache while rows of activations stream past them.
+
+    No more than leave each thread two shares.
+    """
     columns = 16 * ROWS
     while columns > 4 * ROWS and (
-        outputs % columns or columns * contracted * element_bytes > target.l2_bytes // 2
+        outputs % columns
+        or columns * target.num_cores * 2 > outputs
+        or columns * contracted * element_bytes > target.l2_bytes // 2
     ):
         columns //= 2
     return columns
@@ -320,7 +340,7 @@ def stream_evenly(draft: Draft, loop: str) -> None:
         draft.do(Annotate(loop, EVEN, 1))
 
 
-def _long_rows(product: _Product, target: Target) -> Proposal | None:
+def _long_rows(product: Product, target: Target) -> Proposal | None:
     """One row, and so many columns that the pieces of a row-major weight's rows are worth a prefetch."""
     by_rows = any(e.indices[-1] == product.output for e in product.operands if e.indices)
     columns, extent = 4 * column_tile(target), product.draft().extent(product.n)
@@ -329,7 +349,7 @@ def _long_rows(product: _Product, target: Target) -> Proposal | None:
     return _columns(product, target.lanes_f32, 1, columns, False, f"cpu.gemv.tile{columns}")
 
 
-def _masked(product: _Product, target: Target) -> Proposal | None:
+def _masked(product: Product, target: Target) -> Proposal | None:
     """One row, tiles of columns under a mask: for ``[K, N]`` weights whose rows are no whole vectors."""
     draft, lanes = product.draft(), target.lanes_f32
     *others, n = loops_over(draft.func, product.stage, AxisKind.SPATIAL)
@@ -352,7 +372,7 @@ def _masked(product: _Product, target: Target) -> Proposal | None:
 # -------------------------------------------------------------------------------------- vectors along k
 
 
-def _depth(product: _Product, target: Target, rows: int, columns: int) -> Proposal | None:
+def _depth(product: Product, target: Target, rows: int, columns: int) -> Proposal | None:
     """Sums of ``rows x columns`` outputs as vectors along k, added up in the end; ``None`` if not legal."""
     draft = product.draft()
     try:
@@ -364,7 +384,7 @@ def _depth(product: _Product, target: Target, rows: int, columns: int) -> Propos
     return made if gathers(made.func) == 0 else None
 
 
-def _tile_depth(draft: Draft, product: _Product, rows: int, columns: int, lanes: int) -> None:
+def _tile_depth(draft: Draft, product: Product, rows: int, columns: int, lanes: int) -> None:
     tile_m, tile_n, k = product.tile
     product.begin_tiles(draft, rows, columns)
     draft.do(

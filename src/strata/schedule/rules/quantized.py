@@ -5,7 +5,13 @@ codes up in i32 registers, by the hardware's dot product of four, and then adds 
 registers; both sets of sums have to fit. The stages before quantise the activations: vectors along k, rows on
 all threads, or serially where there is but one row: then waking the threads costs more than the work.
 
+``cpu.qmatmul.dot8x64``: tiles of four rows take turns, group by group, with sums in the level-1 cache. Codes
+come from memory while the second tile computes: for machines whose memory answers late.
+
 ``cpu.qmatmul.matrix32x32``: codes of 8 bits by a matrix unit (``loop.matrix``), both sets of sums in memory.
+
+``cpu.qmatmul.bf16_32x32``: operands rounded to bf16. As many outputs as fit into the cache have their weights
+unpacked there, and a matrix unit multiplies all rows by them.
 """
 
 from __future__ import annotations
@@ -34,16 +40,26 @@ from strata.schedule.steps import (
     Unroll,
     Vectorize,
 )
+from strata.schedule.steps.stages import MAX_LOCAL_BYTES
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
-from .matmul import column_tile, columns_in_cache, fetch_ahead, stream_evenly
+from .matmul import (
+    FAR_BYTES,
+    Product,
+    column_tile,
+    columns_in_cache,
+    fetch_ahead,
+    matrix_tiles,
+    stream_evenly,
+)
 
 DOT, SUM, OUT = "dot", "matmul", "out"
+ROUNDED, WEIGHTS = "rounded", "weights"
 FOUR = 4
 UNROLLED_STEPS = 8  # dot products of an output that follow each other without a loop
 ROW_TILES = (1, 3, 4)
-FAR_BYTES = 4096  # ahead that a core asks whose memory takes long to answer
+ROWS_IN_TURN = 8  # in tiles of four
 
 
 def quantized_layout(dtype: DType, *, is_codes: bool, target: Target) -> Layout:
@@ -69,24 +85,71 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     quantized = Draft(func)
     row_loops = [_quantize(quantized, stage, target.lanes_f32) for stage in stages[:-3]]
     found = [_tiles(quantized, row_loops, target, rows) for rows in ROW_TILES]
+    if target.fetch_ahead_bytes >= FAR_BYTES:
+        found.append(_tiles(quantized, row_loops, target, ROWS_IN_TURN, ROW_TILES[-1]))
     if target.has_matrix_int8 and _instruction(func) == "dot4_u8i8":
         found.append(_matrix(quantized, row_loops, target))
     return [p for p in found if p is not None] or None
 
 
-def _tiles(quantized: Draft, row_loops: Sequence[str], target: Target, rows: int) -> Proposal | None:
-    """The tile with ``rows`` rows; ``None`` if it is not legal or gathers."""
+@RULES.register("rounded")
+def rounded_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
+    """Products of a quantised weight in bf16, by a matrix unit."""
+    stages = stage_names(func)
+    if stages[-4:] != [ROUNDED, WEIGHTS, SUM, OUT] or not target.has_matrix_bf16:
+        return None
+    draft = Draft(func)
+    for name in stages[:-3]:
+        draft.parallel(_quantize(draft, name, target.lanes_f32))
+    product = Product(target, func, (), func, SUM, OUT, (f"{OUT}_i0", f"{OUT}_i1"))
+    outputs, contracted = draft.extent(product.n), draft.extent(product.tile[2])
+    if outputs is None or contracted is None:
+        return None
+    beside = columns_in_cache(target, outputs, contracted, 2)
+    if beside * contracted * 2 > MAX_LOCAL_BYTES:
+        beside = 2 * ROWS
+    try:
+        matrix_tiles(draft, product, beside, WEIGHTS)
+        _unpack(draft)
+        return [draft.proposal("cpu.qmatmul.bf16_32x32", 2 * ROWS, dot=True)]
+    except LegalityError:
+        return None
+
+
+def _unpack(draft: Draft) -> None:
+    """Weights of 16 outputs at a time; the eight of each that lie in four bytes after one another."""
+    tile, pair, column = (f"{WEIGHTS}_i{k}" for k in range(3))
+    beside = FOUR if (draft.extent(tile) or 0) % FOUR == 0 else 2
+    draft.do(Split(tile, beside), Split(pair, FOUR), Split(column, 2))
+    draft.do(Reorder((tile + "o", pair + "o", tile + "i", pair + "i", column + "o", column + "i")))
+    draft.do(Unroll(pair + "i"), Tensorize(column + "o", "zip_bf16"))
+
+
+def _tiles(
+    quantized: Draft, row_loops: Sequence[str], target: Target, rows: int, at_once: int | None = None
+) -> Proposal | None:
+    """The tile with ``rows`` rows; ``None`` if it is not legal or gathers.
+
+    Args:
+        quantized: Stages that quantise the activations are scheduled.
+        row_loops: Loops over rows in these.
+        target: The machine.
+        rows: Rows of the tile.
+        at_once: Rows whose integer sums are in registers; if these are not all, other sums are in memory.
+    """
     draft, columns, lanes = quantized.copy(), column_tile(target), target.lanes_f32
     try:
         if rows > 1:
             for loop in row_loops:
                 draft.parallel(loop)
-        _tile_sums(draft, rows, columns, lanes)
-        steps = _tile_dots(draft, lanes)
-        draft.do(Unroll(f"{OUT}_i0i"), Parallel(f"{OUT}_i1o"))
+        _tile_sums(draft, rows, columns, lanes, in_memory=at_once is not None)
+        steps = _tile_dots(draft, lanes, at_once)
+        draft.do(Parallel(f"{OUT}_i1o"))
+        if at_once is None:
+            draft.do(Unroll(f"{OUT}_i0i"))
         if rows == 1:
             stream_evenly(draft, f"{OUT}_i1o")
-            _fetch(draft, target, quantized.func, steps, columns)
+        _fetch(draft, target, quantized.func, rows, steps, columns)
         made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
     except LegalityError:
         return None
@@ -150,25 +213,27 @@ def _vectors(draft: Draft, loop: str, lanes: int) -> None:
     draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
 
 
-def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int) -> None:
-    """f32 sums of a tile in registers, groups one after the other."""
+def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int, *, in_memory: bool) -> None:
+    """f32 sums of a tile, in registers or in memory, groups one after the other."""
+    space = "local" if in_memory else "register"
     m, n, tile_m, tile_n, g = f"{OUT}_i0", f"{OUT}_i1", f"{SUM}_i0", f"{SUM}_i1", f"{SUM}_k0"
     draft.do(
         Split(m, rows),
         Split(n, columns),
         Reorder((n + "o", m + "o", m + "i", n + "i")),
-        ComputeAt(SUM, m + "o", "register"),
+        ComputeAt(SUM, m + "o", space),
         Reorder((g, tile_m, tile_n)),
         DecomposeReduction(SUM, g),
-        ComputeAt(DOT, g, "register"),
+        ComputeAt(DOT, g, space),
     )
     for loop in (tile_n, tile_n + "_init", n + "i"):
         _vectors(draft, loop, lanes)
-    draft.do(Unroll(tile_m), Unroll(tile_m + "_init"))
+    if not in_memory:
+        draft.do(Unroll(tile_m), Unroll(tile_m + "_init"))
 
 
-def _tile_dots(draft: Draft, lanes: int) -> str:
-    """i32 sums of a group in registers, by dot products of four.
+def _tile_dots(draft: Draft, lanes: int, at_once: int | None = None) -> str:
+    """i32 sums of a group in registers, by dot products of four: all rows, or some after the other.
 
     Returns:
         The unrolled loop over those of an output.
@@ -178,7 +243,11 @@ def _tile_dots(draft: Draft, lanes: int) -> str:
         raise LegalityError(f"block {DOT} does not add up fours")
     rows, outputs, group = f"{DOT}_i0", f"{DOT}_i2", f"{DOT}_i1"
     steps, four = reduction
-    draft.do(Reorder((group, steps, rows, outputs, four)), DecomposeReduction(DOT, steps))
+    outer = (group,)
+    if at_once is not None:
+        draft.do(Split(rows, at_once))
+        outer, rows = (group, rows + "o"), rows + "i"
+    draft.do(Reorder((*outer, steps, rows, outputs, four)), DecomposeReduction(DOT, steps))
     draft.do(Split(outputs, lanes), Unroll(outputs + "o"), Tensorize(outputs + "i", _instruction(draft.func)))
     _vectors(draft, outputs + "_init", lanes)
     draft.do(Unroll(rows), Unroll(rows + "_init"))
@@ -189,17 +258,20 @@ def _tile_dots(draft: Draft, lanes: int) -> str:
     return steps
 
 
-def _fetch(draft: Draft, target: Target, source: Func, steps: str, columns: int) -> None:
-    """Codes ahead of time; those of 4 bits, which are unpacked first, gain nothing by a short distance.
+def _fetch(draft: Draft, target: Target, source: Func, rows: int, steps: str, columns: int) -> None:
+    """Codes ahead of time; what is computed more slowly than read gains nothing by a short distance.
+
+    That is codes of 4 bits, which are unpacked first, and tiles of several rows.
 
     Args:
         draft: The finished tiles.
         target: The machine.
         source: The function before it was tiled.
+        rows: Rows of a tile.
         steps: The loop over the dot products of an output.
         columns: Outputs of a tile.
     """
-    if _instruction(source) == "dot4_u8i8" or target.fetch_ahead_bytes >= FAR_BYTES:
+    if (rows == 1 and _instruction(source) == "dot4_u8i8") or target.fetch_ahead_bytes >= FAR_BYTES:
         loads = (e for e in walk(find_block(source, DOT).body) if isinstance(e, Load))
         codes = next(e.buffer.name for e in loads if e.dtype is u8)
         fetch_ahead(draft, target, steps, codes, columns * FOUR)

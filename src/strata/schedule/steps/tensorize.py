@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
+from strata.core.dtypes import DType, bf16, f32, i8, i32, i64, u8
 from strata.core.errors import LegalityError, VerifyError
 from strata.loop import build as b
+from strata.loop.intrinsics import INTRINSICS
 from strata.loop.matrix import nests_of
 from strata.loop.nodes import (
     MATRIX,
@@ -23,8 +24,10 @@ from strata.loop.nodes import (
     Load,
     MemSpace,
     Ramp,
+    Select,
     Stmt,
     Store,
+    Unary,
     Var,
     index,
 )
@@ -36,6 +39,8 @@ from .stages import Ranges, loop_ranges
 
 LANES = (4, 8, 16)
 NIBBLES = ("low4", "high4")
+ZIP = "zip_bf16"
+FOUR = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,13 @@ class Tensorize(Step):
     ``dot4_u4i8`` i32             4     the same, halves of bytes only
     ============= =============== ===== ====================================================================
 
+    Or stores of pairs of values that are rounded to bf16 (``intrinsic=zip_bf16``), where bytes may be every
+    fourth of a buffer::
+
+        for n in L: for k in 2:                           y[.., ramp(b, 2*L)] = @zip_bf16(
+          block  y[.., b + 2*n + k]                 ->      f(@every4(x[.., ramp(c, 4*L)], 0), z[ramp(d, L)]),
+            = bf16(f(x[.., c + 4*n + k], z[d + n]))         f(@every4(x[.., ramp(c, 4*L)], 1), z[ramp(d, L)]))
+
     Legal when: the nest is exactly that, ``loop`` being the outer one (L = 4, 8 or 16); the block has no init
     left (``decompose_reduction`` first) and no predicate.
     """
@@ -107,24 +119,28 @@ class Tensorize(Step):
 
     def apply(self, func: Func) -> Func:
         """Replace the nest."""
+        known = (*DOTS, ZIP)
+        if self.intrinsic not in known:
+            raise LegalityError(f"tensorize: got intrinsic {self.intrinsic!r}; expected {', '.join(known)}")
         dot = DOTS.get(self.intrinsic)
-        if dot is None:
-            raise LegalityError(f"tensorize: got intrinsic {self.intrinsic!r}; expected {', '.join(DOTS)}")
-        outer = find_loop(func, self.loop)
+        outer, wanted = find_loop(func, self.loop), 2 if dot is None else dot.group
         inner = outer.body
         lanes, group = _extent(outer), _extent(inner)
         if (
             not isinstance(inner, For)
             or lanes not in LANES
-            or group != dot.group
+            or group != wanted
             or not isinstance(inner.body, Block)
         ):
             raise LegalityError(
                 f"tensorize: loop {self.loop} is not 4, 8 or 16 lanes "
-                f"around a loop of {dot.group} around a block"
+                f"around a loop of {wanted} around a block"
             )
+        ranges = loop_ranges([s for s in walk_stmts(func) if isinstance(s, For)])
+        nest = _Nest(outer.var, inner.var, lanes, ranges)
+        if dot is None:
+            return replace_stmt(func, outer, _pairs(nest, inner.body, self.loop))
         acc, products = _accumulation(inner.body, self.loop, dot)
-        nest = _Nest(outer.var, inner.var, loop_ranges([s for s in walk_stmts(func) if isinstance(s, For)]))
         at = nest.ramp(acc, (1, 0), lanes)
         value: Expr = Load(acc.buffer, at)
         for x, w in products:
@@ -235,13 +251,75 @@ def _operands(acc: Load, factors: tuple[Expr, Expr], dot: Dot) -> tuple[Load, Ex
     raise LegalityError(f"tensorize: got {acc.dtype} += {got}; expected {dot.acc} += {dot.x} * {dot.w}{half}")
 
 
+def _pairs(nest: _Nest, block: Block, loop: str) -> Store:
+    """Rounded values of ``k = 0`` and ``k = 1`` side by side."""
+    body = substitute(block.body, {a.var: a.value for a in block.axes})
+    match body:
+        case Store(buffer, indices, Cast(dtype, value), None) if (
+            dtype is bf16 and value.dtype is f32 and block.init is None and block.predicate is None
+        ):
+            at = nest.ramp(Load(buffer, indices), (2, 1), 2 * nest.lanes)
+            each = (substitute(value, {nest.k: index(k)}) for k in (0, 1))
+            both = tuple(nest.wide(simplify(e, nest.ranges)) for e in each)
+            return Store(buffer, at, Intrinsic(ZIP, both, bf16, 2 * nest.lanes))
+        case _:
+            pass
+    raise LegalityError(
+        f"tensorize: loop {loop}: the block does not store a value that is rounded from f32 to bf16 "
+        "without predicate"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Nest:
-    """The two loops ``n`` and ``k`` that become one instruction, and the ranges of those around."""
+    """The two loops ``n`` (``lanes``) and ``k`` that become one instruction, and ranges of those around."""
 
     n: Var
     k: Var
+    lanes: int
     ranges: Ranges
+
+    def wide(self, e: Expr) -> Expr:
+        """An expression without ``k`` for all ``n`` at once.
+
+        Raises:
+            LegalityError: it loads elements that are neither side by side nor every fourth of bytes.
+        """
+        if self.n not in free_vars(e):
+            return b.splat(e, self.lanes)
+        match e:
+            case Load(mask=None):
+                return self.wide_load(e)
+            case Binary() if e.dtype is not i64:
+                return Binary(e.op, self.wide(e.a), self.wide(e.b))
+            case Unary():
+                return Unary(e.op, self.wide(e.a))
+            case Cast():
+                return Cast(e.dtype, self.wide(e.a))
+            case Select():
+                return Select(*(self.wide(x) for x in (e.cond, e.a, e.b)))
+            case Intrinsic() if INTRINSICS[e.name].is_elementwise:
+                return Intrinsic(e.name, tuple(self.wide(x) for x in e.args), e.dtype, self.lanes)
+            case _:
+                what = type(e).__name__.lower()
+                raise LegalityError(f"tensorize: got {what} that depends on loop {self.n.name}")
+
+    def wide_load(self, load: Load) -> Expr:
+        """Elements side by side, or every fourth byte."""
+        try:
+            return Load(load.buffer, self.ramp(load, (1, 0), self.lanes))
+        except LegalityError:
+            if load.dtype is not u8:
+                raise
+        (*outer, last) = self.ramp(load, (FOUR, 0), FOUR * self.lanes)
+        assert isinstance(last, Ramp)
+        width = load.buffer.shape[-1]
+        if not isinstance(width, int) or width % FOUR:
+            raise LegalityError(f"tensorize: {load.buffer.name} has rows of {width} bytes; expected fours")
+        part = simplify(b.floormod(last.base, FOUR), self.ranges)
+        first = simplify(b.sub(last.base, part), self.ranges)
+        whole = Load(load.buffer, (*outer, Ramp(first, last.lanes)))
+        return Intrinsic("every4", (whole, part), u8, self.lanes)
 
     def vector(self, e: Expr, strides: tuple[int, int], lanes: int) -> Expr:
         """A load, or halves of the bytes of one, for all of the nest."""
