@@ -14,7 +14,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from strata.app.bench.counts import multiplies
 from strata.app.machine import measure_peak
 from strata.core.dims import SymDim
 from strata.core.dtypes import DType, f32
@@ -29,6 +28,7 @@ from strata.planner.layouts import choose_layouts
 from strata.planner.measure import TaskBench
 from strata.planner.options import PlanOptions
 from strata.planner.stacks import StackBuilder
+from strata.runtime.nodes import multiplies
 from strata.target import Target, detect_host
 
 ROWS = (1, 2, 4, 6, 8, 16, 64, 512)

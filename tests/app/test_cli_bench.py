@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from strata.app.bench import counts, measure, profiling
+from strata.app.bench import measure, profiling
 from strata.app.bench.amounts import Amounts, Phase
 from strata.app.bench.counts import instruction, matmul_flop, stored_bytes, weight_bytes_read
 from strata.app.bench.ours import Runner, open_subject
@@ -93,7 +93,6 @@ def test_instruction_of_a_program(subjects):
     program = subjects("int4").program
     dims = {r.dim: r.lo for r in program["prefill"].record.dims}
     assert instruction(program.nodes("prefill"), dims) == "int8"
-    assert counts.PRODUCTS == ("matmul", "quantized_matmul")
 
 
 @pytest.fixture

@@ -161,6 +161,9 @@ class TaskBench:
     ) -> None:
         self.task = task
         self._is_quick = is_quick
+        target = task.target
+        self._most = min(QUICK_CACHES, QUICK_BYTES / target.l3_bytes)
+        self._evicts = is_quick and self._most < QUICK_CACHES and target.arch == "x86_64"
         self._stock: list[list[np.ndarray]] | None = None
         self.funcs = tuple(funcs)
         self._when = tuple(when or ((),) * len(funcs))
@@ -174,15 +177,12 @@ class TaskBench:
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [k for k, m in enumerate(self._memories) if legal[k] and key not in m.times_s]
         if missing:
-            target = self.task.target
-            most = QUICK_BYTES / target.l3_bytes
-            evicts = self._is_quick and most < QUICK_CACHES and target.arch == "x86_64"
-            caches = (0.0 if evicts else min(QUICK_CACHES, most)) if self._is_quick else CACHES
+            caches = (0.0 if self._evicts else self._most) if self._is_quick else CACHES
             operands = _Operands(self.task, self.funcs[0], size, self._stock, caches)
             if self._is_quick and not self.task.cache_fields:
                 self._stock = operands.arrays
             calls = {k: operands.calls(self._function(k), self.funcs[k]) for k in missing}
-            before = self._evict(operands) if evicts else lambda: None
+            before = self._evict(operands) if self._evicts else lambda: None
             measured = _in_turn(calls, before) if self._is_quick else _one_by_one(calls)
             for k, time_s in measured.items():
                 self._memories[k].times_s[key] = time_s
@@ -209,7 +209,8 @@ class TaskBench:
 
     def _compiled(self, func: Func) -> Callable[..., Any]:
         if self._image is None:
-            self._image = load_image(build_image([*self.funcs, EVICT], [], self.task.target), self._threads)
+            funcs = [*self.funcs, EVICT] if self._evicts else self.funcs
+            self._image = load_image(build_image(funcs, [], self.task.target), self._threads)
         return self._image.function(func.name)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,18 @@ class Cost:
     read_bytes: float
     write_bytes: float
     source: str
+
+
+PRODUCTS = ("matmul", "quantized_matmul")  # ops that multiply by weights
+# The text of a step `tensorize`; it leaves its default intrinsic out.
+_TENSORIZE = re.compile(r"\btensorize\(loop=\w+(?:, intrinsic=(\w+))?\)")
+_MULTIPLIES = {"": "bf16", "dot2_bf16": "bf16", "dot4_u8i8": "int8", "dot4_u4i8": "int8"}
+
+
+def multiplies(trace: str) -> str:
+    """What a kernel multiplies by: dot products of ``bf16`` or ``int8``, or ``f32``; from its schedule."""
+    found = (match[1] or "" for match in _TENSORIZE.finditer(trace))
+    return next((_MULTIPLIES[name] for name in found if name in _MULTIPLIES), "f32")
 
 
 @dataclass(frozen=True, slots=True)

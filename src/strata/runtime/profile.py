@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from strata.core.errors import UserError
 from strata.core.trace import Event, Trace
 
-from .nodes import NodeInfo
+from .nodes import PRODUCTS, NodeInfo, multiplies
 from .stepping import Run
 
 
@@ -238,7 +238,8 @@ def _timing(
     estimate, work = chosen.cost(node.size(dims)), node.work(work_dims)
     floor_s = None
     if work is not None and ceilings is not None:
-        peak = ceilings.flop_per_s.get(product_dtype(node, chosen.trace), ceilings.flop_per_s["f32"])
+        kind = multiplies(chosen.trace) if node.op in PRODUCTS else "f32"
+        peak = ceilings.flop_per_s.get(kind, ceilings.flop_per_s["f32"])
         moved = work["read_bytes"] + work["write_bytes"]
         floor_s = max(work["flop"] / peak, moved / ceilings.bytes_per_s)
     return Timing(
@@ -261,19 +262,3 @@ def _spread(times_s: Sequence[float]) -> float:
         return 0.0
     low, _, high = statistics.quantiles(times_s, n=4, method="inclusive")
     return high - low
-
-
-def product_dtype(node: NodeInfo, trace: str) -> str:
-    """Whose peak counts: ``int8`` and ``bf16`` for products of such matrices, else ``f32``.
-
-    Args:
-        node: The launch.
-        trace: Schedule of the kernel that runs: quantised weights may be multiplied in bf16.
-    """
-    if node.op == "quantized_matmul":
-        return "bf16" if "zip_bf16" in trace else "int8"
-    return "bf16" if node.op == "matmul" and _count(node.inputs, "bf16") >= 2 else "f32"
-
-
-def _count(operands: Iterable[Any], dtype: str) -> int:
-    return sum(o.dtype == dtype for o in operands)

@@ -5,6 +5,7 @@ import re
 import mcjit
 import numpy as np
 import pytest
+from changed_text import changed
 
 from strata.core.dims import evaluate
 from strata.core.dtypes import bf16, i8
@@ -137,10 +138,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_what_is_no_matrix_loop(changes, message):
-    text = PAIRS
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(PAIRS, changes)
     func = parse_func(text)
     with pytest.raises(VerifyError, match=message):
         nests_of(find_loop(func, "k"))

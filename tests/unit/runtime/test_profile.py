@@ -7,8 +7,11 @@ import pytest
 from small_program import RECORD, FakeImage, small_params
 
 from strata.core.errors import UserError
-from strata.runtime.profile import Ceilings, Timing, product_dtype, profile
+from strata.runtime.nodes import multiplies
+from strata.runtime.profile import Ceilings, Timing, profile
 from strata.runtime.program import Program
+from strata.schedule import trace_text
+from strata.schedule.steps import Tensorize, Vectorize
 
 ESTIMATE = {
     "size": 8,
@@ -105,17 +108,19 @@ def test_trace(program, tmp_path):
     assert events[1]["ts"] >= events[0]["dur"]
 
 
-def test_whose_peak_counts():
-    from dataclasses import replace
-
-    node = Program(RECORD, FakeImage(), small_params()).nodes("axpy")[0]
-    bf16 = replace(node.inputs[0], dtype="bf16")
-    assert product_dtype(replace(node, op="matmul", inputs=(bf16, bf16)), "") == "bf16"
-    assert product_dtype(replace(node, op="matmul"), "") == "f32"
-    assert product_dtype(replace(node, op="add", inputs=(bf16, bf16)), "") == "f32"
-    quantised = replace(node, op="quantized_matmul")
-    assert product_dtype(quantised, "tensorize(loop=i, intrinsic=dot4_u4i8)") == "int8"
-    assert product_dtype(quantised, "tensorize(loop=i); tensorize(loop=j, intrinsic=zip_bf16)") == "bf16"
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        ([Tensorize("i")], "bf16"),
+        ([Tensorize("i", "dot4_u8i8")], "int8"),
+        ([Tensorize("i", "dot4_u4i8")], "int8"),
+        ([Tensorize("i", "zip_bf16"), Tensorize("j")], "bf16"),
+        ([Vectorize("i")], "f32"),
+        ([], "f32"),
+    ],
+)
+def test_what_a_schedule_multiplies_by(steps, kind):
+    assert multiplies(trace_text(tuple(steps))) == kind
 
 
 def test_nothing_to_time(program):

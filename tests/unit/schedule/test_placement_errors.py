@@ -1,6 +1,7 @@
 """Every reason for which compute_at, decompose_reduction and tensorize are refused."""
 
 import pytest
+from changed_text import changed
 
 from strata.core.errors import LegalityError
 from strata.loop.nodes import Func
@@ -125,10 +126,7 @@ COMPUTE_AT = [
 
 def stages(changes: list[tuple[str, str]]) -> Func:
     """``STAGES`` with some of its text replaced."""
-    text = STAGES
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(STAGES, changes)
     return parse_func(text)
 
 
@@ -355,29 +353,20 @@ TENSORIZE_PAIRS = [
 
 @pytest.mark.parametrize(("changes", "message"), TENSORIZE_PAIRS)
 def test_tensorize_pairs(changes: list[tuple[str, str]], message: str) -> None:
-    text = UNPACK
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(UNPACK, changes)
     with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
         apply_trace(parse_func(text), parse_trace("tensorize(loop=j, intrinsic=zip_bf16)"))
 
 
 @pytest.mark.parametrize(("changes", "intrinsic", "message"), TENSORIZE_4)
 def test_tensorize_fours(changes: list[tuple[str, str]], intrinsic: str, message: str) -> None:
-    text = DOT4
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(DOT4, changes)
     with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
         apply_trace(parse_func(text), parse_trace(f"tensorize(loop=j, intrinsic={intrinsic})"))
 
 
 @pytest.mark.parametrize(("changes", "trace", "message"), TENSORIZE)
 def test_tensorize(changes: list[tuple[str, str]], trace: str, message: str) -> None:
-    text = DOT
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(DOT, changes)
     with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
         apply_trace(parse_func(text), parse_trace(trace))

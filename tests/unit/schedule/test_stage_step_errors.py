@@ -1,5 +1,6 @@
 """Every reason for which steps on stages, memory and reductions are refused; tails, axes and notes."""
 
+import changed_text
 import pytest
 
 from strata.core.errors import LegalityError
@@ -43,10 +44,7 @@ Changes = list[tuple[str, str]]
 
 def changed(text: str, changes: Changes) -> Func:
     """The function with some of its text replaced."""
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
-    return parse_func(text)
+    return parse_func(changed_text.changed(text, changes))
 
 
 def refused(func: Func, trace: str, message: str) -> None:

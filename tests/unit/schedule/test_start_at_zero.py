@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from changed_text import changed
 
 from strata.core.errors import LegalityError
 from strata.loop.interp import run
@@ -52,9 +53,6 @@ WRONG = [
 
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_refused(changes, message):
-    text = TEXT
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(TEXT, changes)
     with pytest.raises(LegalityError, match=f"start_at_zero: block p.* {message}"):
         apply_trace(parse_func(text), parse_trace("start_at_zero(block=p)"))

@@ -9,14 +9,9 @@ from collections.abc import Sequence
 from strata.core.dtypes import dtype
 from strata.graph.nodes import Function
 from strata.graph.stats import node_stats
-from strata.runtime.nodes import NodeInfo
+from strata.runtime.nodes import PRODUCTS, NodeInfo, multiplies
 from strata.runtime.program import Program
 from strata.runtime.records import ArgKind, ParamRecord
-from strata.schedule import parse_trace
-from strata.schedule.steps.tensorize import Tensorize
-
-PRODUCTS = ("matmul", "quantized_matmul")  # ops that multiply by weights
-_INSTRUCTIONS = {"dot2_bf16": "bf16", "dot4_u8i8": "int8", "dot4_u4i8": "int8"}
 
 
 def matmul_flop(function: Function, num_tokens: int) -> int:
@@ -60,9 +55,3 @@ def instruction(nodes: Sequence[NodeInfo], dims: dict[str, int]) -> str:
             work = node.work(dims)
             flop[multiplies(node.chosen(dims).trace)] += 1 if work is None else work["flop"]
     return flop.most_common(1)[0][0] if flop else "f32"
-
-
-def multiplies(trace: str) -> str:
-    """What a kernel multiplies by: dot products of ``bf16`` or ``int8``, or ``f32``, from its schedule."""
-    steps = [s for s in parse_trace(trace) if isinstance(s, Tensorize)] if trace else []
-    return next((_INSTRUCTIONS[s.intrinsic] for s in steps if s.intrinsic in _INSTRUCTIONS), "f32")

@@ -2,7 +2,7 @@
 
 Such a unit adds up long products without a scale in between. Groups of a quantised weight are short, so its
 codes and scales are better unpacked to bf16, once for all rows. Activations are rounded to bf16 then, which
-is closer to what they are than int8 codes.
+is closer to what they are than int8 codes. Codes of 8 bits, in longer groups, are multiplied as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def rounded_offers(task: Task, options: PlanOptions) -> Iterable[Offer]:
 
 
 def rounded(task: Task) -> Lowered | None:
-    """The group with activations in bf16; ``None`` if it has no activations in codes, or gains nothing."""
+    """The group with activations in bf16; ``None`` if it is no product with weights of 4 bits, or the machine
+    has no matrix unit.
+    """
     anchor = task.anchor
     if anchor.op != "quantized_matmul" or not task.target.has_matrix_bf16:
         return None
