@@ -21,10 +21,10 @@ from strata.planner.stacks import Kernels, StackBuilder
 from strata.target import get_target
 
 
-def kernels_of(format: str, outputs: int, contracted: int) -> Kernels:
+def kernels_of(format: str, outputs: int, contracted: int, rows: int = 64) -> Kernels:
     """Candidates of a product, for a machine with a matrix unit."""
     target, dtype = get_target("avx512-amx"), bf16 if format == "bf16" else f32
-    x = builder.input("x", TensorType((SymDim("m", 1, 64), contracted), dtype))
+    x = builder.input("x", TensorType((SymDim("m", 1, rows), contracted), dtype))
     w = builder.param("w", TensorType((outputs, contracted), dtype))
     module = Module((Function("product", (x,), (builder.matmul(x, w, transpose_b=True, out_dtype=f32),)),))
     if format != "bf16":
@@ -63,3 +63,9 @@ def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracte
 def test_long_rows_are_unpacked_in_parts_that_fit_the_stack() -> None:
     names = [c.name for c in kernels_of("int4", 64, 14336).stack.candidates]
     assert "cpu.qmatmul.bf16_32x32" in names
+
+
+@pytest.mark.parametrize("rows", [31, 32])
+def test_weights_are_not_unpacked_for_fewer_rows_than_a_tile_has(rows: int) -> None:
+    names = [c.name for c in kernels_of("int4", 64, 64, rows).stack.candidates]
+    assert ("cpu.qmatmul.bf16_32x32" in names) == (rows == 32)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from strata.core.dims import bounds
 from strata.core.dtypes import bf16, i8, u4
 from strata.graph.nodes import Function, Node, rebuild, rewrite
+from strata.loop.matrix import ROWS
 from strata.lower import Lowered, lower_group
 from strata.planner.cost import task_model
 from strata.planner.options import PlanOptions
@@ -31,11 +33,13 @@ def rounded_offers(task: Task, options: PlanOptions) -> Iterable[Offer]:
 
 
 def rounded(task: Task) -> Lowered | None:
-    """The group with activations in bf16; ``None`` if it is no product with weights of 4 bits, or the machine
-    has no matrix unit.
+    """The group with activations in bf16; ``None`` if it is no product with weights of 4 bits, the machine
+    has no matrix unit, or there are never as many rows as a tile has: for fewer, unpacking does not pay.
     """
     anchor = task.anchor
     if anchor.op != "quantized_matmul" or not task.target.has_matrix_bf16:
+        return None
+    if bounds(task.rows)[1] < 2 * ROWS:
         return None
     if anchor.attrs["activations"] is not i8 or anchor.inputs[1].tensor.dtype is not u4:
         return None
