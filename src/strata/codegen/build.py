@@ -16,7 +16,7 @@ from .bind import emit_bind
 from .entry import emit_entries
 from .externs import emit_externs, extern_names
 from .link import link
-from .object_cache import ObjectCache, Progress, compile_functions, compile_text
+from .object_cache import ObjectCache, Progress, compile_functions
 from .threads import SUPPORT_EXPORTS, emit_support
 
 
@@ -51,13 +51,12 @@ def build_image(
         repeated = sorted({n for n in names if names.count(n) > 1})
         raise CodegenError(f"build: got several functions called {', '.join(repeated)}; names must be unique")
     kernels = {f.name: f for f in funcs}
-    support = emit_support(target.triple) + emit_bind()
-    glue = emit_wrappers(funcs, target.triple)
-    entries = emit_entries(functions, kernels, target.triple)
-    objects = compile_functions(funcs, target, threads, progress, store)
-    texts = [support, glue, entries]
     externs = extern_names(funcs)
-    if externs:
-        texts.append(emit_externs(externs, target.triple))
-    objects += [compile_text(text, target, store)[0] for text in texts]
+    texts = [
+        emit_entries(functions, kernels, target.triple),
+        emit_wrappers(funcs, target.triple),
+        emit_support(target.triple) + emit_bind(),
+        *([emit_externs(externs, target.triple)] if externs else []),
+    ]
+    objects = compile_functions(funcs, target, threads, progress, store, texts)
     return link(objects, [*SUPPORT_EXPORTS, *names, *(SYMBOL_PREFIX + name for name in externs)])

@@ -32,6 +32,8 @@ DEFAULT_MAX_BYTES = 1 << 30
 _KEPT_FRACTION = 0.75  # of the cap, after cleaning: so that not every write has to clean
 _DIGEST_BYTES = 32
 _SUFFIX = ".obj"
+_REMEMBERED = 64  # LLVM texts
+_texts: dict[int, tuple[Func, Target, str]] = {}  # by identity of the function, which is kept alive
 _log = logging.getLogger("strata.codegen")
 
 Progress = Callable[[int, int, str, bool], None]
@@ -154,14 +156,25 @@ def compile_text(text: str, target: Target, cache: ObjectCache) -> tuple[bytes, 
     return data, False
 
 
+def _emitted(func: Func, target: Target, layout: str) -> str:
+    """LLVM text of a function; candidates that were timed come again when the program is linked."""
+    found = _texts.get(id(func))
+    if found is None or found[0] is not func or found[1] != target:
+        found = _texts[id(func)] = (func, target, emit_func(func, target, layout))
+        if len(_texts) > _REMEMBERED:
+            _texts.pop(next(iter(_texts)), None)
+    return found[2]
+
+
 def compile_functions(
     funcs: Sequence[Func],
     target: Target,
     threads: int | None = None,
     progress: Progress | None = None,
     cache: ObjectCache | None = None,
+    texts: Sequence[str] = (),
 ) -> list[bytes]:
-    """Objects of loop functions, one each, in order.
+    """Objects of loop functions, one each, in order, then of LLVM texts.
 
     Args:
         funcs: Finalised loop functions.
@@ -170,6 +183,7 @@ def compile_functions(
             them overlap the emission of one function with the compilation of another.)
         progress: Called as ``progress(done, total, name, from_cache)`` on the calling thread.
         cache: Default: the user's.
+        texts: LLVM modules that are compiled meanwhile.
 
     Raises:
         CodegenError: a function cannot be emitted, or LLVM rejects it.
@@ -180,7 +194,7 @@ def compile_functions(
 
     def one(func: Func) -> tuple[bytes, bool]:
         # Not emit_module: it verifies the text, which compile_object does too and a cached object needs not.
-        text = emit_func(func, target, layout)
+        text = _emitted(func, target, layout)
         try:
             return compile_text(text, target, store)
         except CodegenError as error:
@@ -188,6 +202,8 @@ def compile_functions(
 
     objects: list[bytes] = []
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as executor:
+        # Texts first: while LLVM compiles what is ready, functions are emitted.
+        others = [executor.submit(compile_text, text, target, store) for text in texts]
         pending = [executor.submit(one, func) for func in funcs]
         try:
             for func, future in zip(funcs, pending, strict=True):
@@ -195,8 +211,9 @@ def compile_functions(
                 objects.append(data)
                 if progress is not None:
                     progress(len(objects), len(funcs), func.name, hit)
+            objects += [future.result()[0] for future in others]
         except BaseException:
-            for future in pending:
+            for future in (*others, *pending):
                 future.cancel()
             raise
     return objects

@@ -5,6 +5,7 @@ NumPy is not imported here; ``np.dtype(DType.numpy_name)`` gives its type once `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,9 +21,9 @@ class Kind(Enum):
     BOOL = "bool"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """An element type.
+    """An element type: one object for each, compared by identity.
 
     Attributes:
         name: Strata's name (``"bf16"``), used in every text form.
@@ -50,6 +51,9 @@ class DType:
     def is_int(self) -> bool:
         """True for signed and unsigned integers (not bool)."""
         return self.kind in (Kind.INT, Kind.UINT)
+
+    def __reduce__(self) -> tuple[Callable[[str], DType], tuple[str]]:
+        return dtype, (self.name,)
 
     def __str__(self) -> str:
         return self.name

@@ -19,6 +19,7 @@ from strata.core.errors import ShapeError
 from .externs import EXTERNS, call_problem
 from .nodes import (
     COMPARISONS,
+    EXPR_TYPES,
     AxisKind,
     Binary,
     BinaryOp,
@@ -59,6 +60,8 @@ def const(value: Number, dtype: DType) -> Const:
     Raises:
         ShapeError: the value is no number of that dtype (1.5 as i64, 300 as u8, 2 as bool).
     """
+    if type(value) is int and dtype is i64 and -(2**63) <= value < 2**63:
+        return Const(value, i64)
     plain = value.item() if isinstance(value, np.generic) else value
     if dtype.is_float:
         return Const(convert(float(plain), dtype), dtype)
@@ -74,6 +77,8 @@ def as_expr(value: ExprLike, dtype: DType | None = None) -> Expr:
     Raises:
         ShapeError: a float or bool where no dtype is known.
     """
+    if type(value) in EXPR_TYPES:
+        return value  # type: ignore[return-value]
     if isinstance(value, SymDim | DimExpr):
         return size(value)
     if isinstance(value, bool | int | float | np.generic):
@@ -85,7 +90,7 @@ def as_expr(value: ExprLike, dtype: DType | None = None) -> Expr:
 
 
 def _is_number(value: ExprLike) -> bool:
-    return isinstance(value, bool | int | float | np.generic)
+    return type(value) not in EXPR_TYPES and isinstance(value, bool | int | float | np.generic)
 
 
 def _pair(what: str, a: ExprLike, b: ExprLike) -> tuple[Expr, Expr]:
@@ -95,7 +100,7 @@ def _pair(what: str, a: ExprLike, b: ExprLike) -> tuple[Expr, Expr]:
         x = as_expr(a, y.dtype)
     else:
         x = as_expr(a)
-        y = as_expr(b, x.dtype) if _is_number(b) else as_expr(b)
+        y = as_expr(b, x.dtype if _is_number(b) else None)
     if x.dtype != y.dtype:
         raise ShapeError(
             f"{what}: got operands of {x.dtype} and {y.dtype}; expected one dtype; cast one of them"

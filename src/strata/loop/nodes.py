@@ -44,6 +44,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import get_args
 
 from strata.core.dims import Dim, Shape, SymDim, shape_symbols
 from strata.core.dtypes import DType, bool_, i64
@@ -94,7 +95,13 @@ class MemSpace(Enum):
     REGISTER = "register"  # private, constant shape, constant indices: SSA values
 
 
-class BinaryOp(Enum):
+class _Op(Enum):
+    """Hashed as the objects that they are; an enum's own hash is that of its name, in Python."""
+
+    __hash__ = object.__hash__
+
+
+class BinaryOp(_Op):
     """Two-operand operations; the value is the text form."""
 
     ADD = "+"
@@ -118,7 +125,7 @@ class BinaryOp(Enum):
 COMPARISONS = frozenset({BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE})
 
 
-class UnaryOp(Enum):
+class UnaryOp(_Op):
     """One-operand operations. The transcendental ones are f32/f64 only."""
 
     NEG = "neg"
@@ -137,7 +144,7 @@ class UnaryOp(Enum):
     SIGMOID = "sigmoid"
 
 
-class ReduceOp(Enum):
+class ReduceOp(_Op):
     """Horizontal reductions of a vector to a scalar."""
 
     ADD = "sum"
@@ -308,6 +315,7 @@ class Intrinsic:
 
 
 Expr = Const | Var | Size | Binary | Unary | Cast | Select | Load | Ramp | Splat | Reduce | Intrinsic
+EXPR_TYPES = frozenset(get_args(Expr))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,8 +8,9 @@ of these resources needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from strata.core.dims import SymDim, evaluate
@@ -89,22 +90,19 @@ def loop_estimate(task: Task, func: Func, size: int) -> Estimate:
     return replace(traffic, time_s=max(issue_s, traffic.time_s))
 
 
-def task_model(task: Task, func: Func, rows: int, dot: bool, size: int) -> Estimate:
-    """Cost of what a schedule rule proposed: a register tile of a matmul by its roofline, anything else by
-    its loops.
+def task_model(task: Task, func: Func, rows: int, dot: bool) -> Callable[[int], Estimate]:
+    """Cost of what a schedule rule proposed, by the value of the task's rows.
+
+    A register tile of a matmul has that of its roofline, anything else that of its loops.
 
     Args:
         task: What is computed.
         func: How.
         rows: Rows of the register tile; 0 for anything else.
         dot: By dot products of bf16 or 8-bit operands.
-        size: Value of the task's rows.
     """
     if not rows or not is_flat_matmul(task.anchor):
-        return loop_estimate(task, func, size)
-    n, k = (dim_bounds(d)[1] for d in (task.anchor.tensor.shape[-1], task.anchor.inputs[0].tensor.shape[-1]))
-    parts = [x.tensor for x in task.anchor.inputs[1:]]
-    weight_bytes = float(sum(bounds_bytes(p) for p in parts))
+        return partial(loop_estimate, task, func)
     peak, sums = task.target.peak_f32_flop_per_s, matrix_sums(func) if dot else None
     if sums is not None:
         peak = task.target.peak_bf16_flop_per_s if sums is f32 else task.target.peak_int8_op_per_s
@@ -112,10 +110,19 @@ def task_model(task: Task, func: Func, rows: int, dot: bool, size: int) -> Estim
         pair = PAIR if task.target.prefers_bf16_dot else 1
         products = FOUR if task.anchor.op == "quantized_matmul" else pair
         peak = min(_peak(task), products * peak)
+    n, k = (dim_bounds(d)[1] for d in (task.anchor.tensor.shape[-1], task.anchor.inputs[0].tensor.shape[-1]))
+    unpacks = sums is f32 and task.anchor.op == "quantized_matmul"
+    return partial(
+        _tile_estimate, task, n, k, rows, peak, _unpacking_s(n * k, task.target) if unpacks else 0.0
+    )
+
+
+def _tile_estimate(
+    task: Task, n: int, k: int, rows: int, peak: float, before_s: float, size: int
+) -> Estimate:
+    weight_bytes = float(sum(bounds_bytes(x.tensor) for x in task.anchor.inputs[1:]))
     estimate = matmul_estimate(size, n, k, weight_bytes, rows, task.target, peak)
-    if sums is f32 and task.anchor.op == "quantized_matmul":
-        return replace(estimate, time_s=estimate.time_s + _unpacking_s(n * k, task.target))
-    return estimate
+    return replace(estimate, time_s=estimate.time_s + before_s)
 
 
 def _unpacking_s(elements: int, target: Target) -> float:

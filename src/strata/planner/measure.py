@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from strata.codegen.build import build_image
 from strata.core.dims import evaluate
 from strata.core.knobs import cache_folder
 from strata.loop.nodes import Func
-from strata.loop.text import print_func
+from strata.loop.text import canonical_text, func_symbols
 from strata.runtime.image import load_image
 from strata.runtime.records import DimRange
 from strata.runtime.tensors import as_tensor
@@ -48,6 +49,8 @@ QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_BYTES = 96 << 20  # of those copies at most; where a server's cache is larger, one copy is evicted
 QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
+LONG_S = 0.01  # less of a disturbance: the fastest candidate is not called again after as much time,
+SLOW = 2  # and one that takes half of it and this many times as long as the fastest is out at once
 
 Estimates = tuple[tuple[int, Estimate], ...]
 
@@ -122,8 +125,9 @@ class _Memory:
 
     @classmethod
     def of(cls, task: Task, func: Func) -> _Memory:
-        anonymous = Func("kernel", func.params, func.body, func.num_outputs)
-        digest = hashlib.sha256(f"{task.key}\n{task.target}\n{print_func(anonymous)}".encode()).hexdigest()
+        weights = [p.name in task.weights for p in task.lowered.func.params]
+        parts = (_neutral(task.lowered.func), weights, task.target, _neutral(func))
+        digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
         path = cache_folder() / "measured" / f"{digest[:32]}.json"
         try:
             times = json.loads(path.read_text())
@@ -138,6 +142,15 @@ class _Memory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(self.times_s))
             part.replace(self.path)
+
+
+def _neutral(func: Func) -> str:
+    """Text without names, and without ranges of symbolic dims: functions that take the same time have one."""
+    lines = canonical_text(func).splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("dims "))
+    for position, dim in enumerate(func_symbols(func)):
+        text = re.sub(rf"\b{re.escape(dim.name)}\b", f"dim.{position}", text)
+    return text
 
 
 class TaskBench:
@@ -226,15 +239,19 @@ def _one_by_one(calls: Mapping[int, Callable[[], None]]) -> dict[int, float]:
 
 
 def _in_turn(calls: Mapping[int, Callable[[], None]], before: Callable[[], None]) -> dict[int, float]:
-    """Least seconds of each call, after one that brings in pages and code; ``before`` runs before each."""
+    """Least seconds of each call, the first of which finds no cache filled; ``before`` runs before each."""
     best = dict.fromkeys(calls, math.inf)
     for turn in range(QUICK_CALLS + 1):
+        fastest = min(best.values(), default=math.inf)
+        if turn > 1 and turn * fastest > LONG_S:
+            break
         for k, call in calls.items():
+            if turn and best[k] > max(LONG_S / 2, SLOW * fastest):
+                continue
             before()
             start = time.perf_counter()
             call()
-            if turn:
-                best[k] = min(best[k], time.perf_counter() - start)
+            best[k] = min(best[k], time.perf_counter() - start)
     return best
 
 

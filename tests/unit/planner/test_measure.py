@@ -13,23 +13,27 @@ from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.passes import run_passes
 from strata.planner.layouts import choose_layouts
-from strata.planner.measure import QUICK_BYTES, QUICK_CACHES, QUICK_CALLS, TaskBench
+from strata.planner.measure import LONG_S, QUICK_BYTES, QUICK_CACHES, QUICK_CALLS, SLOW, TaskBench, _in_turn
 from strata.planner.options import PlanOptions
-from strata.planner.stacks import StackBuilder
+from strata.planner.stacks import Kernels, StackBuilder
 from strata.planner.tuning.operands import EVICT
-from strata.target import detect_host
+from strata.target import Target, detect_host
 
 
-@pytest.mark.parametrize("share", [1.0, 1.1])
-def test_weights_leave_a_cache_that_copies_would_not_fill(tmp_path, monkeypatch, share):
-    target = replace(detect_host(), l3_bytes=int(share * QUICK_BYTES / QUICK_CACHES))
-    x = builder.input("x", TensorType((SymDim("m", 1, 8), 64), f32))
+def kernels_of(target: Target, rows: SymDim) -> Kernels:
+    x = builder.input("x", TensorType((rows, 64), f32))
     w = builder.param("w", TensorType((64, 64), f32))
     product = builder.matmul(x, w, transpose_b=True, out_dtype=f32)
     module = run_passes("default", Module((Function("product", (x,), (product,)),)))
     stacks = StackBuilder(choose_layouts(module, target), target, PlanOptions(measure=False))
     (node,) = [n for n in module.functions[0].nodes if n.op == "fused"]
-    kernels = stacks.kernels_of(node)
+    return stacks.kernels_of(node)
+
+
+@pytest.mark.parametrize("share", [1.0, 1.1])
+def test_weights_leave_a_cache_that_copies_would_not_fill(tmp_path, monkeypatch, share):
+    target = replace(detect_host(), l3_bytes=int(share * QUICK_BYTES / QUICK_CACHES))
+    kernels = kernels_of(target, SymDim("m", 1, 8))
     evicted: list[int] = []
 
     def compiled(self, func, original=TaskBench._compiled):
@@ -50,3 +54,48 @@ def test_weights_leave_a_cache_that_copies_would_not_fill(tmp_path, monkeypatch,
     # The whole weight before each call.
     calls = (QUICK_CALLS + 1) * len(funcs) if share > 1 else 0
     assert evicted == [64 * 64 * 4] * calls
+
+
+def test_a_product_is_timed_once_whatever_its_dims_are_called(tmp_path):
+    with knobs(cache_dir=tmp_path):
+        times = []
+        for rows in (SymDim("m", 1, 8), SymDim("num_seqs", 1, 70)):
+            kernels = kernels_of(detect_host(), rows)
+            bench = TaskBench(kernels.task, [c.func for c in kernels.stack.candidates], num_threads=1)
+            times.append(bench.times_s(2))
+            bench.close()
+        assert times[0] == times[1]
+        assert len(list((tmp_path / "measured").iterdir())) == len(times[0])
+
+
+class Clock:
+    """A clock that calls advance."""
+
+    def __init__(self) -> None:
+        self.now_s, self.calls = 0.0, ""
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def call(self, name: str, takes_s: float):
+        def run() -> None:
+            self.calls += name
+            self.now_s += takes_s
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "calls"),
+    [
+        (LONG_S / 1000, LONG_S / 4, "ab" * (QUICK_CALLS + 1)),  # disturbances may be as long as these calls
+        (LONG_S / 1000, LONG_S, "ab" + "a" * QUICK_CALLS),  # out after one call
+        (LONG_S, SLOW * LONG_S, "abab"),  # enough after two
+    ],
+)
+def test_long_calls_are_not_repeated(monkeypatch, fast, slow, calls):
+    clock = Clock()
+    monkeypatch.setattr("strata.planner.measure.time.perf_counter", clock)
+    best = _in_turn({0: clock.call("a", fast), 1: clock.call("b", slow)}, lambda: None)
+    assert clock.calls == calls
+    assert best == pytest.approx({0: fast, 1: slow})

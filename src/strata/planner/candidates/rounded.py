@@ -8,7 +8,6 @@ is closer to what they are than int8 codes. Codes of 8 bits, in longer groups, a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from strata.core.dims import bounds
 from strata.core.dtypes import bf16, i8, u4
@@ -28,7 +27,7 @@ def rounded_offers(task: Task, options: PlanOptions) -> Iterable[Offer]:
     lowered = rounded(task)
     for proposal in propose(lowered.func, task.target) if lowered is not None else ():
         if proposal.rows:
-            model = partial(task_model, task, proposal.func, proposal.rows, proposal.dot)
+            model = task_model(task, proposal.func, proposal.rows, proposal.dot)
             yield Offer(proposal.name, proposal.func, trace_text(proposal.trace), Origin.ROUNDED, model)
 
 

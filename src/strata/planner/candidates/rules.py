@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from strata.planner.cost import task_model
 from strata.planner.options import PlanOptions
@@ -16,5 +15,5 @@ from .base import Offer, Task
 def rule_offers(task: Task, options: PlanOptions) -> Iterable[Offer]:
     """What the rules propose for the task's naive function."""
     for proposal in propose(task.lowered.func, task.target):
-        model = partial(task_model, task, proposal.func, proposal.rows, proposal.dot)
+        model = task_model(task, proposal.func, proposal.rows, proposal.dot)
         yield Offer(proposal.name, proposal.func, trace_text(proposal.trace), Origin.RULE, model)

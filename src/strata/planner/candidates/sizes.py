@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from strata.core.dims import SymDim, bounds
 from strata.loop.specialize import specialize
@@ -27,7 +26,7 @@ def size_offers(task: Task, options: PlanOptions) -> Iterable[Offer]:
             continue
         func = specialize(task.lowered.func, {rows.name: size})
         for proposal in propose(func, task.target):
-            model = partial(task_model, task, proposal.func, proposal.rows, proposal.dot)
+            model = task_model(task, proposal.func, proposal.rows, proposal.dot)
             name = f"{proposal.name}@{rows.name}={size}"
             when = (DimRange(rows.name, size, size),)
             yield Offer(name, proposal.func, trace_text(proposal.trace), Origin.SIZE, model, when)

@@ -50,7 +50,7 @@ class Draft:
     def copy(self) -> Draft:
         """Another draft with the steps so far."""
         other = Draft(self.func)
-        other.steps = list(self.steps)
+        other.steps, other._finalizer = list(self.steps), self._finalizer
         return other
 
     def finalized(self) -> Func:

@@ -82,13 +82,16 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     stages = stage_names(func)
     if stages[-3:] != [DOT, SUM, OUT]:
         return None
-    quantized = Draft(func)
-    row_loops = [_quantize(quantized, stage, target.lanes_f32) for stage in stages[:-3]]
-    found = [_tiles(quantized, row_loops, target, rows) for rows in ROW_TILES]
+    single = Draft(func)
+    row_loops = [_quantize(single, stage, target.lanes_f32) for stage in stages[:-3]]
+    several = single.copy()
+    for loop in row_loops:
+        several.parallel(loop)
+    found = [_tiles(several if rows > 1 else single, target, rows) for rows in ROW_TILES]
     if target.fetch_ahead_bytes >= FAR_BYTES:
-        found.append(_tiles(quantized, row_loops, target, ROWS_IN_TURN, ROW_TILES[-1]))
+        found.append(_tiles(several, target, ROWS_IN_TURN, ROW_TILES[-1]))
     if target.has_matrix_int8 and _instruction(func) == "dot4_u8i8":
-        found.append(_matrix(quantized, row_loops, target))
+        found.append(_matrix(several, target))
     return [p for p in found if p is not None] or None
 
 
@@ -125,23 +128,17 @@ def _unpack(draft: Draft) -> None:
     draft.do(Unroll(pair + "i"), Tensorize(column + "o", "zip_bf16"))
 
 
-def _tiles(
-    quantized: Draft, row_loops: Sequence[str], target: Target, rows: int, at_once: int | None = None
-) -> Proposal | None:
+def _tiles(quantized: Draft, target: Target, rows: int, at_once: int | None = None) -> Proposal | None:
     """The tile with ``rows`` rows; ``None`` if it is not legal or gathers.
 
     Args:
         quantized: Stages that quantise the activations are scheduled.
-        row_loops: Loops over rows in these.
         target: The machine.
         rows: Rows of the tile.
         at_once: Rows whose integer sums are in registers; if these are not all, other sums are in memory.
     """
     draft, columns, lanes = quantized.copy(), column_tile(target), target.lanes_f32
     try:
-        if rows > 1:
-            for loop in row_loops:
-                draft.parallel(loop)
         _tile_sums(draft, rows, columns, lanes, in_memory=at_once is not None)
         steps = _tile_dots(draft, lanes, at_once)
         draft.do(Parallel(f"{OUT}_i1o"))
@@ -156,12 +153,10 @@ def _tiles(
     return made if gathers(made.func) == 0 else None
 
 
-def _matrix(quantized: Draft, row_loops: Sequence[str], target: Target) -> Proposal | None:
+def _matrix(quantized: Draft, target: Target) -> Proposal | None:
     """Tiles of 32 x 32 by a matrix unit; ``None`` if the groups are none of its tiles."""
     draft = quantized.copy()
     try:
-        for loop in row_loops:
-            draft.parallel(loop)
         _matrix_sums(draft, target)
         _matrix_dots(draft)
         draft.do(Parallel(f"{OUT}_i1o"))
