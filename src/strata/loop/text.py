@@ -216,7 +216,7 @@ class _Printer:
         params = [f"{self.bind(p)}: {_type_text(p)}" for p in func.params]
         name = "f" if self.canonical else re.sub(r"[^\w.]", "_", func.name)
         line = f"func @{name}({', '.join(params[:split])}) -> ({', '.join(params[split:])})"
-        if len(line) > _LINE:
+        if len(line) > _LINE and not self.canonical:  # which must not depend on the lengths of names
             inputs, outputs = (",\n    ".join(part) for part in (params[:split], params[split:]))
             line = f"func @{name}(\n    {inputs}\n) -> (\n    {outputs}\n)"
         return "\n".join([*head, line, *self.suite(func.body, "  ")]) + "\n"
