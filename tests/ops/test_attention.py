@@ -57,19 +57,21 @@ class Kernel:
         return found
 
 
-def make(number: int, kind: str, page: int, dim: int, kv_heads: int, group: int, rope: str) -> Kernel:
+def make(
+    number: int, kind: str, page: int, dim: int, kv_heads: int, group: int, rope: str, unit: str = ""
+) -> Kernel:
     rotary = {"none": 0, "inline": dim // 2 // 2 * 2}[rope]
     cache = CacheType(1, kv_heads, dim, dtype(kind), page, RopeMode(rope), rotary)
     q = b.input("q", TensorType((N, kv_heads * group, dim), f32))
     body = Function("f", (q, c := b.input("cache", cache)), (b.paged_attention(q, c, 0, dim**-0.5),))
-    lowered = lower_group("f", body)
+    lowered = lower_group("f", body, has_matrix_unit=bool(unit))
     hoisted = hoist_workspace(propose(lowered.func, detect_host())[0].func)
     bindings = with_workspace(lowered.bindings, lowered.func.num_outputs, len(hoisted.buffers))
     func = Func(f"attention_{number}", hoisted.func.params, hoisted.func.body, hoisted.func.num_outputs)
     return Kernel(body, func, bindings, cache, kv_heads * group)
 
 
-# dtype, page size, head size, KV heads, query heads per KV head, rotary mode
+# dtype, page size, head size, KV heads, query heads per KV head, rotary mode (and whether for a matrix unit)
 SHAPES = [
     ("f32", 16, 16, 2, 1, "none"),
     ("f32", 64, 64, 1, 8, "none"),
@@ -88,6 +90,11 @@ SHAPES = [
     ("i8", 16, 32, 2, 3, "inline"),
     ("i8", 5, 24, 1, 1, "none"),
     ("i8", 2, 6, 1, 4, "none"),
+    ("bf16", 64, 64, 2, 8, "none", "matrix"),
+    ("bf16", 32, 32, 1, 7, "none", "matrix"),
+    ("bf16", 128, 64, 2, 1, "inline", "matrix"),
+    ("i8", 64, 64, 1, 8, "none", "matrix"),
+    ("i8", 32, 96, 1, 20, "inline", "matrix"),
 ]
 # Tokens that each sequence has, and that it adds.
 BATCHES = [
@@ -165,7 +172,7 @@ def test_machine_code_computes_the_reference(kernels: list[Kernel], image: Loade
         expect(kernel, q, cache, arrays[-1], f"{past} {new}")
 
 
-@pytest.mark.parametrize("number", [2, 3, 9, 11, 14, 15, 16], ids=lambda n: "-".join(map(str, SHAPES[n])))
+@pytest.mark.parametrize("number", [2, 3, 9, 11, 14, 15, 16, 18], ids=lambda n: "-".join(map(str, SHAPES[n])))
 def test_the_interpreter_computes_the_reference(kernels: list[Kernel], number: int) -> None:
     kernel = kernels[number]
     for past, new in ([3], [2]), ([6, 0, 1], [1, 4, 1]):
@@ -175,7 +182,7 @@ def test_the_interpreter_computes_the_reference(kernels: list[Kernel], number: i
         expect(kernel, q, cache, arrays[-1], f"{past} {new}")
 
 
-@pytest.mark.parametrize("number", [1, 6, 8, 13], ids=lambda n: "-".join(map(str, SHAPES[n])))
+@pytest.mark.parametrize("number", [1, 6, 8, 13, 17, 20], ids=lambda n: "-".join(map(str, SHAPES[n])))
 def test_number_of_threads_changes_no_bit(kernels: list[Kernel], number: int) -> None:
     kernel = kernels[number]
     blob = build_image([kernel.func], [], detect_host()).blob
@@ -208,7 +215,7 @@ def test_the_context_is_split_by_the_pass_alone(
             expect(kernel, q, cache, arrays[-1], f"{length} {count}")
 
 
-@pytest.mark.parametrize("number", [0, 1, 6, 8, 13], ids=lambda n: "-".join(map(str, SHAPES[n])))
+@pytest.mark.parametrize("number", [0, 1, 6, 8, 13, 17, 20], ids=lambda n: "-".join(map(str, SHAPES[n])))
 @pytest.mark.parametrize("case", ["rising", "falling", "huge", "tiny", "zeros", "one-hot"])
 def test_adversarial_scores(kernels: list[Kernel], image: LoadedImage, number: int, case: str) -> None:
     """Maxima that every token raises, scores far below all others, subnormals, -0.0, ties."""
@@ -228,8 +235,11 @@ def test_adversarial_scores(kernels: list[Kernel], image: LoadedImage, number: i
     expect(kernel, q, cache, arrays[-1], case)
 
 
-def test_a_token_that_is_not_a_number_stays_alone(kernels: list[Kernel], image: LoadedImage) -> None:
-    kernel = kernels[6]
+@pytest.mark.parametrize("number", [6, 17], ids=lambda n: "-".join(map(str, SHAPES[n])))
+def test_a_token_that_is_not_a_number_stays_alone(
+    kernels: list[Kernel], image: LoadedImage, number: int
+) -> None:
+    kernel = kernels[number]
     q, cache = filled(kernel, [5, 70], [4, 3])
     q[1, 3] = np.nan
     arrays = kernel.arrays(q, cache)

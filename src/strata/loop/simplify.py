@@ -20,6 +20,7 @@ from strata.core.dtypes import i64
 from . import build
 from .analysis import Analysis, Interval, scope
 from .nodes import (
+    MATRIX,
     Alloc,
     Block,
     BlockAxis,
@@ -122,7 +123,8 @@ def _for(loop: For, known: Analysis) -> Stmt:
     extent = known.simplify(loop.extent)
     if known.prove(build.le(extent, 0)):
         return _NOTHING
-    if isinstance(extent, Const) and extent.value == 1:
+    # What a matrix unit runs, it also runs once.
+    if isinstance(extent, Const) and extent.value == 1 and not dict(loop.notes).get(MATRIX):
         return _stmt(substitute(loop.body, {loop.var: build.const(0, i64)}), known)
     # Memory that the bound is loaded from may change while the loop runs.
     last: Expr | int | None = build.sub(extent, 1) if not has_load(extent) else known.int_interval(extent)[1]

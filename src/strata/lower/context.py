@@ -76,6 +76,7 @@ class Context:
         accesses: How to read a node, by its id.
         stored: Dtype in which the value of a node is stored, by its id, where that is not the node's own:
             its only reader is a cast.
+        has_matrix_unit: Whether attention of many rows is written for one.
         operands: Buffer and stored layout of a tensor operand, by the id of its node.
     """
 
@@ -89,6 +90,7 @@ class Context:
     stored: dict[int, DType] = field(default_factory=dict)
     caches: dict[int, int] = field(default_factory=dict)  # id(cache node) -> operand number
     names: set[str] = field(default_factory=set)
+    has_matrix_unit: bool = False
 
     def access(self, node: Node) -> Access:
         """How to read element ``index`` of ``node``."""

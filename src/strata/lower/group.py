@@ -81,6 +81,8 @@ def lower_group(
     body: Function,
     layouts: Mapping[int, Layout] | None = None,
     replace: Mapping[int, Emit] | None = None,
+    *,
+    has_matrix_unit: bool = False,
 ) -> Lowered:
     """Lower ``body`` (one output) to a loop function called ``name``.
 
@@ -90,11 +92,12 @@ def lower_group(
         layouts: Stored layout per input number, for 2-d inputs that are not row-major.
         replace: By ``id`` of a node of ``body``: what computes it instead of its lowering, on whole row-major
             buffers of its operands and its result.
+        has_matrix_unit: Write attention of many rows for a matrix unit.
 
     Raises:
         UnsupportedError: an op of the body has no lowering.
     """
-    ctx = Context(_token_count(body), dict(layouts or {}))
+    ctx = Context(_token_count(body), dict(layouts or {}), has_matrix_unit=has_matrix_unit)
     ctx.names.add(OUTPUT_BLOCK)
     _bind_inputs(ctx, body, ctx.layouts)
     (result,) = body.outputs

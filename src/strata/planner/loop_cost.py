@@ -7,6 +7,7 @@ with their trip counts, every statement costs the most that one of these needs::
     loads        one slot per contiguous vector or scalar, one per lane of a gather; none from registers, and
                  none where an unrolled loop loads the same again
     stores       one slot per vector or scalar, one per lane of a scatter; none to registers
+    matrix unit  MATRIX_SLOTS per product of tiles
     latency      LATENCY_SLOTS per iteration of a loop that adds to the same element as the one before it
 
 Loops on all threads divide by the number of cores. The figures say which of two schedules is better, not how
@@ -22,8 +23,10 @@ from typing import assert_never
 
 from strata.core.dims import evaluate
 from strata.core.dtypes import DType
+from strata.loop.matrix import nests_of
 from strata.loop.nodes import (
     COMPARISONS,
+    MATRIX,
     Alloc,
     Binary,
     BinaryOp,
@@ -58,6 +61,7 @@ from strata.target import Target
 LATENCY_SLOTS = 4.0  # of a floating-point add or multiply-add on x86-64 of the 2020s
 LOOP_SLOTS = 1.0  # compare, increment and branch of one iteration
 FORK_S = 1.5e-6  # wake the threads and wait for the last one
+MATRIX_SLOTS = 32.0  # of a product of tiles: 16 cycles (Intel, "Optimization Reference Manual", 20.5)
 UNKNOWN_TRIPS = 64  # of a loop whose extent is read from memory
 _UNARY_SLOTS = {
     UnaryOp.NEG: 1.0,
@@ -163,6 +167,8 @@ def _stmt(stmt: Stmt, scope: _Scope) -> float:
 def _loop(loop: For, scope: _Scope) -> float:
     extent = _value(loop.extent, scope)
     trips = float(UNKNOWN_TRIPS if extent is None else extent)
+    if dict(loop.notes).get(MATRIX) and scope.target.has_matrix_bf16:
+        return trips * len(nests_of(loop)) * MATRIX_SLOTS
     values = {**scope.values, loop.var: 0.0}
     unrolled = {**scope.unrolled, loop.var: trips} if loop.kind is ForKind.UNROLL else {}
     body = _stmt(loop.body, _Scope(scope.env, values, unrolled, scope.target))

@@ -70,9 +70,8 @@ class Rows:
     length: Buffer
 
     @classmethod
-    def of(cls, tiles: Tiles, head_dim: int, operand: DType) -> Rows:
-        """Buffers of a task."""
-        count = tiles.task_rows
+    def of(cls, count: int, tiles: Tiles, head_dim: int, operand: DType) -> Rows:
+        """Buffers of a task of ``count`` rows."""
         return cls(
             Buffer("q_rows", (count, head_dim), operand, MemSpace.LOCAL),
             Buffer("o_rows", (count, head_dim), f32, MemSpace.LOCAL),
@@ -128,7 +127,12 @@ class BlockKernel:
     pack: int
     operand: DType
     scale: float
-    names: tuple[str, str]
+    names: tuple[str, ...]
+
+    @property
+    def sums(self) -> MemSpace:
+        """Where the scores of a block are."""
+        return MemSpace.REGISTER
 
     @property
     def factor(self) -> Expr:
@@ -138,7 +142,7 @@ class BlockKernel:
     def step(self, first: Expr, span: Span) -> Stmt:
         """Rows ``first ...`` against a span, unless they see nothing of it."""
         t = self.tiles
-        s = Buffer("s", (t.rows, t.span), f32, MemSpace.REGISTER)
+        s = Buffer("s", (t.rows, t.span), f32, self.sums)
         p = Buffer("p", (t.rows, t.span), self.operand, MemSpace.LOCAL)
         seen = Var("seen")  # tokens of the span that the last row of the block sees: no other row sees more
         body = seq(
@@ -151,36 +155,20 @@ class BlockKernel:
         last = Load(self.rows.length, (b.add(first, t.rows - 1),))
         return Let(seen, b.minimum(b.sub(last, span.base), b.const(t.span, i64)), If(b.gt(seen, 0), body))
 
+    def _over_rows(self, body: Callable[[Expr], Stmt]) -> Stmt:
+        """A loop over the rows of the block."""
+        return unroll("g", self.tiles.rows, body)
+
     def _each(self, body: Callable[[Expr, Expr], Stmt], vectors_: int) -> Stmt:
-        """An unrolled loop over rows and vectors."""
-        return unroll("g", self.tiles.rows, lambda g: unroll("v", vectors_, lambda v: body(g, v)))
+        """A loop over rows and vectors."""
+        return self._over_rows(lambda g: unroll("v", vectors_, lambda v: body(g, v)))
 
     def _scores(self, first: Expr, span: Span, s: Buffer) -> Stmt:
-        t, pack = self.tiles, self.pack
+        t = self.tiles
 
-        def column(v: Expr, lane: Expr) -> Expr:
-            return b.add(b.mul(v, t.token_lanes), lane)
-
-        def term(d: Expr, g: Expr, v: Expr) -> Stmt:
-            def product(lane: Expr, k: Expr | int) -> tuple[Load, Load, Load]:
-                q = Load(self.rows.q, (b.add(first, g), b.add(b.mul(d, pack), k)))
-                return Load(s, (g, column(v, lane))), q, span.keys(d, column(v, lane), k)
-
-            return multiply_add(self.names[0], t.token_lanes, pack, product)
-
-        zero = b.const(0.0, f32)
-        clear = self._each(
-            lambda g, v: lanes("t", t.token_lanes, lambda x: Store(s, (g, column(v, x)), zero)),
-            t.token_vectors,
-        )
-
-        def row(d: Expr) -> Stmt:
-            early = self._fetch(lambda i: span.next_keys(d, i), t.span)
-            return seq(early, self._each(lambda g, v: term(d, g, v), t.token_vectors))
-
-        sums = serial("d", self.head_dim // pack, row)
-        if self.scale > 0 and span.key_scale is None:
-            return seq(clear, sums)
+        def clear(g: Expr, v: Expr) -> Stmt:
+            zero = b.const(0.0, f32)
+            return lanes("t", t.token_lanes, lambda x: Store(s, self._score(s, g, v, x).indices, zero))
 
         def scaled(g: Expr, v: Expr) -> Stmt:
             def one(lane: Expr) -> Stmt:
@@ -194,7 +182,28 @@ class BlockKernel:
 
             return lanes("t", t.token_lanes, one)
 
-        return seq(clear, sums, self._each(scaled, t.token_vectors))
+        parts = [self._each(clear, t.token_vectors), self._add_scores(first, span, s)]
+        if self.scale <= 0 or span.key_scale is not None:
+            parts.append(self._each(scaled, t.token_vectors))
+        return seq(*parts)
+
+    def _add_scores(self, first: Expr, span: Span, s: Buffer) -> Stmt:
+        """``s += q @ K``."""
+        t, pack = self.tiles, self.pack
+
+        def term(d: Expr, g: Expr, v: Expr) -> Stmt:
+            def product(lane: Expr, k: Expr | int) -> tuple[Load, Load, Load]:
+                q = Load(self.rows.q, (b.add(first, g), b.add(b.mul(d, pack), k)))
+                score = self._score(s, g, v, lane)
+                return score, q, span.keys(d, score.indices[1], k)
+
+            return multiply_add(self.names[0], t.token_lanes, pack, product)
+
+        def row(d: Expr) -> Stmt:
+            early = self._fetch(lambda i: span.next_keys(d, i), t.span)
+            return seq(early, self._each(lambda g, v: term(d, g, v), t.token_vectors))
+
+        return serial("d", self.head_dim // pack, row)
 
     def _score(self, s: Buffer, g: Expr, v: Expr, lane: Expr) -> Load:
         return Load(s, (g, b.add(b.mul(v, self.tiles.token_lanes), lane)))
@@ -223,7 +232,7 @@ class BlockKernel:
             )
 
         least = b.sub(Load(self.rows.length, (first,)), span.base)
-        return If(b.lt(least, t.span), unroll("g", t.rows, row))
+        return If(b.lt(least, t.span), self._over_rows(row))
 
     def _raise_tops(self, first: Expr, s: Buffer) -> Stmt:
         """Make the maxima new where a score is above one by more than ``SLACK``."""
@@ -246,10 +255,10 @@ class BlockKernel:
             one = b.select(is_above, b.const(1, i32), b.const(0, i32))
             return Store(many, (ZERO,), b.maximum(Load(many, (ZERO,)), one))
 
-        raise_ = unroll("g", t.rows, lambda g: self._new_top(first, g, s))
+        raise_ = self._over_rows(lambda g: self._new_top(first, g, s))
         body = seq(
             lanes("t", t.token_lanes, lambda x: Store(above, (x,), b.const(-inf, f32))),
-            unroll("g", t.rows, row),
+            self._over_rows(row),
             Store(many, (ZERO,), b.const(0, i32)),
             lanes("t", t.token_lanes, count),
             If(b.gt(Load(many, (ZERO,)), b.const(0, i32)), raise_),
@@ -321,7 +330,7 @@ class BlockKernel:
             body = seq(self._over(weigh), self._over(keep), lanes("t", t.token_lanes, add_up))
             return Let(top, Load(self.rows.top, (at,)), body)
 
-        return unroll("g", t.rows, row)
+        return self._over_rows(row)
 
     def _fetch(self, element: Callable[[Expr], Load], extent: int) -> Stmt:
         """Ask for the cache lines of ``extent`` elements (in units of ``pack``) of a row."""

@@ -49,10 +49,12 @@ from strata.lower.context import LOWERINGS, Access, Context
 
 from .blocks import LOWEST, ZERO, BlockKernel, Rows, Span, exp2
 from .cache_ops import packed
+from .matrix import MatrixKernel, matrix_tiles
 from .tiles import Tiles, lanes, serial, vectors
 
 SPLIT_TOKENS = 256  # of a part: 64 KiB of bf16 keys and values of 64 elements, a few microseconds of work
 MAX_SPLITS = 16
+FEW_ROWS = 16  # of a task: a matrix unit would compute twice as many or more
 PART_ROWS = 64  # tokens times parts, at most: memory for results of parts; passes of 33 tokens have one part
 
 
@@ -76,6 +78,7 @@ class _Attention:
     n: Dim
     heads: int
     kernel: BlockKernel
+    matrix: MatrixKernel | None  # for whole tasks
     query: Access
     result: Buffer
     parts: _Parts
@@ -167,8 +170,10 @@ def _load_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
         body = Let(head, b.add(g.head, b.floormod(row, tiles.heads)), body)
         return Let(token, b.add(g.token, b.floordiv(row, tiles.heads)), body)
 
-    blocks = b.ceildiv(count, tiles.rows)
-    return serial("r", b.mul(blocks, tiles.rows), one)
+    filled = b.mul(b.ceildiv(count, tiles.rows), tiles.rows)
+    if a.matrix is not None:
+        filled = b.select(b.gt(count, FEW_ROWS), b.const(a.matrix.tiles.rows, i64), filled)
+    return serial("r", filled, one)
 
 
 def _write_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
@@ -214,13 +219,17 @@ def _page(a: _Attention, g: _Segment, number: Expr, count: Expr, limit: Expr) ->
     page_id, next_id, base = Var("page"), Var("next_page"), Var("base")
     page = _PageAccess(a, g, page_id, next_id, base)
 
-    def block(number: Expr) -> Stmt:
-        first = b.mul(number, tiles.rows)
-        spans = cache.page_size // tiles.span
-        return serial("span", spans, lambda j: a.kernel.step(first, page.span(b.mul(j, tiles.span))))
+    def block(kernel: BlockKernel, first: Expr) -> Stmt:
+        span = kernel.tiles.span
+        spans = cache.page_size // span
+        return serial("span", spans, lambda j: kernel.step(first, page.span(b.mul(j, span))))
 
+    blocks = b.ceildiv(count, tiles.rows)
+    products = serial("block", blocks, lambda number: block(a.kernel, b.mul(number, tiles.rows)))
+    if a.matrix is not None:
+        products = If(b.gt(count, FEW_ROWS), block(a.matrix, ZERO), products)
     valid = b.minimum(b.sub(limit, base), b.const(cache.page_size, i64))
-    body = seq(page.prepare(valid), serial("block", b.ceildiv(count, tiles.rows), block))
+    body = seq(page.prepare(valid), products)
     for buffer in (page.keys, page.values):
         body = body if buffer is None else Alloc(buffer, body)
     body = Let(base, b.mul(number, cache.page_size), body)
@@ -437,6 +446,15 @@ def _combine(a: _Attention, splits: Expr) -> Stmt:
     return For(pair, extent, ForKind.PARALLEL, body)
 
 
+def fewest_tokens(node: Node) -> int | None:
+    """Tokens of a pass from which on a matrix unit computes attention; ``None`` if it cannot."""
+    cache, heads = node.inputs[1].type, node.tensor.shape[1]
+    assert isinstance(cache, CacheType)
+    assert isinstance(heads, int)
+    tiles = Tiles.of(cache, heads)
+    return None if matrix_tiles(cache, tiles) is None else FEW_ROWS // tiles.heads + 1
+
+
 @LOWERINGS.register("paged_attention")
 def lower_paged_attention(ctx: Context, node: Node) -> Access:
     """Causal attention of each token over its sequence's pages; see the module docstring."""
@@ -446,10 +464,15 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     n, heads, head_dim = node.tensor.shape
     assert isinstance(heads, int)
     assert isinstance(head_dim, int)
-    tiles, operand = Tiles.of(cache, heads), bf16 if cache.pack == 2 else f32
-    rows = Rows.of(tiles, head_dim, operand)
+    tiles, operand, scale = Tiles.of(cache, heads), bf16 if cache.pack == 2 else f32, node.attrs["scale"]
+    for_matrix = matrix_tiles(cache, tiles) if ctx.has_matrix_unit else None
+    rows = Rows.of(tiles.task_rows if for_matrix is None else for_matrix.rows, tiles, head_dim, operand)
     names = (ctx.unique("scores"), ctx.unique("values"))
-    kernel = BlockKernel(tiles, rows, head_dim, cache.pack, operand, node.attrs["scale"], names)
+    kernel = BlockKernel(tiles, rows, head_dim, cache.pack, operand, scale, names)
+    matrix = None
+    if for_matrix is not None:
+        names = (ctx.unique("tile_scores"), ctx.unique("tile_values"), ctx.unique("seen_values"))
+        matrix = MatrixKernel(for_matrix, rows, head_dim, cache.pack, operand, scale, names)
     lead = (min(MAX_SPLITS * dim_bounds(n)[1], PART_ROWS), heads)
     parts = _Parts(
         ctx.buffer("part_o", (*lead, head_dim), f32),
@@ -458,7 +481,7 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     )
     result = ctx.buffer("attention_buf", node.tensor.shape, ctx.stored.get(id(node), node.tensor.dtype))
     layer = node.attrs["layer"]
-    a = _Attention(ctx, cache_node, cache, layer, n, heads, kernel, ctx.access(q), result, parts)
+    a = _Attention(ctx, cache_node, cache, layer, n, heads, kernel, matrix, ctx.access(q), result, parts)
     splits = Var("splits")
     ctx.stages.append(Let(splits, a.splits, seq(_tasks(a, splits), _combine(a, splits))))
     return lambda i: Load(result, i)

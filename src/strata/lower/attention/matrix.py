@@ -1,0 +1,153 @@
+"""One block of rows against one span of a page, with products for a matrix unit.
+
+As in :mod:`.blocks`, for blocks of 32 rows and spans of 32 tokens, which are 2 x 2 tiles of sums
+(:mod:`strata.loop.matrix`). Scores lie in memory, and outputs are added to where they are. Values behind the
+last visible token may be anything, and a tile has no mask: a span that is not seen to its end is copied, with
+zeros in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from strata.core.dtypes import i64
+from strata.graph.types import CacheType
+from strata.loop import build as b
+from strata.loop.matrix import ROWS
+from strata.loop.nodes import (
+    MATRIX,
+    Alloc,
+    Buffer,
+    Expr,
+    For,
+    ForKind,
+    If,
+    Load,
+    MemSpace,
+    Stmt,
+    Store,
+    Var,
+    seq,
+)
+from strata.loop.nodes import size as extent
+
+from .blocks import ZERO, BlockKernel, Span
+from .tiles import TASK_ROWS, Tiles, multiply_add, serial, unroll, vectors
+
+SIDE = 2 * ROWS  # rows, tokens and elements of a product: 2 x 2 tiles of sums
+PAIR = 2  # elements of a group of a tile
+
+
+def matrix_tiles(cache: CacheType, tiles: Tiles) -> Tiles | None:
+    """Tiles of the same tasks for a matrix unit; ``None`` where heads or pages are no whole ones."""
+    whole = cache.head_dim % SIDE == 0 and cache.page_size % SIDE == 0
+    if not whole or cache.pack != PAIR or tiles.token_lanes != ROWS or TASK_ROWS != SIDE:
+        return None
+    return replace(tiles, rows=SIDE, token_vectors=SIDE // ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixKernel(BlockKernel):
+    """Writes the loops of one block of 32 rows; ``names`` are those of three products."""
+
+    @property
+    def sums(self) -> MemSpace:
+        """Where the scores of a block are."""
+        return MemSpace.LOCAL
+
+    def _over_rows(self, body: Callable[[Expr], Stmt]) -> Stmt:
+        return serial("g", self.tiles.rows, body)
+
+    def _add_scores(self, first: Expr, span: Span, s: Buffer) -> Stmt:
+        def product(row: Expr, token: Expr, pair: Expr, k: Expr | int) -> tuple[Load, Load, Load]:
+            q = Load(self.rows.q, (b.add(first, row), b.add(b.mul(pair, PAIR), k)))
+            return Load(s, (row, token)), q, span.keys(pair, token, k)
+
+        ahead = self._ahead(self.head_dim // PAIR, lambda d: lambda t: span.next_keys(d, t), self.tiles.span)
+        return seq(_products(self.names[0], self.head_dim, product), ahead)  # right behind the zeros
+
+    def _values(self, first: Expr, span: Span, seen: Expr, p: Buffer) -> Stmt:
+        """``o = o + p @ V``, 32 elements of the head at a time."""
+        copy = Buffer("seen_values", (self.tiles.span // PAIR, self.head_dim * PAIR), p.dtype, MemSpace.LOCAL)
+
+        def copied(t: Expr, d: Expr, k: Expr | int) -> Load:
+            return Load(copy, (t, b.add(b.mul(d, PAIR), k)))
+
+        whole = self._add_values(self.names[1], first, span.values, p)
+        part = seq(self._copy_seen(span, seen, copied), self._add_values(self.names[2], first, copied, p))
+        ahead = self._ahead(
+            self.tiles.span // PAIR, lambda t: lambda d: span.next_values(t, d), self.head_dim
+        )
+        return seq(ahead, If(b.eq(seen, self.tiles.span), whole, Alloc(copy, part)))
+
+    def _add_values(
+        self, name: str, first: Expr, values: Callable[[Expr, Expr, Expr | int], Load], p: Buffer
+    ) -> Stmt:
+        def slice_of(number: Expr) -> Stmt:
+            start = b.mul(number, SIDE)
+
+            def product(row: Expr, column: Expr, pair: Expr, k: Expr | int) -> tuple[Load, Load, Load]:
+                d = b.add(start, column)
+                weight = Load(p, (row, b.add(b.mul(pair, PAIR), k)))
+                return Load(self.rows.o, (b.add(first, row), d)), weight, values(pair, d, k)
+
+            return _products(name, self.tiles.span, product)
+
+        return serial("slice", self.head_dim // SIDE, slice_of)
+
+    def _copy_seen(self, span: Span, seen: Expr, copy: Callable[[Expr, Expr, Expr | int], Load]) -> Stmt:
+        """The first ``seen`` tokens' values, and zeros."""
+        pairs, width = b.floordiv(seen, PAIR), self.head_dim * PAIR
+        zero = b.const(0.0, copy(ZERO, ZERO, 0).dtype)
+
+        def put(t: Expr, d: Expr, k: Expr | int, value: Expr) -> Stmt:
+            place = copy(t, d, k)
+            return Store(place.buffer, place.indices, value)
+
+        def pair(t: Expr) -> Stmt:
+            return vectors("e", width, lambda e: put(t, *_halves(e), span.values(t, *_halves(e))))
+
+        def nothing(t: Expr) -> Stmt:
+            return vectors("e", width, lambda e: put(b.add(pairs, t), *_halves(e), zero))
+
+        last = serial("d", self.head_dim, lambda d: put(pairs, d, 0, span.values(pairs, d, 0)))
+        return seq(
+            serial("t", pairs, pair),
+            serial("t", b.sub(b.const(self.tiles.span // PAIR, i64), pairs), nothing),
+            If(b.eq(b.floormod(seen, PAIR), 1), last),
+        )
+
+    def _ahead(self, rows: int, row: Callable[[Expr], Callable[[Expr], Load]], width: int) -> Stmt:
+        """Ask for the next page: ``rows`` rows of ``width`` pairs."""
+        return serial("ahead", rows, lambda r: self._fetch(row(r), width))
+
+
+def _halves(element: Expr) -> tuple[Expr, Expr]:
+    """Number of a pair, and which one of it."""
+    return b.floordiv(element, PAIR), b.floormod(element, PAIR)
+
+
+def _products(
+    name: str, contracted: int, product: Callable[[Expr, Expr, Expr, Expr | int], tuple[Load, Load, Load]]
+) -> Stmt:
+    """``32 x 32`` sums of ``contracted`` products, as a matrix loop.
+
+    Args:
+        name: Of the block, unique in the function.
+        contracted: Products of a sum.
+        product: Row, column, number of a pair, which one of it -> ``acc``, ``x``, ``w``.
+    """
+
+    def tile(step: Expr, i: Expr, j: Expr) -> Stmt:
+        def dots(r: Expr, g: Expr) -> Stmt:
+            row, pair = b.add(b.mul(i, ROWS), r), b.add(b.mul(step, ROWS), g)
+            return multiply_add(
+                name, ROWS, PAIR, lambda n, k: product(row, b.add(b.mul(j, ROWS), n), pair, k)
+            )
+
+        return serial(name + "_r", ROWS, lambda r: serial(name + "_g", ROWS, lambda g: dots(r, g)))
+
+    step = Var(name + "_step")
+    tiles = unroll(name + "_i", 2, lambda i: unroll(name + "_j", 2, lambda j: tile(step, i, j)))
+    return For(step, extent(contracted // (ROWS * PAIR)), ForKind.SERIAL, tiles, ((MATRIX, 1),))
