@@ -311,7 +311,7 @@ def matrix_tiles(draft: Draft, product: Product, beside: int, weights: str = "")
 
 
 def columns_in_cache(target: Target, outputs: int, contracted: int, element_bytes: int) -> int:
-    """Outputs whose weights stay in half of the level-2 cache while rows of activations stream past them.
+    """Outputs whose weights stay in the level-2 cache while rows of activations stream past them.
 
     No more than leave each thread two shares.
     """
@@ -319,7 +319,7 @@ def columns_in_cache(target: Target, outputs: int, contracted: int, element_byte
     while columns > 4 * ROWS and (
         outputs % columns
         or columns * target.num_cores * 2 > outputs
-        or columns * contracted * element_bytes > target.l2_bytes // 2
+        or columns * contracted * element_bytes > target.l2_bytes * 3 // 4
     ):
         columns //= 2
     return columns
