@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 
 from strata.core.dims import SymDim, evaluate
-from strata.core.dtypes import bf16, f32
+from strata.core.dtypes import bf16, f32, i8
 from strata.core.weight_format import FormatChoice, parse_format
 from strata.graph import builder
 from strata.graph.nodes import Function, Module
-from strata.graph.types import TensorType
+from strata.graph.types import CacheType, RopeMode, TensorType
 from strata.loop.interp import run
 from strata.loop.matrix import has_matrix_loop
 from strata.loop.values import numpy_dtype
 from strata.passes import run_passes
 from strata.passes.quantize import quantize_weights
 from strata.planner.candidates.rounded import rounded
+from strata.planner.choose import choose
 from strata.planner.layouts import choose_layouts
 from strata.planner.options import PlanOptions
 from strata.planner.stacks import Kernels, StackBuilder
+from strata.runtime.records import DimRange
 from strata.target import get_target
 
 
@@ -69,3 +71,29 @@ def test_long_rows_are_unpacked_in_parts_that_fit_the_stack() -> None:
 def test_weights_are_not_unpacked_for_fewer_rows_than_a_tile_has(rows: int) -> None:
     names = [c.name for c in kernels_of("int4", 64, 64, rows).stack.candidates]
     assert ("cpu.qmatmul.bf16_32x32" in names) == (rows == 32)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "head_dim", "page_size", "kind", "fewest"),
+    [
+        (4, 64, 64, bf16, 3),
+        (32, 32, 32, bf16, 17),
+        (4, 64, 64, i8, 3),
+        (4, 48, 64, bf16, 0),
+        (4, 64, 64, f32, 0),
+    ],
+)
+def test_attention_of_many_rows_is_for_a_matrix_unit(kv_heads, head_dim, page_size, kind, fewest) -> None:
+    """From the first number of tokens on with which a task has more than 16 rows."""
+    cache = CacheType(1, kv_heads, head_dim, kind, page_size, RopeMode("none"), 0)
+    q = builder.input("q", TensorType((SymDim("n", 1, 512), 32, head_dim), f32))
+    attention = builder.paged_attention(q, kv := builder.input("cache", cache), 0, 1.0)
+    module = run_passes("default", Module((Function("attention", (q, kv), (attention,)),)))
+    (node,) = [n for n in module.functions[0].nodes if n.op == "fused"]
+    kernels = StackBuilder({}, get_target("avx512-amx"), PlanOptions(measure=False)).kernels_of(node)
+    found = kernels.stack.candidates
+    tiles = [c for c in found if has_matrix_loop(c.func)]
+    assert [c.when for c in tiles] == ([(DimRange("n", fewest, 512),)] if fewest else [])
+    if fewest:
+        *_, last = choose(found, kernels.rows)
+        assert found[last.candidate] is tiles[0]

@@ -179,8 +179,7 @@ def compile_functions(
     Args:
         funcs: Finalised loop functions.
         target: Machine to compile for.
-        threads: Compiler threads; default one per core. (llvmlite runs LLVM on one thread at a time: more of
-            them overlap the emission of one function with the compilation of another.)
+        threads: Compiler threads; default one per core. (Emission is Python: threads overlap it with LLVM.)
         progress: Called as ``progress(done, total, name, from_cache)`` on the calling thread.
         cache: Default: the user's.
         texts: LLVM modules that are compiled meanwhile.

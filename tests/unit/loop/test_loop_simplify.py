@@ -167,6 +167,7 @@ SIGNATURE = (
     ("before", "after"),
     [
         ("for i in 1:\n  y[i, 0] = x[i, 0]", "y[0, 0] = x[0, 0]"),
+        ("for i in 1 with matrix=1:\n  y[i, 0] = x[i, 0]", "for i in 1 with matrix=1:\n  y[0, 0] = x[0, 0]"),
         ("for i in 0:\n  y[i, 0] = x[i, 0]", "pass"),
         ("for i in n - n:\n  y[i, 0] = x[i, 0]", "pass"),
         ("for i in n:\n  if i < n:\n    y[i, 0] = x[i, 0]", "for i in n:\n  y[i, 0] = x[i, 0]"),

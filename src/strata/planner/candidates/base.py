@@ -89,8 +89,8 @@ class Offer:
         name: ``"cpu.matmul.tile6x64"``, ``"openblas"``, ``"user.my_dense"``; unique within the task.
         func: Finalised loop function with the parameters of the task's lowered function (plus global
             intermediates, which get memory of the step).
-        trace: Text of the schedule steps that lead to ``func`` from the task's naive function (``ROUNDED``:
-            from the one with rounded operands).
+        trace: Text of the schedule steps that lead to ``func`` from the task's naive function (``ROUNDED``,
+            ``MATRIX``: from the one with rounded operands, or for a matrix unit).
         origin: Where it comes from.
         model: Its modelled cost; ``None`` = nobody can say, it has to be measured.
         when: Sizes for which it is correct (empty = all).
