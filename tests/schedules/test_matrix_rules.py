@@ -20,6 +20,7 @@ from strata.planner.layouts import choose_layouts
 from strata.planner.options import PlanOptions
 from strata.planner.stacks import Kernels, StackBuilder
 from strata.runtime.records import DimRange
+from strata.schedule.rules.matmul import weight_layout
 from strata.target import get_target
 
 
@@ -60,6 +61,19 @@ def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracte
             run(func, arrays, parallel_seed=rows)
             results.append(arrays[-1])
         np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+def test_rows_of_activations_are_not_a_power_of_two_of_bytes_apart(format: str) -> None:
+    (tiles,) = [c.func for c in kernels_of(format, 64, 128).stack.candidates if has_matrix_loop(c.func)]
+    shapes = [p.shape[1:] for p in tiles.params if p.name.startswith("rounded")]
+    assert shapes == [(128 // 32 + 1, 32)]
+
+
+def test_two_tiles_of_a_weight_for_a_matrix_unit_are_one_stream() -> None:
+    target = get_target("avx512-amx")
+    assert str(weight_layout(bf16, 64, transposed=False, target=target)) == "tiles(rows=32,cols=2)"
+    assert str(weight_layout(f32, 64, transposed=False, target=target)) == "tiles(rows=64,cols=1)"
 
 
 def test_long_rows_are_unpacked_in_parts_that_fit_the_stack() -> None:

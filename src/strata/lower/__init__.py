@@ -3,5 +3,6 @@
 from . import attention, elementwise, formula, matmul, quantized, reduce, shape  # noqa: F401  (fill the table of lowerings)
 from .context import LOWERINGS, Binding
 from .group import Emit, Lowered, lower_group
+from .matrix_unit import multiplies_pieces
 
-__all__ = ["LOWERINGS", "Binding", "Emit", "Lowered", "lower_group"]
+__all__ = ["LOWERINGS", "Binding", "Emit", "Lowered", "lower_group", "multiplies_pieces"]

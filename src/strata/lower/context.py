@@ -76,7 +76,7 @@ class Context:
         accesses: How to read a node, by its id.
         stored: Dtype in which the value of a node is stored, by its id, where that is not the node's own:
             its only reader is a cast.
-        has_matrix_unit: Whether attention of many rows is written for one.
+        has_matrix_unit: Whether attention of many rows, and products of bf16 matrices, are written for one.
         operands: Buffer and stored layout of a tensor operand, by the id of its node.
     """
 

@@ -92,7 +92,7 @@ def lower_group(
         layouts: Stored layout per input number, for 2-d inputs that are not row-major.
         replace: By ``id`` of a node of ``body``: what computes it instead of its lowering, on whole row-major
             buffers of its operands and its result.
-        has_matrix_unit: Write attention of many rows for a matrix unit.
+        has_matrix_unit: Write attention of many rows, and products of bf16 matrices, for a matrix unit.
 
     Raises:
         UnsupportedError: an op of the body has no lowering.

@@ -8,6 +8,7 @@ from strata.loop import build as b
 from strata.loop.nodes import Expr
 
 from .context import LOWERINGS, Access, Context, Index, broadcast_index
+from .matrix_unit import multiplies_pieces, rounded_rows
 
 MATMUL_BLOCK = "matmul"
 
@@ -17,6 +18,10 @@ def lower_matmul(ctx: Context, node: Node) -> Access:
     """``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` (``b[..., n, k]`` when transposed)."""
     a, weight = node.inputs
     left, right = ctx.access(a), ctx.access(weight)
+    if ctx.has_matrix_unit and multiplies_pieces(node):
+        rows, k = a.tensor.shape
+        assert isinstance(k, int)
+        left = rounded_rows(ctx, left, rows, k)
     accumulate = f64 if a.tensor.dtype is f64 else f32
     transposed = node.attrs["transpose_b"]
     batch_a, batch_b = a.tensor.shape[:-2], weight.tensor.shape[:-2]

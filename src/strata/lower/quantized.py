@@ -17,7 +17,7 @@ for the offset (where every group of the weight has a zero of its own, ``dot`` m
 With ``activations = bf16`` both operands are rounded, the weight in the layout of a matrix unit: 16 columns
 side by side, pairs of k together (``Layout(16, 2)``)::
 
-    rounded[m, k]                   a                                       bf16
+    rounded[m, k / 32, 32]          a (:mod:`.matrix_unit`)                 bf16
     weights[n / 16, k / 2, 32]      (code - zero) * scale                   bf16
     matmul[m, n]                    sum over k                              f32
 """
@@ -32,14 +32,16 @@ from strata.graph.nodes import Node
 from strata.graph.ops.quantized import CODE_MAX, SMALLEST, group_size
 from strata.loop import build as b
 from strata.loop.layout import Layout
+from strata.loop.matrix import ROW_BYTES
 from strata.loop.nodes import Buffer, Expr, Intrinsic, Load
 
 from .context import LOWERINGS, Access, Context, Index, widened
 from .matmul import MATMUL_BLOCK
+from .matrix_unit import rounded_rows
 
 DOT_BLOCK = "dot"
 LARGEST_BLOCK, CODES_BLOCK, STEPS_BLOCK, STARTS_BLOCK = "largest", "codes", "steps", "starts"
-ROUNDED_BLOCK, WEIGHTS_BLOCK = "rounded", "weights"
+WEIGHTS_BLOCK = "weights"
 WEIGHT_TILES = Layout(16, 2)
 FOUR = 4  # elements of k that an 8-bit dot product takes at once
 
@@ -125,7 +127,7 @@ def _lower_rounded(ctx: Context, node: Node) -> Access:
     assert isinstance(columns, int)
     assert isinstance(k, int)
     given, element = widened(ctx.access(a)), _dequantized(ctx, node, tuple(weight), bf16)
-    left = ctx.stage(ROUNDED_BLOCK, (rows, k), bf16, lambda i: b.cast(bf16, given(i)))
+    left = rounded_rows(ctx, given, rows, k)
     _, layout = ctx.operands.get(id(weight[0]), (None, None))
     # Rows that the stored weight is padded with are read like others, and never used.
     padded = columns if layout is None else -(-columns // layout.rows) * layout.rows
@@ -178,7 +180,8 @@ def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups, zero: int
         inverse = b.select(b.ge(top, b.const(SMALLEST, f32)), inverse, b.const(0.0, f32))
         return b.cast(i8, b.cast(i32, b.round_(b.mul(value(at((m, g), kk)), inverse))))
 
-    stored = ctx.buffer(CODES_BLOCK + "_buf", (rows, groups.count * groups.size), i8)
+    # Rows are a cache line longer than need be, for the reason that :mod:`.matrix_unit` gives.
+    stored = ctx.buffer(CODES_BLOCK + "_buf", (rows, groups.count * groups.size + ROW_BYTES), i8)
     ctx.stage(CODES_BLOCK, (*per_group, groups.size), i8, code, lambda i: (stored, at(i[:2], i[2])))
     steps = ctx.stage(STEPS_BLOCK, per_group, f32, lambda i: b.mul(largest(i), b.const(1 / CODE_MAX, f32)))
     starts = ctx.reduce(

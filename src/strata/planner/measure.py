@@ -27,6 +27,7 @@ import numpy as np
 from strata.codegen.build import build_image
 from strata.core.dims import evaluate
 from strata.core.knobs import cache_folder
+from strata.loop.matrix import has_matrix_loop
 from strata.loop.nodes import Func
 from strata.loop.text import canonical_text, func_symbols
 from strata.runtime.image import load_image
@@ -46,6 +47,8 @@ LARGE_BYTES = 1 << 20  # weights whose products are worth measuring unasked
 # Rows at which these are timed. The last one is a whole number of every tile, and long enough for small
 # differences: from there on time grows with the rows, and what is fastest stays so.
 QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
+# A matrix unit is so fast that what happens once for all rows (unpacking a weight) counts for longer.
+LONG_ROWS = 384
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_BYTES = 96 << 20  # of those copies at most; where a server's cache is larger, one copy is evicted
 QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
@@ -70,11 +73,16 @@ def measure_task(
     Returns:
         Per candidate: ``((size, Estimate), ...)``, the same sizes for all.
     """
-    bench = TaskBench(task, funcs, [o.when for o in offers], is_quick=quick)
     borders = {x for o in offers for r in o.when for x in (r.lo - 1, r.lo, r.hi, r.hi + 1)}
     lo, hi = sizes[0], sizes[-1]
-    some = {s for s in QUICK_ROWS if lo <= s <= hi} | {lo} if quick else set(_spread(sizes))
-    times = {size: bench.times_s(size) for size in sorted(some | (borders & set(sizes)), reverse=True)}
+    chosen = {s for s in QUICK_ROWS if lo <= s <= hi} | {lo} if quick else set(_spread(sizes))
+    some = sorted(chosen | (borders & set(sizes)), reverse=True)
+    is_long = quick and some[0] < LONG_ROWS <= hi and any(map(has_matrix_loop, funcs))
+    most = LONG_ROWS if is_long else some[0]
+    bench = TaskBench(task, funcs, [o.when for o in offers], is_quick=quick, most_rows=most)
+    times = {size: bench.times_s(size) for size in some}
+    if is_long:
+        times[LONG_ROWS] = bench.more_times_s(LONG_ROWS, some[0], times[some[0]])
     while not quick and (size := _undecided(times)) is not None:
         times[size] = bench.times_s(size)
     bench.close()
@@ -162,6 +170,7 @@ class TaskBench:
         when: Per function: sizes for which it is correct; it is not run for others. ``None`` = all.
         num_threads: Threads to run on; ``None`` = all cores.
         is_quick: Time ``QUICK_CALLS`` calls only.
+        most_rows: Rows of the operands that are made then, which also serve fewer.
     """
 
     def __init__(
@@ -171,9 +180,10 @@ class TaskBench:
         when: Sequence[tuple[DimRange, ...]] | None = None,
         num_threads: int | None = None,
         is_quick: bool = False,
+        most_rows: int = 0,
     ) -> None:
         self.task = task
-        self._is_quick = is_quick
+        self._is_quick, self._most_rows = is_quick, most_rows
         target = task.target
         self._most = min(QUICK_CACHES, QUICK_BYTES / target.l3_bytes)
         self._evicts = is_quick and self._most < QUICK_CACHES and target.arch == "x86_64"
@@ -184,23 +194,37 @@ class TaskBench:
         self._memories = [_Memory.of(task, f) for f in funcs]
         self._image: Any = None
 
-    def times_s(self, size: int) -> list[float]:
-        """Median seconds of every candidate at ``size`` rows; infinite for one that is not correct there."""
+    def more_times_s(self, size: int, before: int, times_s: Sequence[float]) -> list[float]:
+        """The same where ``times_s`` are those of ``before`` rows, fewer: what was slow is not run again."""
+        out = [k for k, time_s in enumerate(times_s) if time_s > SLOW * min(times_s)]
+        return self.times_s(size, {k: times_s[k] * size / before for k in out})
+
+    def times_s(self, size: int, known: Mapping[int, float] | None = None) -> list[float]:
+        """Median seconds of every candidate at ``size`` rows; infinite for one that is not correct there.
+
+        Args:
+            size: Rows.
+            known: Seconds of candidates that are not to be run.
+        """
+        known = known or {}
         key, env = f"{size} quick" if self._is_quick else str(size), task_env(self.task, size)
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
-        missing = [k for k, m in enumerate(self._memories) if legal[k] and key not in m.times_s]
+        missing = [
+            k for k, m in enumerate(self._memories) if legal[k] and k not in known and key not in m.times_s
+        ]
         if missing:
             caches = (0.0 if self._evicts else self._most) if self._is_quick else CACHES
+            if self._is_quick and self._stock is None and not self.task.cache_fields:
+                most = max(size, self._most_rows)
+                self._stock = _Operands(self.task, self.funcs[0], most, None, caches).arrays
             operands = _Operands(self.task, self.funcs[0], size, self._stock, caches)
-            if self._is_quick and not self.task.cache_fields:
-                self._stock = operands.arrays
             calls = {k: operands.calls(self._function(k), self.funcs[k]) for k in missing}
             before = self._evict(operands) if self._evicts else lambda: None
             measured = _in_turn(calls, before) if self._is_quick else _one_by_one(calls)
             for k, time_s in measured.items():
                 self._memories[k].times_s[key] = time_s
-        memories = zip(self._memories, legal, strict=True)
-        return [m.times_s[key] if ok else math.inf for m, ok in memories]
+        memories = enumerate(zip(self._memories, legal, strict=True))
+        return [known[k] if k in known else m.times_s[key] if ok else math.inf for k, (m, ok) in memories]
 
     def _evict(self, operands: _Operands) -> Callable[[], None]:
         """What takes the weights out of all caches."""

@@ -21,7 +21,7 @@ class Origin(Enum):
 
     RULE = "rule"  # a schedule rule
     ROUNDED = "rounded"  # a schedule rule, for operands rounded to bf16
-    MATRIX = "matrix"  # attention that was lowered for a matrix unit
+    MATRIX = "matrix"  # a group that was lowered for a matrix unit
     SIZE = "size"  # a schedule rule, for one size
     TUNED = "tuned"  # a trace of the tuning database
     KERNEL = "kernel"  # a kernel or function of the user

@@ -12,11 +12,24 @@ from strata.graph import builder
 from strata.graph.nodes import Function, Module
 from strata.graph.types import TensorType
 from strata.passes import run_passes
+from strata.planner.candidates import Offer
 from strata.planner.layouts import choose_layouts
-from strata.planner.measure import LONG_S, QUICK_BYTES, QUICK_CACHES, QUICK_CALLS, SLOW, TaskBench, _in_turn
+from strata.planner.measure import (
+    LONG_ROWS,
+    LONG_S,
+    QUICK_BYTES,
+    QUICK_CACHES,
+    QUICK_CALLS,
+    QUICK_ROWS,
+    SLOW,
+    TaskBench,
+    _in_turn,
+    measure_task,
+)
 from strata.planner.options import PlanOptions
 from strata.planner.stacks import Kernels, StackBuilder
 from strata.planner.tuning.operands import EVICT
+from strata.planner.types import Origin
 from strata.target import Target, detect_host
 
 
@@ -99,3 +112,37 @@ def test_long_calls_are_not_repeated(monkeypatch, fast, slow, calls):
     best = _in_turn({0: clock.call("a", fast), 1: clock.call("b", slow)}, lambda: None)
     assert clock.calls == calls
     assert best == pytest.approx({0: fast, 1: slow})
+
+
+@pytest.mark.parametrize(("is_long", "most"), [(True, 512), (False, 512), (True, 300)])
+def test_what_is_fast_is_timed_at_more_rows_where_a_matrix_unit_multiplies(
+    tmp_path, monkeypatch, is_long, most
+):
+    """All candidates up to 96 rows; at ``LONG_ROWS`` those that are not SLOW times the fastest there."""
+    kernels = kernels_of(detect_host(), SymDim("m", 1, most))
+    funcs = [c.func for c in kernels.stack.candidates]
+    names = {f.name: k for k, f in enumerate(funcs)}
+    offers = [Offer(c.name, c.func, "", Origin.RULE, None) for c in kernels.stack.candidates]
+    ran = set[tuple[int, int]]()
+
+    def timed(calls, before):
+        return {k: call() for k, call in calls.items()}
+
+    def calls(self, function, func):
+        k, rows = names[func.name], self.env["m"]
+        ran.add((rows, k))
+        return lambda: (1e-6 if k == 1 else 1e-3) * rows
+
+    monkeypatch.setattr("strata.planner.measure.has_matrix_loop", lambda func: is_long)
+    monkeypatch.setattr("strata.planner.measure._in_turn", timed)
+    monkeypatch.setattr("strata.planner.measure._Operands.calls", calls)
+    with knobs(cache_dir=tmp_path):
+        found = measure_task(kernels.task, offers, funcs, range(1, most + 1), quick=True)
+    expects_more = is_long and most >= LONG_ROWS
+    sizes = [*QUICK_ROWS, *([LONG_ROWS] if expects_more else [])]
+    assert [[size for size, _ in curve] for curve in found] == [sizes] * len(funcs)
+    assert {k for rows, k in ran if rows == QUICK_ROWS[-1]} == set(range(len(funcs)))
+    assert {k for rows, k in ran if rows == LONG_ROWS} == ({1} if expects_more else set())
+    assert [curve[-1][1].time_s for curve in found] == pytest.approx(
+        [(1e-6 if k == 1 else 1e-3) * sizes[-1] for k in range(len(funcs))]
+    )

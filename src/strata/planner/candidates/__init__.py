@@ -7,7 +7,7 @@ from strata.planner.options import PlanOptions
 from .base import Offer, Source, Task
 from .kernels import kernel_offers, registered
 from .libraries import library_offers, wanted_libraries
-from .matrix_attention import matrix_attention_offers
+from .matrix import matrix_offers
 from .rounded import rounded_offers
 from .rules import rule_offers
 from .sizes import size_offers
@@ -16,7 +16,7 @@ from .tuned import tuned_offers
 SOURCES: tuple[Source, ...] = (
     rule_offers,
     rounded_offers,
-    matrix_attention_offers,
+    matrix_offers,
     size_offers,
     tuned_offers,
     library_offers,

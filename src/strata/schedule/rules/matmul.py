@@ -2,7 +2,6 @@
 
 =============================== ========================================================================
 ``cpu.matmul.dot6x64``          weight in tiles of its outputs with pairs of k: bf16 dot products
-``cpu.matmul.matrix32x32``      the same weight in tiles for a matrix unit (``loop.matrix``)
 ``cpu.matmul.tile6x64``         weight in tiles, or ``[K, N]`` by rows: vectors along the outputs
 ``cpu.matmul.depth4x4``         weight ``[N, K]`` by rows: vectors along k, added up in the end
 ``cpu.gemv.depth8``             the same for a single row
@@ -32,7 +31,6 @@ from strata.schedule.steps import (
     CacheWrite,
     ComputeAt,
     DecomposeReduction,
-    MatrixUnit,
     Parallel,
     Prefetch,
     Reorder,
@@ -58,6 +56,8 @@ EVEN_BYTES = 16 << 20  # of a weight that a machine reads well within a millisec
 def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Target) -> Layout:
     """How a weight is stored for these kernels: tiles of outputs; pairs of k together for bf16 dot products.
 
+    A matrix unit takes two tiles of 16 outputs side by side, which then lie in one stream.
+
     Args:
         dtype: Of the weight.
         contracted: Extent of k.
@@ -65,7 +65,8 @@ def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Targe
         target: The machine.
     """
     pairs = target.has_bf16_dot and dtype is bf16 and isinstance(contracted, int) and contracted % PAIR == 0
-    return Layout(column_tile(target), PAIR if pairs else 1, transposed)
+    outputs = 2 * ROWS if pairs and target.has_matrix_bf16 else column_tile(target)
+    return Layout(outputs, PAIR if pairs else 1, transposed)
 
 
 def column_tile(target: Target) -> int:
@@ -97,16 +98,16 @@ class Product:
     loops: tuple[str, ...]
 
     @staticmethod
-    def of(func: Func, target: Target) -> Product | None:
-        """The product, or ``None`` if the function is none."""
-        stages, first, made = stage_names(func), (), func
+    def of(func: Func, target: Target, before: Sequence[str] = ()) -> Product | None:
+        """The product, or ``None`` if the function is none; ``before``: stages that prepare its operands."""
+        stages, first, made = stage_names(func)[len(before) :], (), func
         if len(stages) == 1 and _multiplies(func, stages[0]):
             first = (CacheWrite(stages[0]),)
             try:
                 made = first[0].apply(func)
             except LegalityError:
                 return None
-            stages = stage_names(made)
+            stages = stage_names(made)[len(before) :]
         elif stages != [STAGE, "out"]:
             return None
         names = tuple(x.var.name for x in loops_around(made, stages[1]))
@@ -202,8 +203,6 @@ def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
                 found = (_columns(product, lanes, rows, columns, dot) for rows in ROW_TILES[1:])
                 proposals = [p for p in found if p is not None]
                 if proposals:
-                    if dot and target.has_matrix_bf16:
-                        proposals += _matrix(product)
                     single = _long_rows(product, target) or _columns(product, lanes, 1, columns, dot)
                     return [*([single] if single is not None else []), *proposals]
         found = [_masked(product, target)]
@@ -265,64 +264,6 @@ def _tile_columns(draft: Draft, product: Product, rows: int, columns: int, lanes
         for weight in product.weights:
             row_bytes = columns * element * weight.dtype.itemsize_bytes
             fetch_ahead(draft, product.target, k + "o" if dot else k, weight.buffer.name, row_bytes)
-
-
-def _matrix(product: Product) -> list[Proposal]:
-    """Tiles of 32 x 32 by a matrix unit, beside each other over the 64 outputs of a tile of the weight."""
-    draft = product.draft()
-    outputs, contracted = (draft.extent(loop) for loop in (product.n, product.tile[2]))
-    beside = 4 * ROWS
-    if outputs is not None and contracted is not None:
-        beside = columns_in_cache(product.target, outputs, contracted, PAIR)
-    try:
-        matrix_tiles(draft, product, beside)
-        made = draft.proposal("cpu.matmul.matrix32x32", 32, dot=True)
-    except LegalityError:
-        return []
-    return [made] if gathers(made.func) == 0 else []
-
-
-def matrix_tiles(draft: Draft, product: Product, beside: int, weights: str = "") -> None:
-    """Tiles of 32 x 32 by a matrix unit.
-
-    Args:
-        draft: The schedule so far.
-        product: The product.
-        beside: Outputs whose tiles are computed for the same rows before those of the next rows.
-        weights: Stage that makes the weights of these outputs; "" if they are an operand.
-
-    Raises:
-        LegalityError: the operands are not those of a matrix unit.
-    """
-    m, n, (tile_m, tile_n, k) = product.m, product.n, product.tile
-    draft.do(Split(m, 2 * ROWS), Split(n, beside), Split(n + "i", 2 * ROWS))
-    draft.do(Reorder((*product.batch, n + "o", m + "o", n + "io", m + "i", n + "ii")))
-    draft.do(ComputeAt(product.stage, n + "io"))
-    if weights:
-        draft.do(ComputeAt(weights, n + "o"))
-    draft.do(Split(k, PAIR * ROWS), Split(k + "i", PAIR), Split(tile_m, ROWS), Split(tile_n, ROWS))
-    tiles, rows = (tile_m + "o", tile_n + "o"), tile_m + "i"
-    draft.do(Reorder((k + "o", *tiles, rows, k + "io", tile_n + "i", k + "ii")))
-    draft.do(DecomposeReduction(product.stage, k + "o"), Tensorize(tile_n + "i"))
-    draft.do(*(Unroll(loop) for loop in tiles), MatrixUnit(k + "o"))
-    draft.do(Vectorize(tile_n + "i_init"))
-    draft.do(Split(n + "ii", ROWS), Unroll(n + "iio"), Vectorize(n + "iii"))
-    product.run_parallel(draft)
-
-
-def columns_in_cache(target: Target, outputs: int, contracted: int, element_bytes: int) -> int:
-    """Outputs whose weights stay in the level-2 cache while rows of activations stream past them.
-
-    No more than leave each thread two shares.
-    """
-    columns = 16 * ROWS
-    while columns > 4 * ROWS and (
-        outputs % columns
-        or columns * target.num_cores * 2 > outputs
-        or columns * contracted * element_bytes > target.l2_bytes * 3 // 4
-    ):
-        columns //= 2
-    return columns
 
 
 def fetch_ahead(draft: Draft, target: Target, loop: str, buffer: str, bytes_per_iteration: int) -> None:

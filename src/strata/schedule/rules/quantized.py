@@ -9,9 +9,6 @@ all threads, or serially where there is but one row: then waking the threads cos
 come from memory while the second tile computes: for machines whose memory answers late.
 
 ``cpu.qmatmul.matrix32x32``: codes of 8 bits by a matrix unit (``loop.matrix``), both sets of sums in memory.
-
-``cpu.qmatmul.bf16_32x32``: operands rounded to bf16. As many outputs as fit into the cache have their weights
-unpacked there, and a matrix unit multiplies all rows by them.
 """
 
 from __future__ import annotations
@@ -40,22 +37,18 @@ from strata.schedule.steps import (
     Unroll,
     Vectorize,
 )
-from strata.schedule.steps.stages import MAX_LOCAL_BYTES
 from strata.target import Target
 
 from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
 from .matmul import (
     FAR_BYTES,
-    Product,
     column_tile,
-    columns_in_cache,
     fetch_ahead,
-    matrix_tiles,
     stream_evenly,
 )
+from .matrix import columns_in_cache
 
 DOT, SUM, OUT = "dot", "matmul", "out"
-ROUNDED, WEIGHTS = "rounded", "weights"
 FOUR = 4
 UNROLLED_STEPS = 8  # dot products of an output that follow each other without a loop
 ROW_TILES = (1, 3, 4)
@@ -93,39 +86,6 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     if target.has_matrix_int8 and _instruction(func) == "dot4_u8i8":
         found.append(_matrix(several, target))
     return [p for p in found if p is not None] or None
-
-
-@RULES.register("rounded")
-def rounded_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
-    """Products of a quantised weight in bf16, by a matrix unit."""
-    stages = stage_names(func)
-    if stages[-4:] != [ROUNDED, WEIGHTS, SUM, OUT] or not target.has_matrix_bf16:
-        return None
-    draft = Draft(func)
-    for name in stages[:-3]:
-        draft.parallel(_quantize(draft, name, target.lanes_f32))
-    product = Product(target, func, (), func, SUM, OUT, (f"{OUT}_i0", f"{OUT}_i1"))
-    outputs, contracted = draft.extent(product.n), draft.extent(product.tile[2])
-    if outputs is None or contracted is None:
-        return None
-    beside = columns_in_cache(target, outputs, contracted, 2)
-    if beside * contracted * 2 > MAX_LOCAL_BYTES:
-        beside = 2 * ROWS
-    try:
-        matrix_tiles(draft, product, beside, WEIGHTS)
-        _unpack(draft)
-        return [draft.proposal("cpu.qmatmul.bf16_32x32", 2 * ROWS, dot=True)]
-    except LegalityError:
-        return None
-
-
-def _unpack(draft: Draft) -> None:
-    """Weights of 16 outputs at a time; the eight of each that lie in four bytes after one another."""
-    tile, pair, column = (f"{WEIGHTS}_i{k}" for k in range(3))
-    beside = FOUR if (draft.extent(tile) or 0) % FOUR == 0 else 2
-    draft.do(Split(tile, beside), Split(pair, FOUR), Split(column, 2))
-    draft.do(Reorder((tile + "o", pair + "o", tile + "i", pair + "i", column + "o", column + "i")))
-    draft.do(Unroll(pair + "i"), Tensorize(column + "o", "zip_bf16"))
 
 
 def _tiles(quantized: Draft, target: Target, rows: int, at_once: int | None = None) -> Proposal | None:
