@@ -56,10 +56,11 @@ def test_peak_kernel_does_every_multiply_add(image, name):
     np.testing.assert_array_equal(z, np.tile(rounds * per_round, (tasks, CHAINS)))
 
 
+@pytest.mark.parametrize("pairs", [1, 3])
 @pytest.mark.parametrize("name", ["bf16", "int8"])
-def test_tile_peak_kernel_does_every_multiply_add(name):
+def test_tile_peak_kernel_does_every_multiply_add(name, pairs):
     """On a machine without a matrix unit too: there the tiles are loops."""
-    func, target, rounds = tile_peak_func(name), detect_host(), 5
+    func, target, rounds = tile_peak_func(name, pairs), detect_host(), 5
     *factors, _, sums = func.params
     x, w = (
         (np.arange(np.prod(f.shape)).reshape(f.shape) % k - 2).astype(numpy_dtype(f.dtype.name))
@@ -69,8 +70,9 @@ def test_tile_peak_kernel_does_every_multiply_add(name):
     image = load_image(build_image([func], [], target).blob, 2)
     image.function(func.name)(*map(as_tensor, (x, w, np.zeros(rounds, np.float32), z)))
     group = PEAKS[name].products
-    columns = w.astype(np.int64).reshape(16, 32, group).transpose(0, 2, 1).reshape(-1, 32)
-    np.testing.assert_array_equal(z, np.tile(rounds * (x.astype(np.int64) @ columns), (3, 1, 1)))
+    columns = w.astype(np.int64).reshape(pairs, 16, 32, group).transpose(0, 1, 3, 2).reshape(pairs, -1, 32)
+    products = x.astype(np.int64) @ columns
+    np.testing.assert_array_equal(z, np.tile(sum(products[i % pairs] for i in range(rounds)), (3, 1, 1)))
 
 
 def test_measurements(monkeypatch):

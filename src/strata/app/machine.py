@@ -168,23 +168,26 @@ def peak_func(lanes: int, name: str) -> Func:
     return Func(f"peak_{name}", (*factors, r, z), _loop("t", size(tasks), ForKind.PARALLEL, task))
 
 
-def tile_peak_func(name: str) -> Func:
+def tile_peak_func(name: str, pairs: int = 1) -> Func:
     """Per task ``rounds`` times the four products of two by two tiles by a matrix unit (``loop.matrix``).
 
-    ``z [tasks, 32, 32] += x [32, 16 groups] * w [16 groups, 32 columns]``, all in tile registers.
+    ``z [tasks, 32, 32] += x [i % pairs, 32, 16 groups] * w [i % pairs, 16 groups, 32 columns]`` in round i:
+    one pair of tiles of each operand stays in tile registers, several are loaded again and again.
     """
     tasks, rounds, side = SymDim("tasks", 1, 1 << 10), SymDim("rounds", 1, 1 << 30), 2 * ROWS
     peak = PEAKS[name]
     group, (own, shared) = peak.products, peak.operands
-    x, w = Buffer("x", (side, ROWS * group), shared), Buffer("w", (ROWS, side * group), own)
+    x = Buffer("x", (pairs, side, ROWS * group), shared)
+    w = Buffer("w", (pairs, ROWS, side * group), own)
     r, z = Buffer("r", (rounds,), f32), Buffer("z", (tasks, side, side), peak.sums)
     acc = Buffer("acc", (side, side), peak.sums, MemSpace.LOCAL)
 
-    def nest(m: int, n: int) -> Stmt:
+    def nest(i: Expr, m: int, n: int) -> Stmt:
         def product(row: Expr, g: Expr) -> Stmt:
             place = (b.add(row, m * ROWS), b.ramp(index(n * ROWS), ROWS))
-            one = Load(x, (b.add(row, m * ROWS), b.ramp(b.mul(g, group), group)))
-            columns = Load(w, (g, b.ramp(index(n * ROWS * group), ROWS * group)))
+            pair = b.floormod(i, pairs)
+            one = Load(x, (pair, b.add(row, m * ROWS), b.ramp(b.mul(g, group), group)))
+            columns = Load(w, (pair, g, b.ramp(index(n * ROWS * group), ROWS * group)))
             factors = (one, columns) if own == shared else (columns, one)
             return Store(acc, place, Intrinsic(peak.intrinsic, (Load(acc, place), *factors), peak.sums, ROWS))
 
@@ -202,8 +205,9 @@ def tile_peak_func(name: str) -> Func:
     def task(t: Expr) -> Stmt:
         zero = b.splat(b.const(0, peak.sums), ROWS)
         clear = each(lambda m, n: Store(acc, (m, n), zero))
-        nests = seq(*(nest(m, n) for m in range(2) for n in range(2)))
-        work = For(Var("i"), size(rounds), ForKind.SERIAL, nests, ((MATRIX, 1),))
+        i = Var("i")
+        nests = seq(*(nest(i, m, n) for m in range(2) for n in range(2)))
+        work = For(i, size(rounds), ForKind.SERIAL, nests, ((MATRIX, 1),))
         return Alloc(acc, seq(clear, work, each(lambda m, n: Store(z, (t, m, n), Load(acc, (m, n))))))
 
     return Func(f"peak_{name}", (x, w, r, z), _loop("t", size(tasks), ForKind.PARALLEL, task))
