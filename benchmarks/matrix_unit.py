@@ -21,7 +21,7 @@ from strata.app.machine import PEAKS, tile_peak_func
 from strata.codegen.build import build_image
 from strata.loop.values import numpy_dtype
 from strata.runtime.image import load_image
-from strata.runtime.tensors import as_tensor
+from strata.runtime.tensors import aligned_empty, as_tensor
 from strata.target import detect_host
 
 PAIRS = (1, 4, 16, 64, 256, 1024)  # of tiles, of each operand: 4 KiB together
@@ -36,20 +36,19 @@ def calls_of(name: str, threads: int) -> dict[int, Callable[[], float]]:
     image = load_image(build_image(list(funcs.values()), [], detect_host()).blob, threads)
 
     def call_of(pairs: int) -> Callable[[], float]:
-        shapes = [[d for d in p.shape if isinstance(d, int)] for p in funcs[pairs].params]
-        x, w = (
-            np.ones(s, numpy_dtype(p.dtype)) for s, p in zip(shapes[:2], funcs[pairs].params, strict=False)
-        )
-        z = np.empty((threads, *shapes[-1]), numpy_dtype(peak.sums))
-        kernel, args = (
-            image.function(f"pairs_{pairs}"),
-            [as_tensor(a) for a in (x, w, np.zeros(ROUNDS, np.float32), z)],
-        )
+        *operands, sums = funcs[pairs].params
+        z = np.empty((threads, *sums.shape[1:]), numpy_dtype(peak.sums))
+        args = [np.zeros(ROUNDS, np.float32), z]
+        for place, operand in enumerate(operands[:2]):
+            tiles = aligned_empty(operand.shape, numpy_dtype(operand.dtype))
+            tiles.fill(1)
+            args.insert(place, tiles)
+        kernel, tensors = image.function(f"pairs_{pairs}"), [as_tensor(a) for a in args]
         flop = 2.0 * peak.products * 16 * z.size * ROUNDS
 
         def call() -> float:
             start = time.perf_counter()
-            kernel(*args)
+            kernel(*tensors)
             return flop / (time.perf_counter() - start) / 1e9
 
         return call
