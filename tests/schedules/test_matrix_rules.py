@@ -40,7 +40,14 @@ def kernels_of(format: str, outputs: int, contracted: int, rows: int = 64) -> Ke
 
 @pytest.mark.parametrize(
     ("format", "outputs", "contracted"),
-    [("bf16", 100, 64), ("bf16", 64, 96), ("int8", 72, 256), ("int4", 192, 64), ("int4", 100, 64)],
+    [
+        ("bf16", 100, 64),
+        ("bf16", 96, 64),
+        ("bf16", 64, 96),
+        ("int8", 72, 256),
+        ("int4", 192, 64),
+        ("int4", 100, 64),
+    ],
 )
 def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracted: int) -> None:
     kernels = kernels_of(format, outputs, contracted)
