@@ -73,7 +73,7 @@ def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracte
 @pytest.mark.parametrize("format", ["bf16", "int4"])
 def test_rows_of_activations_are_not_a_power_of_two_of_bytes_apart(format: str) -> None:
     (tiles,) = [c.func for c in kernels_of(format, 64, 128).stack.candidates if has_matrix_loop(c.func)]
-    shapes = [p.shape[1:] for p in tiles.params if p.name.startswith("rounded")]
+    shapes = [p.shape[1:] for p in tiles.params if p.name.startswith("activations")]
     assert shapes == [(128 // 32 + 1, 32)]
 
 

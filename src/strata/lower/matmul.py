@@ -8,7 +8,7 @@ from strata.loop import build as b
 from strata.loop.nodes import Expr
 
 from .context import LOWERINGS, Access, Context, Index, broadcast_index
-from .matrix_unit import multiplies_pieces, rounded_rows
+from .matrix_unit import multiplies_pieces, staged_activations
 
 MATMUL_BLOCK = "matmul"
 
@@ -21,7 +21,7 @@ def lower_matmul(ctx: Context, node: Node) -> Access:
     if ctx.has_matrix_unit and multiplies_pieces(node):
         rows, k = a.tensor.shape
         assert isinstance(k, int)
-        left = rounded_rows(ctx, left, rows, k)
+        left = staged_activations(ctx, left, rows, k)
     accumulate = f64 if a.tensor.dtype is f64 else f32
     transposed = node.attrs["transpose_b"]
     batch_a, batch_b = a.tensor.shape[:-2], weight.tensor.shape[:-2]

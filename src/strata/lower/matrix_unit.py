@@ -2,7 +2,7 @@
 
 ::
 
-    rounded[m, k / 32, 32]      a                                               bf16
+    activations[m, k / 32, 32]      a, rounded                                  bf16
 
 A row has one piece of 32 elements more than it needs. A tile is a piece of each of 16 rows; were rows a power
 of two of bytes apart, as they often are, all of them would compete for the few places that a cache has for
@@ -20,7 +20,7 @@ from strata.loop.nodes import Expr, Load
 
 from .context import Access, Context, Index
 
-ROUNDED_BLOCK = "rounded"
+ACTIVATIONS_BLOCK = "activations"
 PIECE = ROW_BYTES // bf16.itemsize_bytes
 
 
@@ -32,13 +32,13 @@ def multiplies_pieces(product: Node) -> bool:
     return in_pieces and a.dtype is weight.dtype is bf16 and len(a.shape) == len(weight.shape) == 2
 
 
-def rounded_rows(ctx: Context, given: Access, rows: Dim, k: int) -> Access:
+def staged_activations(ctx: Context, given: Access, rows: Dim, k: int) -> Access:
     """Stage ``given[m, k]``, rounded to bf16; k is a number of whole pieces."""
     pieces = k // PIECE
-    stored = ctx.buffer(ROUNDED_BLOCK + "_buf", (rows, pieces + 1, PIECE), bf16)
+    stored = ctx.buffer(ACTIVATIONS_BLOCK + "_buf", (rows, pieces + 1, PIECE), bf16)
 
     def piece(i: Index) -> Expr:
         return b.cast(bf16, given((i[0], b.add(b.mul(i[1], PIECE), i[2]))))
 
-    ctx.stage(ROUNDED_BLOCK, (rows, pieces, PIECE), bf16, piece, lambda i: (stored, i))
+    ctx.stage(ACTIVATIONS_BLOCK, (rows, pieces, PIECE), bf16, piece, lambda i: (stored, i))
     return lambda i: Load(stored, (i[0], b.floordiv(i[1], PIECE), b.floormod(i[1], PIECE)))

@@ -17,7 +17,7 @@ for the offset (where every group of the weight has a zero of its own, ``dot`` m
 With ``activations = bf16`` both operands are rounded, the weight in the layout of a matrix unit: 16 columns
 side by side, pairs of k together (``Layout(16, 2)``)::
 
-    rounded[m, k / 32, 32]          a (:mod:`.matrix_unit`)                 bf16
+    activations[m, k / 32, 32]      a (:mod:`.matrix_unit`)                 bf16
     weights[n / 16, k / 2, 32]      (code - zero) * scale                   bf16
     matmul[m, n]                    sum over k                              f32
 """
@@ -37,7 +37,7 @@ from strata.loop.nodes import Buffer, Expr, Intrinsic, Load
 
 from .context import LOWERINGS, Access, Context, Index, widened
 from .matmul import MATMUL_BLOCK
-from .matrix_unit import rounded_rows
+from .matrix_unit import staged_activations
 
 DOT_BLOCK = "dot"
 LARGEST_BLOCK, CODES_BLOCK, STEPS_BLOCK, STARTS_BLOCK = "largest", "codes", "steps", "starts"
@@ -127,7 +127,7 @@ def _lower_rounded(ctx: Context, node: Node) -> Access:
     assert isinstance(columns, int)
     assert isinstance(k, int)
     given, element = widened(ctx.access(a)), _dequantized(ctx, node, tuple(weight), bf16)
-    left = rounded_rows(ctx, given, rows, k)
+    left = staged_activations(ctx, given, rows, k)
     _, layout = ctx.operands.get(id(weight[0]), (None, None))
     # Rows that the stored weight is padded with are read like others, and never used.
     padded = columns if layout is None else -(-columns // layout.rows) * layout.rows

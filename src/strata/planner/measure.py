@@ -82,7 +82,7 @@ def measure_task(
     bench = TaskBench(task, funcs, [o.when for o in offers], is_quick=quick, most_rows=most)
     times = {size: bench.times_s(size) for size in some}
     if is_long:
-        times[LONG_ROWS] = bench.more_times_s(LONG_ROWS, some[0], times[some[0]])
+        times[LONG_ROWS] = bench.times_s(LONG_ROWS, _too_slow(times[some[0]], LONG_ROWS / some[0]))
     while not quick and (size := _undecided(times)) is not None:
         times[size] = bench.times_s(size)
     bench.close()
@@ -118,6 +118,12 @@ def _undecided(times: Mapping[int, Sequence[float]]) -> int | None:
         if fastest_a != fastest_b and b - a > 1 and b > a * MAX_GAP:
             return (a + b) // 2
     return None
+
+
+def _too_slow(times_s: Sequence[float], growth: float) -> dict[int, float]:
+    """Candidates not to be run at ``growth`` times as many rows, and how long they would take there."""
+    slow = SLOW * min(times_s)
+    return {k: time_s * growth for k, time_s in enumerate(times_s) if time_s > slow}
 
 
 def _estimate(task: Task, size: int, time_s: float) -> Estimate:
@@ -193,11 +199,6 @@ class TaskBench:
         self._threads = num_threads
         self._memories = [_Memory.of(task, f) for f in funcs]
         self._image: Any = None
-
-    def more_times_s(self, size: int, before: int, times_s: Sequence[float]) -> list[float]:
-        """The same where ``times_s`` are those of ``before`` rows, fewer: what was slow is not run again."""
-        out = [k for k, time_s in enumerate(times_s) if time_s > SLOW * min(times_s)]
-        return self.times_s(size, {k: times_s[k] * size / before for k in out})
 
     def times_s(self, size: int, known: Mapping[int, float] | None = None) -> list[float]:
         """Median seconds of every candidate at ``size`` rows; infinite for one that is not correct there.

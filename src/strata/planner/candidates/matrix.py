@@ -8,38 +8,35 @@ in which tiles are read fast.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from strata.core.dims import SymDim
 from strata.lower import lower_group, multiplies_pieces
 from strata.lower.attention import fewest_tokens
-from strata.planner.cost import task_model
 from strata.planner.options import PlanOptions
 from strata.planner.types import Origin
 from strata.runtime.records import DimRange
-from strata.schedule import propose, trace_text
 
 from .base import Offer, Task
+from .rules import proposed
 
 ATTENTION = "cpu.attention.matrix"
 
 
 def matrix_offers(task: Task, options: PlanOptions) -> Iterable[Offer]:
     """At most one: attention for passes in which some task has enough rows, products for any."""
-    if not task.target.has_matrix_bf16:
+    is_product = task.anchor.op == "matmul" and multiplies_pieces(task.anchor)
+    when = _attention_sizes(task) if task.anchor.op == "paged_attention" else None
+    if not task.target.has_matrix_bf16 or not (is_product or when):
         return
-    if task.anchor.op == "matmul" and multiplies_pieces(task.anchor):
-        yield from _offers(task)
-    if task.anchor.op == "paged_attention":
-        fewest, rows = fewest_tokens(task.anchor), task.rows
-        if fewest is not None and isinstance(rows, SymDim) and rows.hi >= fewest:
-            when = (DimRange(rows.name, max(rows.lo, fewest), rows.hi),)
-            yield from _offers(task, ATTENTION, when)
-
-
-def _offers(task: Task, name: str = "", when: tuple[DimRange, ...] = ()) -> Iterable[Offer]:
     lowered = lower_group("naive", task.body, task.layouts, has_matrix_unit=True)
-    for proposal in propose(lowered.func, task.target):
-        if name or proposal.rows:
-            model = task_model(task, proposal.func, proposal.rows, proposal.dot)
-            trace = trace_text(proposal.trace)
-            yield Offer(name or proposal.name, proposal.func, trace, Origin.MATRIX, model, when)
+    for offer in proposed(task, lowered.func, Origin.MATRIX, tiles=is_product):
+        yield offer if when is None else replace(offer, name=ATTENTION, when=when)
+
+
+def _attention_sizes(task: Task) -> tuple[DimRange, ...]:
+    """Numbers of tokens with which a task of attention may have more rows than a tile; () if none."""
+    fewest, rows = fewest_tokens(task.anchor), task.rows
+    if fewest is None or not isinstance(rows, SymDim) or rows.hi < fewest:
+        return ()
+    return (DimRange(rows.name, max(rows.lo, fewest), rows.hi),)

@@ -14,21 +14,17 @@ from strata.core.dtypes import bf16, i8, u4
 from strata.graph.nodes import Function, Node, rebuild, rewrite
 from strata.loop.matrix import ROWS
 from strata.lower import Lowered, lower_group
-from strata.planner.cost import task_model
 from strata.planner.options import PlanOptions
 from strata.planner.types import Origin
-from strata.schedule import propose, trace_text
 
 from .base import Offer, Task
+from .rules import proposed
 
 
 def rounded_offers(task: Task, options: PlanOptions) -> Iterable[Offer]:
     """What the rules propose for the group with activations in bf16."""
     lowered = rounded(task)
-    for proposal in propose(lowered.func, task.target) if lowered is not None else ():
-        if proposal.rows:
-            model = task_model(task, proposal.func, proposal.rows, proposal.dot)
-            yield Offer(proposal.name, proposal.func, trace_text(proposal.trace), Origin.ROUNDED, model)
+    return () if lowered is None else proposed(task, lowered.func, Origin.ROUNDED, tiles=True)
 
 
 def rounded(task: Task) -> Lowered | None:

@@ -28,15 +28,15 @@ from strata.target import Target
 from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
 from .matmul import PAIR, Product
 
-ROUNDED, WEIGHTS = "rounded", "weights"
+ACTIVATIONS, WEIGHTS = "activations", "weights"
 BYTES = 4  # with the halves of which weights of four pairs of k come
 
 
 @RULES.register("matrix")
 def matrix_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
-    """One trace, where rows are rounded first (``lower.matrix_unit``)."""
+    """One trace, where activations are staged first (``lower.matrix_unit``)."""
     stages = stage_names(func)
-    if stages[:1] != [ROUNDED] or not target.has_matrix_bf16:
+    if stages[:1] != [ACTIVATIONS] or not target.has_matrix_bf16:
         return None
     unpacks = stages[1:2] == [WEIGHTS]
     product = Product.of(func, target, before=stages[: 2 if unpacks else 1])
@@ -46,7 +46,7 @@ def matrix_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     outputs, contracted = draft.extent(product.n), draft.extent(product.tile[2])
     if outputs is None or contracted is None:
         return None
-    rows, *_, element = loops_over(func, ROUNDED, AxisKind.SPATIAL)
+    rows, *_, element = loops_over(func, ACTIVATIONS, AxisKind.SPATIAL)
     beside = columns_in_cache(target, outputs, contracted, PAIR)
     if unpacks and beside * contracted * PAIR > MAX_LOCAL_BYTES:
         beside = 2 * ROWS
