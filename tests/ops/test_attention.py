@@ -22,14 +22,14 @@ from strata.graph.types import CacheType, RopeMode, TensorType
 from strata.loop.interp import run
 from strata.loop.nodes import Func
 from strata.lower import Binding, lower_group
-from strata.lower.attention.paged import MAX_SPLITS, PART_ROWS, SPLIT_TOKENS
+from strata.lower.attention.paged import MAX_SPLITS, PART_ROWS, SPLIT_TOKENS, TILES_TOGETHER
 from strata.planner.workspace import hoist_workspace, with_workspace
 from strata.runtime.image import LoadedImage, load_image
 from strata.runtime.tensors import as_tensor
 from strata.schedule import propose
 from strata.target import detect_host
 
-N = SymDim("n", 1, 64)
+N = SymDim("n", 1, 256)
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ BATCHES = [
     ([130, 0, 17], [5, 31, 1]),
     ([SPLIT_TOKENS - 1, 3], [1, 1]),
     ([SPLIT_TOKENS, 2 * SPLIT_TOKENS + 5, 0], [1, 4, 2]),
+    ([0, 7], [4 * TILES_TOGETHER + 3, 8 * TILES_TOGETHER - 1]),  # some whole sets of tiles and a part of one
     ([3, 9, 63, 64, 65, 1, 0, 200], [1] * 8),
 ]
 

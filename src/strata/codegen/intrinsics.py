@@ -13,7 +13,8 @@ name           instruction                               expansion
 ``high4``      shift
 ``every4``                                               shift of 32 bits, narrowed
 ``zip_bf16``                                             two conversions, a shuffle
-``exp2``                                                 polynomial, exponent by integer addition
+``exp2``,      ``vreduceps``, ``vscalefps`` around a     polynomial, exponent by integer addition
+``exp2_bf16``  polynomial
 ``prefetch``   ``prefetcht1``, ``prfm pldl2keep``
 ``evict``      ``clflushopt``, ``clflush``               nothing
 ============== ========================================= =================================================
@@ -142,22 +143,64 @@ def _zip_bf16(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value
 
 # ------------------------------------------------------------------------------------------------ exp2
 
-# Relative minimax of 2**r for |r| <= 1/2 with constant term 1 (error 9.2e-8), the highest power first.
-EXP2_F32 = (
-    0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253,
-    0.6931470036506653, 1.0,
-)  # fmt: skip
+# Relative minimax of 2**r with constant term 1, the highest power first, by name of the intrinsic:
+# for |r| <= 1/2 (errors 9.2e-8 and 1.02e-4) ...
+EXP2_NEAREST = {
+    "exp2": (
+        0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253,
+        0.6931470036506653, 1.0,
+    ),
+    "exp2_bf16": (0.055008931854115366, 0.24221095944159818, 0.6932829269434042, 1.0),
+}  # fmt: skip
+# ... and for 0 <= r < 1 (8.3e-8 and 8.6e-5).
+EXP2_FLOOR = {
+    "exp2": (
+        0.001867155831326822, 0.00901696694442042, 0.05579996758814261, 0.24016443100597795,
+        0.693151314142398, 1.0,
+    ),
+    "exp2_bf16": (0.0770670436424276, 0.22764498887290205, 0.6951167871524777, 1.0),
+}  # fmt: skip
 
 
 def _exp2(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    widths = emitter.target.register_lanes
+
+    def emit(x: Value) -> Value:
+        if emitter.target.has_scale_by_power and x.lanes in widths:
+            return _exp2_scaled(emitter, node.name, x)
+        return _exp2_expanded(emitter, node.name, x)
+
+    return in_registers(emitter.b, node.lanes, widths, [(args[0], 1)], emit)
+
+
+def _exp2_scaled(emitter: ExprEmitter, name: str, x: Value) -> Value:
+    """``2**(n + r)``, n the floor: the polynomial of r, scaled by the power."""
+    b, m = emitter.b, FloatOps(emitter.b, emitter.target, f32, x.lanes)
+    mask = "i16" if x.lanes == 16 else "i8"
+    towards = ", i32 4" if x.lanes == 16 else ""  # rounding as the mode says, which is to nearest
+
+    def masked(symbol: str, x: Value, second: str, types: tuple[str, ...], last: str) -> Value:
+        b.declare(symbol, m.kind, (m.kind, *types))
+        text = f"call {m.kind} @{symbol}({m.kind} {{}}, {second}, {m.kind} poison, {mask} -1{last})"
+        return b.pure(f32, x.lanes, text, x)
+
+    rest = (m.kind, mask, "i32") if towards else (m.kind, mask)
+    symbol = f"llvm.x86.avx512.mask.reduce.ps.{x.lanes * 32}"
+    r = masked(symbol, x, "i32 9", ("i32", *rest), towards)  # x - floor(x), without exceptions
+    symbol = f"llvm.x86.avx512.mask.scalef.ps.{x.lanes * 32}"
+    power = f"{m.kind} {b.use(x)}"
+    return masked(symbol, m.poly(r, EXP2_FLOOR[name]), power, (m.kind, *rest), towards)
+
+
+def _exp2_expanded(emitter: ExprEmitter, name: str, x: Value) -> Value:
     """``2**(n + r)``: the polynomial of r, and n added to its exponent; at -127 and below all bits are 0."""
-    m = FloatOps(emitter.b, emitter.target, f32, node.lanes)
+    m = FloatOps(emitter.b, emitter.target, f32, x.lanes)
     magic = 1.5 * 2.0**m.mantissa_bits  # adding it leaves n in the low bits of the pattern
-    x = m.at_least(args[0], -MAX_EXP2)
+    x = m.at_least(x, -MAX_EXP2)
     shifted = m.add(x, magic)
     r = m.sub(x, m.sub(shifted, magic))
     exponent = m.int_op("shl", m.bits(shifted), m.mantissa_bits)
-    return m.from_bits(m.int_op("add", m.bits(m.poly(r, EXP2_F32)), exponent))
+    return m.from_bits(m.int_op("add", m.bits(m.poly(r, EXP2_NEAREST[name])), exponent))
 
 
 EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
@@ -169,5 +212,6 @@ EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "zip_bf16": _zip_bf16,
     "low4": lambda emitter, node, args: _nibble(emitter.b, node, "and", 15, *args),
     "exp2": _exp2,
+    "exp2_bf16": _exp2,
     "high4": lambda emitter, node, args: _nibble(emitter.b, node, "lshr", 4, *args),
 }

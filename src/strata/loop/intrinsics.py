@@ -11,7 +11,8 @@ name           arguments                                         result, lane ``
 ``high4``      ``a``: u8 L                                       ``a[l] >> 4``
 ``every4``     ``a``: u8, 4L lanes; ``j``: i64 below 4           ``a[4l+j]``
 ``zip_bf16``   ``a, b``: f32, L lanes each                       ``a[0], b[0], a[1], ...``, rounded to bf16
-``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``; 0 up to -127
+``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``
+``exp2_bf16``  the same                                          the same, to be rounded to bf16
 ``prefetch``   one element of a buffer in memory, or outside     i32 0; the element's cache line comes closer
 ``evict``      one element of a buffer in memory                 i32 0; the element's line leaves all caches
 ============== ================================================= ==========================================
@@ -21,8 +22,8 @@ integers are exact, modulo 2**32.
 
 The semantics here are what the interpreter runs and what a code generator has to emit, up to subnormals
 (which the instruction behind ``dot2_bf16`` takes for 0) and the order of its two additions.
-``exp2`` may be off by 3 units of roundoff, and by ``2**-126``: weights of a softmax need no correct
-subnormals. :data:`INTRINSICS` is open: register more.
+``exp2`` may be off by 3 units of roundoff, ``exp2_bf16`` by ``2**-13`` of the value, and both by ``2**-126``:
+weights of a softmax need no correct subnormals. :data:`INTRINSICS` is open: register more.
 """
 
 from __future__ import annotations
@@ -198,6 +199,7 @@ for _definition in (
     IntrinsicDef("every4", "(a: u8[4L], j: i64[1]) -> u8[L]", _every4_result, _every4),
     IntrinsicDef("zip_bf16", "(a, b: f32[L]) -> bf16[2L]", _zip_result, _zip),
     IntrinsicDef("exp2", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),
+    IntrinsicDef("exp2_bf16", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),
     IntrinsicDef("prefetch", "(a: any[1]) -> i32", _line_result, lambda a: np.zeros(1, np.int32)),
     IntrinsicDef("evict", "(a: any[1]) -> i32", _line_result, lambda a: np.zeros(1, np.int32)),
 ):

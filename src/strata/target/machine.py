@@ -128,6 +128,11 @@ class Target:
         return self.arch == "aarch64" or self.has("sse4.1")
 
     @property
+    def has_scale_by_power(self) -> bool:
+        """Instructions that split a float at its binary point and that multiply by a power of 2."""
+        return self.has("avx512dq") and self.has("avx512vl")
+
+    @property
     def register_lanes(self) -> tuple[int, ...]:
         """f32 (or i32) elements of the vector registers, the widest first: ``(16, 8, 4)``."""
         return tuple(n for n in (16, 8, 4) if n <= self.lanes_f32)

@@ -444,21 +444,21 @@ def test_fma_intrinsic():
     assert (mcjit.run(func, host, x, c)[0] == (2.0**-24 if host.has("fma") else 0)).all()
 
 
-@pytest.mark.parametrize("lanes", [1, 4, 16])
+EXP2_ERRORS = {"exp2": 3 * 2.0**-24, "exp2_bf16": 2.0**-13}  # relative, as documented
+
+
+@pytest.mark.parametrize("name", EXP2_ERRORS)
+@pytest.mark.parametrize("lanes", [1, 4, 16, 32])
 @pytest.mark.parametrize("target", TARGET_PARAMS)
-def test_exp2(target, lanes):
+def test_exp2(target, lanes, name):
     special = [-np.inf, np.nan, -127.0, -126.5, -126.0, -1e30, 0.0, -0.0, 1e-45, 127.0, 1.0, -1.0, 0.5, -0.5]
     x = np.concatenate([special, np.random.default_rng(5).uniform(-130, 127, 1024 - len(special))]).astype(
         np.float32
     )
-    (got,) = mcjit.run(
-        mcjit.elementwise([lambda p: Intrinsic("exp2", (p,), f32, lanes)], [f32], [f32], 1024, lanes),
-        target,
-        x,
-    )
-    wanted = np.exp2(x.astype(np.float64))
-    np.testing.assert_allclose(got, wanted, rtol=3 * 2.0**-24, atol=2.0**-126)
-    assert (got[x <= -127] == 0).all()  # what is hidden has no weight at all
+    func = mcjit.elementwise([lambda p: Intrinsic(name, (p,), f32, lanes)], [f32], [f32], 1024, lanes)
+    (got,) = mcjit.run(func, target, x)
+    np.testing.assert_allclose(got, np.exp2(x.astype(np.float64)), rtol=EXP2_ERRORS[name], atol=2.0**-126)
+    assert (got[x < -150] == 0).all()  # what is hidden has no weight at all
     assert got[[6, 7, 9, 10, 11]].tolist() == [1, 1, 2.0**127, 2, 0.5]
 
 

@@ -150,13 +150,14 @@ def test_intrinsics_of_scalars_stand_in_naive_functions():
         check(wide, LOOP_NAIVE)
 
 
-def test_exp2_is_0_where_nothing_is_left():
-    exp2 = INTRINSICS["exp2"].evaluate
+@pytest.mark.parametrize("name", ["exp2", "exp2_bf16"])
+def test_exp2_is_0_where_nothing_is_left(name):
+    exp2 = INTRINSICS[name].evaluate
     x = np.array([-np.inf, -127, -3, 0, 127], np.float32)
     np.testing.assert_allclose(exp2(x), np.array([0, 0, 0.125, 1, 2.0**127], np.float32), rtol=3 * 2.0**-24)
     with pytest.raises(VerifyError, match=r"@exp2: a holds 128.0; expected values up to 127.0"):
         exp2(np.array([128.0], np.float32))
-    assert result_type("exp2", [(f32, 16)]) == (f32, 16)
+    assert result_type(name, [(f32, 16)]) == (f32, 16)
     assert result_type("prefetch", [(bf16, 1)]) == result_type("evict", [(u8, 1)]) == (i32, 1)
     for name, wrong in (("exp2", [(f64, 2)]), ("prefetch", [(f32, 2)]), ("evict", [(f32, 2)])):
         with pytest.raises(VerifyError, match=f"@{name}"):

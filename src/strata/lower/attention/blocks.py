@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import e as euler
 from math import inf, log2
 
-from strata.core.dtypes import DType, f32, i32, i64
+from strata.core.dtypes import DType, bf16, f32, i32, i64
 from strata.loop import build as b
 from strata.loop.nodes import (
     Alloc,
@@ -48,6 +48,7 @@ from .tiles import Tiles, lanes, multiply_add, serial, unroll, vectors
 LOWEST = -3.4028234663852886e38  # the smallest finite f32
 LOG2_E = log2(euler)
 SLACK = 10.0  # powers of 2 by which a weight may exceed 1 before the maximum is computed anew
+CHAINS = 4  # maxima that are found side by side: each comparison waits for the last one of its chain
 ZERO = b.const(0, i64)
 
 
@@ -155,9 +156,13 @@ class BlockKernel:
         last = Load(self.rows.length, (b.add(first, t.rows - 1),))
         return Let(seen, b.minimum(b.sub(last, span.base), b.const(t.span, i64)), If(b.gt(seen, 0), body))
 
+    def _loop(self, count: int, body: Callable[[Expr], Stmt]) -> Stmt:
+        """A loop over rows, or some rows at a time."""
+        return unroll("g", count, body)
+
     def _over_rows(self, body: Callable[[Expr], Stmt]) -> Stmt:
         """A loop over the rows of the block."""
-        return unroll("g", self.tiles.rows, body)
+        return self._loop(self.tiles.rows, body)
 
     def _each(self, body: Callable[[Expr, Expr], Stmt], vectors_: int) -> Stmt:
         """A loop over rows and vectors."""
@@ -237,28 +242,39 @@ class BlockKernel:
     def _raise_tops(self, first: Expr, s: Buffer) -> Stmt:
         """Make the maxima new where a score is above one by more than ``SLACK``."""
         t, tops = self.tiles, self.rows.top
-        above = self._register("above", t.token_lanes)
+        above = self._register("above", CHAINS * t.token_lanes)
         many = Buffer("many", (1,), i32, MemSpace.REGISTER)
 
-        def row(g: Expr) -> Stmt:
+        def highest(chain: int, lane: Expr) -> Load:
+            return Load(above, (b.add(chain * t.token_lanes, lane),))
+
+        def row(g: Expr, chain: int) -> Stmt:
             best, top = self._register("best", t.token_lanes), Var("top", f32)
 
             def excess(lane: Expr) -> Stmt:
-                value = b.sub(b.mul(Load(best, (lane,)), self.factor), top)
-                return Store(above, (lane,), larger(value, Load(above, (lane,))))
+                value, place = b.sub(b.mul(Load(best, (lane,)), self.factor), top), highest(chain, lane)
+                return Store(above, place.indices, larger(value, place))
 
             body = seq(self._best(g, s, best), lanes("t", t.token_lanes, excess))
             return Let(top, Load(tops, (b.add(first, g),)), Alloc(best, body))
 
+        def rows(n: Expr) -> Stmt:
+            return seq(*(row(b.add(b.mul(n, CHAINS), chain), chain) for chain in range(CHAINS)))
+
         def count(lane: Expr) -> Stmt:
-            is_above = b.gt(Load(above, (lane,)), b.const(SLACK, f32))
-            one = b.select(is_above, b.const(1, i32), b.const(0, i32))
+            value: Expr = highest(0, lane)
+            for chain in range(1, CHAINS):
+                value = larger(highest(chain, lane), value)
+            one = b.select(b.gt(value, b.const(SLACK, f32)), b.const(1, i32), b.const(0, i32))
             return Store(many, (ZERO,), b.maximum(Load(many, (ZERO,)), one))
+
+        def lowest(x: Expr) -> Stmt:
+            return Store(above, (x,), b.const(-inf, f32))
 
         raise_ = self._over_rows(lambda g: self._new_top(first, g, s))
         body = seq(
-            lanes("t", t.token_lanes, lambda x: Store(above, (x,), b.const(-inf, f32))),
-            self._over_rows(row),
+            vectors("t", CHAINS * t.token_lanes, lowest),
+            self._loop(t.rows // CHAINS, rows),
             Store(many, (ZERO,), b.const(0, i32)),
             lanes("t", t.token_lanes, count),
             If(b.gt(Load(many, (ZERO,)), b.const(0, i32)), raise_),
@@ -304,31 +320,25 @@ class BlockKernel:
 
     def _weights(self, first: Expr, span: Span, s: Buffer, p: Buffer) -> Stmt:
         """``p = 2**(s * factor - top)`` (times the scales of values), and their sums."""
-        t, total = self.tiles, self.rows.total
+        total = self.rows.total
 
         def row(g: Expr) -> Stmt:
             at, top = b.add(first, g), Var("top", f32)
 
             def weigh(v: Expr, lane: Expr) -> Stmt:
-                score = self._score(s, g, v, lane)
-                return Store(s, score.indices, exp2(b.sub(b.mul(score, self.factor), top)))
-
-            def keep(v: Expr, lane: Expr) -> Stmt:
-                weight = self._score(s, g, v, lane)
+                score, weight = self._score(s, g, v, lane), Var("weight", f32)
                 value: Expr = weight
                 if span.value_scale is not None:  # that of a hidden token may be anything
-                    scaled = b.mul(weight, span.value_scale(weight.indices[1]))
+                    scaled = b.mul(weight, span.value_scale(score.indices[1]))
                     value = b.select(b.gt(weight, 0.0), scaled, b.const(0.0, f32))
-                return Store(p, weight.indices, b.cast(self.operand, value))
+                sum_ = Load(total, (at, lane))
+                body = seq(
+                    Store(p, score.indices, b.cast(self.operand, value)),
+                    Store(total, sum_.indices, b.add(sum_, weight)),
+                )
+                return Let(weight, exp2(b.sub(b.mul(score, self.factor), top), self.operand), body)
 
-            def add_up(lane: Expr) -> Stmt:
-                value: Expr = Load(total, (at, lane))
-                for v in range(t.token_vectors):
-                    value = b.add(value, self._score(s, g, b.const(v, i64), lane))
-                return Store(total, (at, lane), value)
-
-            body = seq(self._over(weigh), self._over(keep), lanes("t", t.token_lanes, add_up))
-            return Let(top, Load(self.rows.top, (at,)), body)
+            return Let(top, Load(self.rows.top, (at,)), self._over(weigh))
 
         return self._over_rows(row)
 
@@ -413,6 +423,6 @@ def larger(a: Expr, c: Expr) -> Expr:
     return b.select(b.binary(BinaryOp.GT, a, c), a, c)
 
 
-def exp2(a: Expr) -> Expr:
-    """``2**a``, as precise as weights have to be."""
-    return Intrinsic("exp2", (a,), f32, 1)
+def exp2(a: Expr, rounded: DType = f32) -> Expr:
+    """``2**a``, as precise as weights have to be that are ``rounded``."""
+    return Intrinsic("exp2_bf16" if rounded == bf16 else "exp2", (a,), f32, 1)

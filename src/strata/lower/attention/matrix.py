@@ -56,16 +56,15 @@ class MatrixKernel(BlockKernel):
         """Where the scores of a block are."""
         return MemSpace.LOCAL
 
-    def _over_rows(self, body: Callable[[Expr], Stmt]) -> Stmt:
-        return serial("g", self.tiles.rows, body)
+    def _loop(self, count: int, body: Callable[[Expr], Stmt]) -> Stmt:
+        return serial("g", count, body)
 
     def _add_scores(self, first: Expr, span: Span, s: Buffer) -> Stmt:
         def product(row: Expr, token: Expr, pair: Expr, k: Expr | int) -> tuple[Load, Load, Load]:
             q = Load(self.rows.q, (b.add(first, row), b.add(b.mul(pair, PAIR), k)))
             return Load(s, (row, token)), q, span.keys(pair, token, k)
 
-        ahead = self._ahead(self.head_dim // PAIR, lambda d: lambda t: span.next_keys(d, t), self.tiles.span)
-        return seq(_products(self.names[0], self.head_dim, product), ahead)  # right behind the zeros
+        return _products(self.names[0], self.head_dim, product)
 
     def _values(self, first: Expr, span: Span, seen: Expr, p: Buffer) -> Stmt:
         """``o = o + p @ V``, 32 elements of the head at a time."""
@@ -76,10 +75,7 @@ class MatrixKernel(BlockKernel):
 
         whole = self._add_values(self.names[1], first, span.values, p)
         part = seq(self._copy_seen(span, seen, copied), self._add_values(self.names[2], first, copied, p))
-        ahead = self._ahead(
-            self.tiles.span // PAIR, lambda t: lambda d: span.next_values(t, d), self.head_dim
-        )
-        return seq(ahead, If(b.eq(seen, self.tiles.span), whole, Alloc(copy, part)))
+        return If(b.eq(seen, self.tiles.span), whole, Alloc(copy, part))
 
     def _add_values(
         self, name: str, first: Expr, values: Callable[[Expr, Expr, Expr | int], Load], p: Buffer
@@ -117,10 +113,6 @@ class MatrixKernel(BlockKernel):
             serial("t", b.sub(b.const(self.tiles.span // PAIR, i64), pairs), nothing),
             If(b.eq(b.floormod(seen, PAIR), 1), last),
         )
-
-    def _ahead(self, rows: int, row: Callable[[Expr], Callable[[Expr], Load]], width: int) -> Stmt:
-        """Ask for the next page: ``rows`` rows of ``width`` pairs."""
-        return serial("ahead", rows, lambda r: self._fetch(row(r), width))
 
 
 def _halves(element: Expr) -> tuple[Expr, Expr]:

@@ -55,6 +55,7 @@ from .tiles import Tiles, lanes, serial, vectors
 SPLIT_TOKENS = 256  # of a part: 64 KiB of bf16 keys and values of 64 elements, a few microseconds of work
 MAX_SPLITS = 16
 FEW_ROWS = 16  # of a task: a matrix unit would compute twice as many or more
+TILES_TOGETHER = 16
 PART_ROWS = 64  # tokens times parts, at most: memory for results of parts; passes of 33 tokens have one part
 
 
@@ -181,21 +182,21 @@ def _write_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
     rows, tiles, head_dim = a.kernel.rows, a.tiles, a.cache.head_dim
 
     def one(r: Expr) -> Stmt:
-        token, head, sum_ = Var("row_token"), Var("row_head"), Var("sum", f32)
+        token, head, sum_, share = Var("row_token"), Var("row_head"), Var("sum", f32), Var("share", f32)
         weight = Buffer("weight", (1,), f32, MemSpace.REGISTER)
 
         def add_up(lane: Expr) -> Stmt:
             return Store(weight, (ZERO,), b.add(Load(weight, (ZERO,)), Load(rows.total, (r, lane))))
 
         def finish(d: Expr) -> Stmt:
-            value = b.div(Load(rows.o, (r, d)), sum_)
+            value = b.mul(Load(rows.o, (r, d)), share)
             return Store(a.result, (token, head, d), b.cast(a.result.dtype, value))
 
         def keep(d: Expr) -> Stmt:
             return Store(a.parts.o, (*at, d), Load(rows.o, (r, d)))
 
         at = (b.add(b.mul(token, g.splits), g.part), head)
-        whole = vectors("d", head_dim, finish)
+        whole = Let(share, b.div(b.const(1.0, f32), sum_), vectors("d", head_dim, finish))
         part = seq(
             Store(a.parts.total, at, sum_),
             Store(a.parts.top, at, Load(rows.top, (r,))),
@@ -371,10 +372,15 @@ def _segment(a: _Attention, g: _Segment) -> Stmt:
 
 
 def _tasks(a: _Attention, splits: Expr) -> Stmt:
-    """The parallel loop over tiles of tokens, tiles of heads and parts; long contexts first."""
+    """The parallel loop over tiles of tokens, tiles of heads and parts; long contexts first.
+
+    ``TILES_TOGETHER`` tiles of tokens have the same heads one after the other: keys and values come from the
+    level-2 cache then.
+    """
     tiles, shared = a.tiles, a.heads // a.cache.num_kv_heads
     head_tiles = a.heads // tiles.heads
     task, tile, first, end = Var("task"), Var("tile"), Var("first"), Var("end")
+    before, within, together, head_tile = Var("before"), Var("within"), Var("together"), Var("head_tile")
     part, rest = b.floormod(task, splits), b.floordiv(task, splits)
     num_tiles = b.ceildiv(size(a.n), tiles.tokens)
 
@@ -383,11 +389,11 @@ def _tasks(a: _Attention, splits: Expr) -> Stmt:
         part_, head = Var("part"), Var("head")
         g = _Segment(token, count, sequence, head, b.floordiv(head, shared), part_, splits)
         body = Let(part_, part, _segment(a, g))
-        body = Let(head, b.mul(b.floormod(rest, head_tiles), tiles.heads), body)
+        body = Let(head, b.mul(head_tile, tiles.heads), body)
         after = b.minimum(end, b.add(a.field("last_rows", sequence), 1))
         body = Let(count, b.sub(after, token), body)
-        before = a.field("seq_ids", b.maximum(b.sub(token, 1), ZERO))
-        starts = b.or_(b.eq(s, 0), b.ne(before, sequence))
+        last = a.field("seq_ids", b.maximum(b.sub(token, 1), ZERO))
+        starts = b.or_(b.eq(s, 0), b.ne(last, sequence))
         return Let(token, b.add(first, s), Let(sequence, a.field("seq_ids", token), If(starts, body)))
 
     body = serial("s", b.sub(end, first), segment)
@@ -395,7 +401,11 @@ def _tasks(a: _Attention, splits: Expr) -> Stmt:
         body = Alloc(buffer, body)
     body = Let(end, b.minimum(b.add(first, tiles.tokens), size(a.n)), body)
     body = Let(first, b.mul(tile, tiles.tokens), body)
-    body = Let(tile, b.sub(b.sub(num_tiles, 1), b.floordiv(rest, head_tiles)), body)
+    body = Let(tile, b.sub(b.sub(num_tiles, 1), b.add(before, b.floormod(within, together))), body)
+    body = Let(head_tile, b.floordiv(within, together), body)
+    body = Let(together, b.minimum(b.sub(num_tiles, before), b.const(TILES_TOGETHER, i64)), body)
+    body = Let(within, b.floormod(rest, TILES_TOGETHER * head_tiles), body)
+    body = Let(before, b.mul(b.floordiv(rest, TILES_TOGETHER * head_tiles), TILES_TOGETHER), body)
     return For(task, b.mul(b.mul(num_tiles, head_tiles), splits), ForKind.PARALLEL, body)
 
 
