@@ -19,7 +19,6 @@ from strata.planner.choose import choose
 from strata.planner.layouts import choose_layouts
 from strata.planner.options import PlanOptions
 from strata.planner.stacks import Kernels, StackBuilder
-from strata.runtime.records import DimRange
 from strata.schedule.rules.matmul import weight_layout
 from strata.target import get_target
 
@@ -95,17 +94,17 @@ def test_weights_are_not_unpacked_for_fewer_rows_than_a_tile_has(rows: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "head_dim", "page_size", "kind", "fewest"),
+    ("kv_heads", "head_dim", "page_size", "kind", "fits"),
     [
-        (4, 64, 64, bf16, 3),
-        (32, 32, 32, bf16, 17),
-        (4, 64, 64, i8, 3),
-        (4, 48, 64, bf16, 0),
-        (4, 64, 64, f32, 0),
+        (4, 64, 64, bf16, True),
+        (32, 32, 32, bf16, True),
+        (4, 64, 64, i8, True),
+        (4, 48, 64, bf16, False),
+        (4, 64, 64, f32, False),
     ],
 )
-def test_attention_of_many_rows_is_for_a_matrix_unit(kv_heads, head_dim, page_size, kind, fewest) -> None:
-    """From the first number of tokens on with which a task has more than 16 rows."""
+def test_attention_of_whole_tiles_is_for_a_matrix_unit(kv_heads, head_dim, page_size, kind, fits) -> None:
+    """For any number of tokens: without the unit, single ones are computed in blocks of rows, too."""
     cache = CacheType(1, kv_heads, head_dim, kind, page_size, RopeMode("none"), 0)
     q = builder.input("q", TensorType((SymDim("n", 1, 512), 32, head_dim), f32))
     attention = builder.paged_attention(q, kv := builder.input("cache", cache), 0, 1.0)
@@ -114,7 +113,6 @@ def test_attention_of_many_rows_is_for_a_matrix_unit(kv_heads, head_dim, page_si
     kernels = StackBuilder({}, get_target("avx512-amx"), PlanOptions(measure=False)).kernels_of(node)
     found = kernels.stack.candidates
     tiles = [c for c in found if has_matrix_loop(c.func)]
-    assert [c.when for c in tiles] == ([(DimRange("n", fewest, 512),)] if fewest else [])
-    if fewest:
-        *_, last = choose(found, kernels.rows)
-        assert found[last.candidate] is tiles[0]
+    assert [c.when for c in tiles] == [()] * fits
+    if fits:
+        assert {found[choice.candidate].name for choice in choose(found, kernels.rows)} == {tiles[0].name}

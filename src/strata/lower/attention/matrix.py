@@ -1,9 +1,9 @@
 """One block of rows against one span of a page, with products for a matrix unit.
 
-As in :mod:`.blocks`, for blocks of 32 rows and spans of 32 tokens, which are 2 x 2 tiles of sums
-(:mod:`strata.loop.matrix`). Scores lie in memory, and outputs are added to where they are. Values behind the
-last visible token may be anything, and a tile has no mask: a span that is not seen to its end is copied, with
-zeros in their place.
+As in :mod:`.blocks`, for blocks of 16 or 32 rows and spans of 32 tokens, which are one or two by two tiles of
+sums (:mod:`strata.loop.matrix`). Scores lie in memory, and outputs are added to where they are. Values behind
+the last visible token may be anything, and a tile has no mask: a span that is not seen to its end is copied,
+with zeros in their place.
 """
 
 from __future__ import annotations
@@ -33,23 +33,30 @@ from strata.loop.nodes import (
 from strata.loop.nodes import size as extent
 
 from .blocks import ZERO, BlockKernel, Span
-from .tiles import TASK_ROWS, Tiles, multiply_add, serial, unroll, vectors
+from .tiles import Tiles, lanes_for, multiply_add, serial, unroll, vectors
 
-SIDE = 2 * ROWS  # rows, tokens and elements of a product: 2 x 2 tiles of sums
+SIDE = 2 * ROWS  # tokens and elements of a product, and rows of a task: two tiles
 PAIR = 2  # elements of a group of a tile
 
 
-def matrix_tiles(cache: CacheType, tiles: Tiles) -> Tiles | None:
-    """Tiles of the same tasks for a matrix unit; ``None`` where heads or pages are no whole ones."""
-    whole = cache.head_dim % SIDE == 0 and cache.page_size % SIDE == 0
-    if not whole or cache.pack != PAIR or tiles.token_lanes != ROWS or TASK_ROWS != SIDE:
-        return None
-    return replace(tiles, rows=SIDE, token_vectors=SIDE // ROWS)
+def fits_matrix_unit(cache: CacheType) -> bool:
+    """Whether heads and pages are whole tiles of a matrix unit."""
+    lanes = lanes_for(cache.page_size)
+    return cache.head_dim % SIDE == 0 and cache.page_size % SIDE == 0 and (cache.pack, lanes) == (PAIR, ROWS)
+
+
+def matrix_tiles(tiles: Tiles, rows: int) -> Tiles:
+    """Tiles of the same tasks in blocks of 16 or 32 rows."""
+    return replace(tiles, rows=rows, token_vectors=SIDE // ROWS)
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixKernel(BlockKernel):
-    """Writes the loops of one block of 32 rows; ``names`` are those of three products."""
+    """Writes the loops of one block of 16 or 32 rows; ``names`` are those of three products.
+
+    What few rows wait for is memory, so they ask for the next page. Many rows find theirs in the level-2
+    cache, where asking takes time.
+    """
 
     @property
     def sums(self) -> MemSpace:
@@ -64,7 +71,8 @@ class MatrixKernel(BlockKernel):
             q = Load(self.rows.q, (b.add(first, row), b.add(b.mul(pair, PAIR), k)))
             return Load(s, (row, token)), q, span.keys(pair, token, k)
 
-        return _products(self.names[0], self.head_dim, product)
+        products = _products(self.names[0], self.tiles.rows, self.head_dim, product)
+        return seq(products, self._next(span))  # right behind the zeros
 
     def _values(self, first: Expr, span: Span, seen: Expr, p: Buffer) -> Stmt:
         """``o = o + p @ V``, 32 elements of the head at a time."""
@@ -88,7 +96,7 @@ class MatrixKernel(BlockKernel):
                 weight = Load(p, (row, b.add(b.mul(pair, PAIR), k)))
                 return Load(self.rows.o, (b.add(first, row), d)), weight, values(pair, d, k)
 
-            return _products(name, self.tiles.span, product)
+            return _products(name, self.tiles.rows, self.tiles.span, product)
 
         return serial("slice", self.head_dim // SIDE, slice_of)
 
@@ -114,6 +122,16 @@ class MatrixKernel(BlockKernel):
             If(b.eq(b.floormod(seen, PAIR), 1), last),
         )
 
+    def _next(self, span: Span) -> Stmt:
+        """Ask for the same tokens of the next page."""
+        tokens, width = self.tiles.span, self.head_dim
+        if self.tiles.rows > ROWS:
+            return seq()
+        return seq(
+            serial("d", width // PAIR, lambda d: self._fetch(lambda t: span.next_keys(d, t), tokens)),
+            serial("t", tokens // PAIR, lambda t: self._fetch(lambda d: span.next_values(t, d), width)),
+        )
+
 
 def _halves(element: Expr) -> tuple[Expr, Expr]:
     """Number of a pair, and which one of it."""
@@ -121,12 +139,16 @@ def _halves(element: Expr) -> tuple[Expr, Expr]:
 
 
 def _products(
-    name: str, contracted: int, product: Callable[[Expr, Expr, Expr, Expr | int], tuple[Load, Load, Load]]
+    name: str,
+    rows: int,
+    contracted: int,
+    product: Callable[[Expr, Expr, Expr, Expr | int], tuple[Load, Load, Load]],
 ) -> Stmt:
-    """``32 x 32`` sums of ``contracted`` products, as a matrix loop.
+    """``rows x 32`` sums of ``contracted`` products, as a matrix loop.
 
     Args:
         name: Of the block, unique in the function.
+        rows: 16 or 32.
         contracted: Products of a sum.
         product: Row, column, number of a pair, which one of it -> ``acc``, ``x``, ``w``.
     """
@@ -141,5 +163,5 @@ def _products(
         return serial(name + "_r", ROWS, lambda r: serial(name + "_g", ROWS, lambda g: dots(r, g)))
 
     step = Var(name + "_step")
-    tiles = unroll(name + "_i", 2, lambda i: unroll(name + "_j", 2, lambda j: tile(step, i, j)))
+    tiles = unroll(name + "_i", rows // ROWS, lambda i: unroll(name + "_j", 2, lambda j: tile(step, i, j)))
     return For(step, extent(contracted // (ROWS * PAIR)), ForKind.SERIAL, tiles, ((MATRIX, 1),))

@@ -25,10 +25,11 @@ from dataclasses import dataclass
 
 from strata.core.dims import Dim
 from strata.core.dims import bounds as dim_bounds
-from strata.core.dtypes import bf16, f32, i64
+from strata.core.dtypes import f32, i64
 from strata.graph.nodes import Node
 from strata.graph.types import TABLE_WIDTH, CacheType, RopeMode
 from strata.loop import build as b
+from strata.loop.matrix import ROWS
 from strata.loop.nodes import (
     Alloc,
     Buffer,
@@ -49,13 +50,12 @@ from strata.lower.context import LOWERINGS, Access, Context
 
 from .blocks import LOWEST, ZERO, BlockKernel, Rows, Span, exp2
 from .cache_ops import packed
-from .matrix import MatrixKernel, matrix_tiles
-from .tiles import Tiles, lanes, serial, vectors
+from .matrix import SIDE, MatrixKernel, fits_matrix_unit, matrix_tiles
+from .tiles import Tiles, lanes, operand_dtype, serial, vectors
 
 SPLIT_TOKENS = 256  # of a part: 64 KiB of bf16 keys and values of 64 elements, a few microseconds of work
 MAX_SPLITS = 16
-FEW_ROWS = 16  # of a task: a matrix unit would compute twice as many or more
-TILES_TOGETHER = 16
+TILES_TOGETHER = 16  # tiles of tokens that have the same heads one after the other
 PART_ROWS = 64  # tokens times parts, at most: memory for results of parts; passes of 33 tokens have one part
 
 
@@ -79,7 +79,7 @@ class _Attention:
     n: Dim
     heads: int
     kernel: BlockKernel
-    matrix: MatrixKernel | None  # for whole tasks
+    large: BlockKernel | None  # for tasks of more rows than a block of ``kernel`` has
     query: Access
     result: Buffer
     parts: _Parts
@@ -171,10 +171,7 @@ def _load_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
         body = Let(head, b.add(g.head, b.floormod(row, tiles.heads)), body)
         return Let(token, b.add(g.token, b.floordiv(row, tiles.heads)), body)
 
-    filled = b.mul(b.ceildiv(count, tiles.rows), tiles.rows)
-    if a.matrix is not None:
-        filled = b.select(b.gt(count, FEW_ROWS), b.const(a.matrix.tiles.rows, i64), filled)
-    return serial("r", filled, one)
+    return serial("r", b.mul(b.ceildiv(count, tiles.rows), tiles.rows), one)
 
 
 def _write_rows(a: _Attention, g: _Segment, count: Expr) -> Stmt:
@@ -227,8 +224,8 @@ def _page(a: _Attention, g: _Segment, number: Expr, count: Expr, limit: Expr) ->
 
     blocks = b.ceildiv(count, tiles.rows)
     products = serial("block", blocks, lambda number: block(a.kernel, b.mul(number, tiles.rows)))
-    if a.matrix is not None:
-        products = If(b.gt(count, FEW_ROWS), block(a.matrix, ZERO), products)
+    if a.large is not None:
+        products = If(b.gt(count, tiles.rows), block(a.large, ZERO), products)
     valid = b.minimum(b.sub(limit, base), b.const(cache.page_size, i64))
     body = seq(page.prepare(valid), products)
     for buffer in (page.keys, page.values):
@@ -456,13 +453,11 @@ def _combine(a: _Attention, splits: Expr) -> Stmt:
     return For(pair, extent, ForKind.PARALLEL, body)
 
 
-def fewest_tokens(node: Node) -> int | None:
-    """Tokens of a pass from which on a matrix unit computes attention; ``None`` if it cannot."""
-    cache, heads = node.inputs[1].type, node.tensor.shape[1]
+def is_for_matrix_unit(node: Node) -> bool:
+    """Whether a matrix unit can compute an op of attention."""
+    cache = node.inputs[1].type
     assert isinstance(cache, CacheType)
-    assert isinstance(heads, int)
-    tiles = Tiles.of(cache, heads)
-    return None if matrix_tiles(cache, tiles) is None else FEW_ROWS // tiles.heads + 1
+    return fits_matrix_unit(cache)
 
 
 @LOWERINGS.register("paged_attention")
@@ -474,15 +469,18 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     n, heads, head_dim = node.tensor.shape
     assert isinstance(heads, int)
     assert isinstance(head_dim, int)
-    tiles, operand, scale = Tiles.of(cache, heads), bf16 if cache.pack == 2 else f32, node.attrs["scale"]
-    for_matrix = matrix_tiles(cache, tiles) if ctx.has_matrix_unit else None
-    rows = Rows.of(tiles.task_rows if for_matrix is None else for_matrix.rows, tiles, head_dim, operand)
-    names = (ctx.unique("scores"), ctx.unique("values"))
-    kernel = BlockKernel(tiles, rows, head_dim, cache.pack, operand, scale, names)
-    matrix = None
-    if for_matrix is not None:
-        names = (ctx.unique("tile_scores"), ctx.unique("tile_values"), ctx.unique("seen_values"))
-        matrix = MatrixKernel(for_matrix, rows, head_dim, cache.pack, operand, scale, names)
+    tiles, operand = Tiles.of(cache, heads), operand_dtype(cache)
+    rows = Rows.of(max(tiles.task_rows, SIDE), tiles, head_dim, operand)
+
+    def kernel_of(kind: type[BlockKernel], tiles: Tiles, *names: str) -> BlockKernel:
+        unique = tuple(map(ctx.unique, names))
+        return kind(tiles, rows, head_dim, cache.pack, operand, node.attrs["scale"], unique)
+
+    kernel, large = kernel_of(BlockKernel, tiles, "scores", "values"), None
+    if ctx.has_matrix_unit and fits_matrix_unit(cache):
+        names = ("scores", "values", "seen_values")
+        kernel = kernel_of(MatrixKernel, matrix_tiles(tiles, ROWS), *names)
+        large = kernel_of(MatrixKernel, matrix_tiles(tiles, SIDE), *names)
     lead = (min(MAX_SPLITS * dim_bounds(n)[1], PART_ROWS), heads)
     parts = _Parts(
         ctx.buffer("part_o", (*lead, head_dim), f32),
@@ -491,7 +489,7 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     )
     result = ctx.buffer("attention_buf", node.tensor.shape, ctx.stored.get(id(node), node.tensor.dtype))
     layer = node.attrs["layer"]
-    a = _Attention(ctx, cache_node, cache, layer, n, heads, kernel, matrix, ctx.access(q), result, parts)
+    a = _Attention(ctx, cache_node, cache, layer, n, heads, kernel, large, ctx.access(q), result, parts)
     splits = Var("splits")
     ctx.stages.append(Let(splits, a.splits, seq(_tasks(a, splits), _combine(a, splits))))
     return lambda i: Load(result, i)
