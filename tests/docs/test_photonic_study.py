@@ -12,11 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "examples" / "photonic_study"
+pytestmark = pytest.mark.timeout(300)  # the study takes most of it where other programs run, too
 
 
 def study(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", str(STUDY / "study.py"), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=115, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -176,20 +176,16 @@ def _exp2(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
 def _exp2_scaled(emitter: ExprEmitter, name: str, x: Value) -> Value:
     """``2**(n + r)``, n the floor: the polynomial of r, scaled by the power."""
     b, m = emitter.b, FloatOps(emitter.b, emitter.target, f32, x.lanes)
-    mask = "i16" if x.lanes == 16 else "i8"
-    towards = ", i32 4" if x.lanes == 16 else ""  # rounding as the mode says, which is to nearest
+    mask, mode = ("i16", True) if x.lanes == 16 else ("i8", False)  # the widest take a rounding mode, too
 
-    def masked(symbol: str, x: Value, second: str, types: tuple[str, ...], last: str) -> Value:
-        b.declare(symbol, m.kind, (m.kind, *types))
-        text = f"call {m.kind} @{symbol}({m.kind} {{}}, {second}, {m.kind} poison, {mask} -1{last})"
-        return b.pure(f32, x.lanes, text, x)
+    def masked(name: str, x: Value, kind: str, operand: str) -> Value:
+        symbol = f"llvm.x86.avx512.mask.{name}.ps.{x.lanes * 32}"
+        b.declare(symbol, m.kind, (m.kind, kind, m.kind, mask, *["i32"] * mode))
+        args = f"{m.kind} {{}}, {kind} {operand}, {m.kind} poison, {mask} -1{', i32 4' * mode}"
+        return b.pure(f32, x.lanes, f"call {m.kind} @{symbol}({args})", x)
 
-    rest = (m.kind, mask, "i32") if towards else (m.kind, mask)
-    symbol = f"llvm.x86.avx512.mask.reduce.ps.{x.lanes * 32}"
-    r = masked(symbol, x, "i32 9", ("i32", *rest), towards)  # x - floor(x), without exceptions
-    symbol = f"llvm.x86.avx512.mask.scalef.ps.{x.lanes * 32}"
-    power = f"{m.kind} {b.use(x)}"
-    return masked(symbol, m.poly(r, EXP2_FLOOR[name]), power, (m.kind, *rest), towards)
+    r = masked("reduce", x, "i32", "9")  # x - floor(x), without exceptions
+    return masked("scalef", m.poly(r, EXP2_FLOOR[name]), m.kind, b.use(x))
 
 
 def _exp2_expanded(emitter: ExprEmitter, name: str, x: Value) -> Value:
