@@ -470,17 +470,20 @@ def lower_paged_attention(ctx: Context, node: Node) -> Access:
     assert isinstance(heads, int)
     assert isinstance(head_dim, int)
     tiles, operand = Tiles.of(cache, heads), operand_dtype(cache)
-    rows = Rows.of(max(tiles.task_rows, SIDE), tiles, head_dim, operand)
+    by_tiles = ctx.has_matrix_unit and fits_matrix_unit(cache)
+    rows = Rows.of(SIDE if by_tiles else tiles.task_rows, tiles, head_dim, operand)
 
     def kernel_of(kind: type[BlockKernel], tiles: Tiles, *names: str) -> BlockKernel:
         unique = tuple(map(ctx.unique, names))
         return kind(tiles, rows, head_dim, cache.pack, operand, node.attrs["scale"], unique)
 
-    kernel, large = kernel_of(BlockKernel, tiles, "scores", "values"), None
-    if ctx.has_matrix_unit and fits_matrix_unit(cache):
-        names = ("scores", "values", "seen_values")
-        kernel = kernel_of(MatrixKernel, matrix_tiles(tiles, ROWS), *names)
-        large = kernel_of(MatrixKernel, matrix_tiles(tiles, SIDE), *names)
+    if by_tiles:
+        kernel, large = (
+            kernel_of(MatrixKernel, matrix_tiles(tiles, r), "scores", "values", "seen_values")
+            for r in (ROWS, SIDE)
+        )
+    else:
+        kernel, large = kernel_of(BlockKernel, tiles, "scores", "values"), None
     lead = (min(MAX_SPLITS * dim_bounds(n)[1], PART_ROWS), heads)
     parts = _Parts(
         ctx.buffer("part_o", (*lead, head_dim), f32),
