@@ -113,7 +113,12 @@ CANDIDATES: dict[str, Callable[[Func], list[Step]]] = {
         for x in [*names(f), *(s.name for s in blocks(f))]
         for k, v in (("why", "tests.1/2"), ("depth", -4), ("grain", 2))
     ],
-    "prefetch": lambda f: [Prefetch(x.var.name, b.name, 2) for x in loops(f) for b in buffers_read(x.body)],
+    "prefetch": lambda f: [
+        Prefetch(x.var.name, b.name, 2, level)
+        for x in loops(f)
+        for b in buffers_read(x.body)
+        for level in (1, 2)
+    ],
     "compute_at": lambda f: [ComputeAt(a, x, s) for a, x in _pairs(f) for s in SPACES[1:]],
     "reverse_compute_at": lambda f: [
         ReverseComputeAt(a, x, s) for a, x in _pairs(f) for s in ("keep", "local", "register")

@@ -10,7 +10,9 @@ from strata.graph import builder
 from strata.graph.nodes import Function, Module
 from strata.graph.types import CacheType, RopeMode, TensorType
 from strata.loop.interp import run
-from strata.loop.matrix import has_matrix_loop
+from strata.loop.matrix import has_matrix_loop, operands_of
+from strata.loop.nodes import MATRIX, PREFETCH, For
+from strata.loop.rewrite import walk_stmts
 from strata.loop.values import numpy_dtype
 from strata.passes import run_passes
 from strata.passes.quantize import quantize_weights
@@ -67,6 +69,14 @@ def test_matrix_tiles_add_the_same_products(format: str, outputs: int, contracte
             run(func, arrays, parallel_seed=rows)
             results.append(arrays[-1])
         np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_tiles_of_both_operands_are_fetched_ahead(format: str) -> None:
+    (tiles,) = [c.func for c in kernels_of(format, 64, 128).stack.candidates if has_matrix_loop(c.func)]
+    (loop,) = [s for s in walk_stmts(tiles) if isinstance(s, For) and dict(s.notes).get(MATRIX)]
+    fetched = {key.removeprefix(PREFETCH[1]): value for key, value in loop.notes if key != MATRIX}
+    assert fetched == dict.fromkeys(operands_of(loop), 2)
 
 
 @pytest.mark.parametrize("format", ["bf16", "int4"])

@@ -81,7 +81,7 @@ def bandwidth_func(lanes: int, ahead_bytes: int) -> Func:
             return Store(acc, (v, lane), b.add(Load(acc, (v, lane)), Load(x, (t, place))))
 
         i = Var("i")
-        ahead = ((PREFETCH + x.name, max(1, ahead_bytes // (4 * 4 * lanes))),)
+        ahead = ((PREFETCH[2] + x.name, max(1, ahead_bytes // (4 * 4 * lanes))),)
         sums = each(lambda v, lane: add(i, v, lane))
         read = For(i, index(CHUNK_ELEMS // (4 * lanes)), ForKind.SERIAL, sums, ahead)
         clear = each(lambda v, lane: Store(acc, (v, lane), b.const(0.0, f32)))

@@ -90,8 +90,8 @@ class ExprEmitter:
         """Value of a load."""
         raise NotImplementedError
 
-    def prefetch(self, load: Load) -> Value:
-        """Bring what a load would read into the level-2 cache; 0."""
+    def prefetch(self, load: Load, level: int) -> Value:
+        """Bring what a load would read into the cache of level 1 or 2; 0."""
         raise NotImplementedError
 
     def evict(self, load: Load) -> Value:
@@ -140,8 +140,8 @@ class ExprEmitter:
                 return self._splat(expr)
             case Reduce():
                 return self.reduce(expr.op, self.expr(expr.a))
-            case Intrinsic(name="prefetch", args=(Load() as load,)):
-                return self.prefetch(load)
+            case Intrinsic(name="prefetch" | "prefetch1" as name, args=(Load() as load,)):
+                return self.prefetch(load, 1 if name == "prefetch1" else 2)
             case Intrinsic(name="evict", args=(Load() as load,)):
                 return self.evict(load)
             case Intrinsic():

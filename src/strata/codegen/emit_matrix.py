@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from strata.core.dims import product
 from strata.core.dtypes import DType, f32, i64
+from strata.loop.build import add
 from strata.loop.matrix import ROW_BYTES, ROWS, Nest, begins_at_zero, nests_of
-from strata.loop.nodes import Alloc, For, Load, Var
+from strata.loop.nodes import PREFETCH, Alloc, Expr, For, Load, Var
 from strata.loop.nodes import index as const_index
 from strata.loop.rewrite import free_vars, substitute
 from strata.target import Target
@@ -173,13 +174,34 @@ class _Loop:
     def _body(self, copies: bool, stay: bool) -> None:
         if not stay:
             self.held.clear()
-        for nest in self.nests:
+        ahead = [(place, level) for level in PREFETCH for place in self._ahead(level, copies)]
+        share = -(-len(ahead) // len(self.nests))
+        for number, nest in enumerate(self.nests):
             acc, _ = self._address(nest.acc, nest, nest.row)
             x = self._copied(nest) if copies else self._operand("x", nest, nest.x, nest.row)
             w = self._operand("w", nest, nest.w, nest.group)
             code = "llvm.x86.tdpbf16ps" if nest.acc.dtype is f32 else "llvm.x86.tdpbsud"
             self.f.b.declares.setdefault(code, f"declare void @{code}(i8 immarg, i8 immarg, i8 immarg)")
             self.f.b.line(f"call void @{code}(i8 {self.sums[acc]}, i8 {x}, i8 {w})")
+            for place, level in ahead[number * share : (number + 1) * share]:
+                self.f.fetch(place, level)
+
+    def _ahead(self, level: int, copies: bool) -> list[str]:
+        """Addresses of the rows of tiles that the loop's notes want in the cache of this level."""
+        notes, found = dict(self.loop.notes), dict[str, list[str]]()
+        for nest in self.nests:
+            for load, rows in ((nest.x, nest.row), (nest.w, nest.group)):
+                distance = notes.get(PREFETCH[level] + load.buffer.name)
+                if isinstance(distance, int) and not (copies and load is nest.x):
+                    place, stride = self._address(load, nest, rows, ahead=distance)
+                    found.setdefault(place, [self._row(place, r, stride) for r in range(ROWS)])
+        return [row for tile in found.values() for row in tile]
+
+    def _row(self, place: str, number: int, stride: str) -> str:
+        """Address of a row of the tile at ``place``."""
+        b = self.f.b
+        offset = b.pure_text(f"mul i64 {stride}, {number}", b.level)
+        return b.pure_text(f"getelementptr i8, ptr {place}, i64 {offset}", b.level)
 
     def _operand(self, kind: str, nest: Nest, load: Load, rows: Var) -> int:
         """Register that holds an operand; ``rows``: the loop whose iterations are its rows."""
@@ -216,12 +238,15 @@ class _Loop:
         self.f.b.declares.setdefault(symbol, f"declare void @{symbol}(i8 immarg, ptr, i64)")
         self.f.b.line(f"call void @{symbol}(i8 {register}, ptr {place}, i64 {stride})")
 
-    def _address(self, load: Load, nest: Nest, rows: Var, first: int = 0) -> tuple[str, str]:
-        """Address of a tile's row ``first``, and the distance of rows in bytes."""
-        f = self.f
-        at = {nest.row: const_index(first), nest.group: const_index(0)}
+    def _address(self, load: Load, nest: Nest, rows: Var, first: int = 0, ahead: int = 0) -> tuple[str, str]:
+        """Address of a tile's row ``first``, so many iterations ahead, and the distance of rows in bytes."""
+        f, var = self.f, self.loop.var
+        at: dict[Var, Expr] = {nest.row: const_index(first), nest.group: const_index(0)}
+        if ahead:
+            at[var] = add(var, ahead)
         f.forget()
-        place = f.place(load.buffer, tuple(substitute(i, at) for i in load.indices), masked=False)
+        # What is fetched ahead may lie outside of the buffer.
+        place = f.place(load.buffer, tuple(substitute(i, at) for i in load.indices), masked=ahead > 0)
         dim = next((k for k, i in enumerate(load.indices) if rows in free_vars(i)), -1)
         if dim < 0:
             return place.pointer, "0"

@@ -162,13 +162,16 @@ class MemoryEmitter(ExprEmitter):
             return splat(self._load_at(scalar, buffer.dtype, 1, one), lanes)
         return self._load_at(place, buffer.dtype, lanes, mask)
 
-    def prefetch(self, load: Load) -> Value:
-        """Bring what a load would read into the level-2 cache; 0."""
-        place = self.place(load.buffer, load.indices, masked=True)
-        self.b.declares["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-        # Read, locality 2 (of 0 .. 3), data.
-        self.b.line(f"call void @llvm.prefetch.p0(ptr {place.pointer}, i32 0, i32 2, i32 1)")
+    def prefetch(self, load: Load, level: int) -> Value:
+        """Bring what a load would read into the cache of level 1 or 2; 0."""
+        self.fetch(self.place(load.buffer, load.indices, masked=True).pointer, level)
         return constant(0, i32)
+
+    def fetch(self, pointer: str, level: int) -> None:
+        """Bring a cache line into the cache of level 1 or 2."""
+        self.b.declares["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
+        locality = 4 - level  # 3 for level 1
+        self.b.line(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {locality}, i32 1)")  # read, data
 
     def evict(self, load: Load) -> Value:
         """Take the cache line of what a load would read out of all caches; 0."""

@@ -16,6 +16,7 @@ name           instruction                               expansion
 ``exp2``,      ``vreduceps``, ``vscalefps`` around a     polynomial, exponent by integer addition
 ``exp2_bf16``  polynomial
 ``prefetch``   ``prefetcht1``, ``prfm pldl2keep``
+``prefetch1``  ``prefetcht0``, ``prfm pldl1keep``
 ``evict``      ``clflushopt``, ``clflush``               nothing
 ============== ========================================= =================================================
 

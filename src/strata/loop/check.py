@@ -341,7 +341,7 @@ class Checker:
                     self.fail(f"variable {expr.name} is not in scope", print_stmt(stmt))
                 case Size():
                     self.dim(expr.dim, print_stmt(stmt))
-                case Intrinsic(name="prefetch"):
+                case Intrinsic(name="prefetch" | "prefetch1"):
                     fetched.update(map(id, expr.args))
                 case Load() if id(expr) in fetched:
                     self.place(expr, stmt, scope)

@@ -376,7 +376,7 @@ class _Translator:
                 return f"np.full({expr.lanes}, {self.expr(expr.a)}, {self.dtype(expr.dtype)})"
             case Reduce():
                 return self.scalar(f"reduce_{expr.op.value}({self.expr(expr.a)})", expr.dtype)
-            case Intrinsic(name="prefetch"):  # an address, which may be outside of the buffer
+            case Intrinsic(name="prefetch" | "prefetch1"):  # an address, which may be outside of the buffer
                 return self.constant(np.int32(0))
             case Intrinsic():
                 args = ", ".join(self.expr(a) for a in expr.args)

@@ -13,7 +13,8 @@ name           arguments                                         result, lane ``
 ``zip_bf16``   ``a, b``: f32, L lanes each                       ``a[0], b[0], a[1], ...``, rounded to bf16
 ``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``
 ``exp2_bf16``  the same                                          the same, to be rounded to bf16
-``prefetch``   one element of a buffer in memory, or outside     i32 0; the element's cache line comes closer
+``prefetch``   one element of a buffer in memory, or outside     i32 0; its cache line comes to level 2
+``prefetch1``  the same                                          i32 0; its cache line comes to level 1
 ``evict``      one element of a buffer in memory                 i32 0; the element's line leaves all caches
 ============== ================================================= ==========================================
 
@@ -201,6 +202,7 @@ for _definition in (
     IntrinsicDef("exp2", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),
     IntrinsicDef("exp2_bf16", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),
     IntrinsicDef("prefetch", "(a: any[1]) -> i32", _line_result, lambda a: np.zeros(1, np.int32)),
+    IntrinsicDef("prefetch1", "(a: any[1]) -> i32", _line_result, lambda a: np.zeros(1, np.int32)),
     IntrinsicDef("evict", "(a: any[1]) -> i32", _line_result, lambda a: np.zeros(1, np.int32)),
 ):
     INTRINSICS.add(_definition.name, _definition)

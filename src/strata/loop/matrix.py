@@ -13,7 +13,8 @@ may be the first: the same row 16 times), ``g''`` grows by one with ``g``, and s
 every ``k``. So the nest is a product of a ``16 x 16*G`` tile of rows of ``x`` and a tile of ``w``, whose rows
 have one group for each of 16 columns.
 
-Meaning is that of the loops: an interpreter, and machines without such a unit, run them.
+Meaning is that of the loops: an interpreter, and machines without such a unit, run them. With a note
+``prefetch_x``, the unit's loop asks for tiles of ``x`` so many iterations ahead.
 """
 
 from __future__ import annotations
@@ -82,6 +83,15 @@ def matrix_sums(func: Func) -> DType | None:
     """Dtype of what the function's matrix loops add up (f32: products of bf16); ``None`` if it has none."""
     loops = (s for s in walk_stmts(func) if isinstance(s, For) and dict(s.notes).get(MATRIX))
     return next((nests_of(loop)[0].acc.dtype for loop in loops), None)
+
+
+def operands_of(loop: For) -> set[str]:
+    """Names of the buffers whose tiles a matrix loop multiplies.
+
+    Raises:
+        VerifyError: the loop is none.
+    """
+    return {load.buffer.name for nest in nests_of(loop) for load in (nest.x, nest.w)}
 
 
 def nests_of(loop: For) -> list[Nest]:

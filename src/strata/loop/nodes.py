@@ -77,7 +77,8 @@ Notes = tuple[tuple[str, int | str], ...]
 GRAIN = "grain"  # note of a PARALLEL loop: iterations that a thread takes at a time
 EVEN = "even"  # note of a PARALLEL loop, 1: threads begin with equal shares, long runs of memory for each
 MATRIX = "matrix"  # note of a loop, 1: products of tiles, for a matrix unit (loop.matrix)
-PREFETCH = "prefetch_"  # + name of a buffer: note of a loop: iterations ahead of which it is fetched
+# Notes of a loop, + name of a buffer: iterations ahead of which it is fetched, by the level of the cache.
+PREFETCH = {1: "prefetch1_", 2: "prefetch_"}
 
 
 class AxisKind(Enum):

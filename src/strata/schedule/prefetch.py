@@ -7,6 +7,8 @@ later reads::
       acc[ramp(0, 16)] = ...        ->      nothing[0] = @prefetch<i32>(w[j, k + 8, 0])
         w[j, k, ramp(0, 16)] ...            acc[ramp(0, 16)] = ... w[j, k, ramp(0, 16)] ...
 
+Loops for a matrix unit keep their notes: the code generator asks for tiles.
+
 Indices may leave the buffer: a prefetch is an address, not an access. Past the end of a tile it is that of
 the next tile in memory, which is most often the one that is read next.
 """
@@ -21,7 +23,9 @@ from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.affine import Monomial
 from strata.loop.analysis import Analysis
+from strata.loop.matrix import operands_of
 from strata.loop.nodes import (
+    MATRIX,
     PREFETCH,
     Alloc,
     Buffer,
@@ -52,6 +56,8 @@ from strata.loop.rewrite import (
 )
 from strata.target import CACHE_LINE_BYTES
 
+_INTRINSICS = {1: "prefetch1", 2: "prefetch"}
+
 
 def insert_prefetches(stmt: Stmt) -> Stmt:
     """``stmt`` (vectors made) with prefetches in place of the notes that ask for them.
@@ -65,23 +71,34 @@ def insert_prefetches(stmt: Stmt) -> Stmt:
 def _with_prefetches(stmt: Stmt) -> Stmt:
     if not isinstance(stmt, For):
         return stmt
-    wanted = {key.removeprefix(PREFETCH): value for key, value in stmt.notes if key.startswith(PREFETCH)}
+    wanted = [
+        (key.removeprefix(prefix), value, level)
+        for key, value in stmt.notes
+        for level, prefix in PREFETCH.items()
+        if key.startswith(prefix)
+    ]
     if not wanted:
         return stmt
     nothing, body = Buffer("nothing", (1,), i32, MemSpace.REGISTER), stmt.body
-    for name, distance in wanted.items():
+    for name, distance, level in wanted:
         where = f"prefetch: loop {stmt.var.name}"
         if not isinstance(distance, int) or distance < 1:
             raise LegalityError(f"{where}: got a distance of {distance!r}; expected a positive integer")
-        fetches = list(_fetches(stmt, name, distance, nothing))
+        if dict(stmt.notes).get(MATRIX):
+            if name not in operands_of(stmt):
+                raise LegalityError(f"{where} multiplies no tiles of {name}")
+            continue
+        fetches = list(_fetches(stmt, name, distance, level, nothing))
         if not fetches:
             raise LegalityError(f"{where} reads nothing of {name} outside of inner loops, where it can tell")
         body = seq(*fetches, body)
-    notes = tuple((key, value) for key, value in stmt.notes if not key.startswith(PREFETCH))
+    if body is stmt.body:
+        return stmt
+    notes = tuple(note for note in stmt.notes if not note[0].startswith(tuple(PREFETCH.values())))
     return replace(stmt, body=Alloc(nothing, body), notes=notes)
 
 
-def _fetches(loop: For, name: str, distance: int, nothing: Buffer) -> Iterator[Stmt]:
+def _fetches(loop: For, name: str, distance: int, level: int, nothing: Buffer) -> Iterator[Stmt]:
     """One prefetch per cache line of ``name`` that an iteration reads."""
     known, groups = Analysis(), dict[frozenset[tuple[Monomial, int]], tuple[Load, int, set[int]]]()
     bound = {s.var for s in walk_stmts(loop.body) if isinstance(s, For | Let)}
@@ -98,7 +115,7 @@ def _fetches(loop: For, name: str, distance: int, nothing: Buffer) -> Iterator[S
         for line in sorted({e // per_line for e in elements}):
             *outer, last = (substitute(_base(i), {loop.var: b.add(loop.var, distance)}) for i in load.indices)
             place = Load(load.buffer, (*outer, b.add(last, line * per_line)))
-            yield Store(nothing, (index(0),), Intrinsic("prefetch", (place,), i32, 1))
+            yield Store(nothing, (index(0),), Intrinsic(_INTRINSICS[level], (place,), i32, 1))
 
 
 def _loads(stmt: Stmt, name: str) -> Iterator[Load]:
@@ -119,7 +136,7 @@ def _loads(stmt: Stmt, name: str) -> Iterator[Load]:
 
 
 def _is_in_memory(buffer: Buffer, name: str) -> bool:
-    return buffer.name == name and buffer.space is MemSpace.GLOBAL
+    return buffer.name == name and buffer.space is not MemSpace.REGISTER
 
 
 def _base(position: Expr) -> Expr:

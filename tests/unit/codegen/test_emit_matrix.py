@@ -13,7 +13,7 @@ from strata.core.dtypes import bf16, i8
 from strata.core.errors import LegalityError, VerifyError
 from strata.loop.interp import run
 from strata.loop.matrix import has_matrix_loop, nests_of
-from strata.loop.nodes import Func
+from strata.loop.nodes import PREFETCH, Func
 from strata.loop.rewrite import find_loop
 from strata.loop.text import parse_func
 from strata.loop.values import numpy_dtype
@@ -126,6 +126,29 @@ def test_operands_that_stay_are_loaded_before_the_loop():
     body = kernel.split(".par0.body:")[1].split("\n\n")[0]
     found = re.findall(r"\b(tdp\w+|tileload\w+)\b", body)
     assert found == ["tileloadd"] * 8 + ["tdpbf16ps"] * 4
+
+
+@pytest.mark.parametrize(("level", "hint"), [(1, "prefetcht0"), (2, "prefetcht1")])
+def test_tiles_are_fetched_ahead(level, hint):
+    """16 lines of each, as far ahead as the note says; not rows that are clamped."""
+    note = PREFETCH[level]
+    text = PAIRS.replace("with matrix=1", f"with matrix=1, {note}x=2, {note}w=3")
+    fetching = parse_func(text)
+    assert find_loop(finalize(fetching), "k").notes == find_loop(fetching, "k").notes
+    body = mcjit.codegen.assembly(mcjit.codegen.emit_module(fetching, AMX), AMX).split(".par0.body:")[1]
+    assert set(re.findall(r"\b(prefetch\w+)\b", body)) == {hint}
+    # Two tiles of x and two of w where rows are in line; two of w where they are not.
+    assert len(re.findall(rf"\b{hint}\b", body)) == (4 + 2) * 16
+    for rows in (17, 64):
+        x, w, out = arguments(fetching, rows)
+        mcjit.Kernel(fetching)(x, w, got := np.full_like(out, 99), n=rows)
+        np.testing.assert_array_equal(got, interpreted("pairs", rows))
+
+
+def test_only_tiles_that_are_multiplied_are_fetched_ahead():
+    text = PAIRS.replace("with matrix=1", "with matrix=1, prefetch1_y=2")
+    with pytest.raises(LegalityError, match="prefetch: loop k multiplies no tiles of y"):
+        finalize(parse_func(text))
 
 
 WRONG = [

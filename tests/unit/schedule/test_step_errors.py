@@ -40,6 +40,7 @@ LOOPS = [
     (SERIAL, "parallel(loop=i); prefetch(loop=i, buffer=x, distance=1)", "prefetch: loop i is parallel"),
     (SERIAL, "prefetch(loop=i, buffer=y, distance=1)", "prefetch: got buffer 'y'; loop i reads x"),
     (SERIAL, "prefetch(loop=i, buffer=x, distance=0)", "prefetch: got a distance of 0; expected 1 or more"),
+    (SERIAL, "prefetch(loop=i, buffer=x, distance=1, level=3)", "prefetch: got level 3 of the cache"),
     (SERIAL, "split(loop=q, factor=2)", r"loop 'q': found 0; expected exactly one; known: i, j"),
     (SERIAL + SERIAL.replace("j", "l").replace('"b"', '"d"'), "split(loop=i, factor=2)", "loop 'i': found 2"),
     (SERIAL, "split(loop=i, factor=0)", "split: got factor 0; expected at least 1"),

@@ -36,7 +36,9 @@ LIBRARIES: tuple[Library, ...] = (
     Library(
         "llama.cpp",
         ("llama-cpp-python==0.3.36", _GGUF),
-        (("CMAKE_ARGS", "-DGGML_NATIVE=ON"),),  # built here, for this CPU
+        # Built here, for this CPU. GCC 12 takes `_tile_loadconfig` for a reader of 8 bytes, not 64, and would
+        # remove the stores of the others: llama.cpp then ends with an illegal instruction where there is AMX.
+        (("CMAKE_ARGS", "-DGGML_NATIVE=ON"), ("CXXFLAGS", "-fno-tree-dse -fno-dse")),
     ),
 )
 

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 from strata.core.errors import LegalityError
 from strata.loop.matrix import ROWS
-from strata.loop.nodes import AxisKind, Func
+from strata.loop.nodes import AxisKind, Func, Load, Store
+from strata.loop.rewrite import walk
+from strata.schedule.step import find_loop
 from strata.schedule.steps import (
     ComputeAt,
     DecomposeReduction,
     MatrixUnit,
+    Prefetch,
     Reorder,
     Split,
     Tensorize,
@@ -29,6 +32,7 @@ from .base import RULES, Draft, Proposal, gathers, loops_over, stage_names
 from .matmul import PAIR, Product
 
 ACTIVATIONS, WEIGHTS = "activations", "weights"
+TILES_AHEAD = 2
 BYTES = 4  # with the halves of which weights of four pairs of k come
 
 
@@ -76,9 +80,18 @@ def _tiles(draft: Draft, product: Product, beside: int, *, unpacks: bool) -> Non
     draft.do(Reorder((k + "o", *tiles, rows, k + "io", tile_n + "i", k + "ii")))
     draft.do(DecomposeReduction(product.stage, k + "o"), Tensorize(tile_n + "i"))
     draft.do(*(Unroll(loop) for loop in tiles), MatrixUnit(k + "o"))
+    fetch_tiles(draft, k + "o")
     draft.do(Vectorize(tile_n + "i_init"))
     draft.do(Split(n + "ii", ROWS), Unroll(n + "iio"), Vectorize(n + "iii"))
     product.run_parallel(draft)
+
+
+def fetch_tiles(draft: Draft, loop: str) -> None:
+    """Ask for the tiles of a matrix unit's loop so early that they come from the level-1 cache."""
+    accesses = list(walk(find_loop(draft.func, loop).body))
+    sums = {x.buffer for x in accesses if isinstance(x, Store)}
+    operands = dict.fromkeys(x.buffer.name for x in accesses if isinstance(x, Load) and x.buffer not in sums)
+    draft.do(*(Prefetch(loop, name, TILES_AHEAD, level=1) for name in operands))
 
 
 def _unpack(draft: Draft) -> None:

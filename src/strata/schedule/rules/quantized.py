@@ -46,7 +46,7 @@ from .matmul import (
     fetch_ahead,
     stream_evenly,
 )
-from .matrix import columns_in_cache
+from .matrix import columns_in_cache, fetch_tiles
 
 DOT, SUM, OUT = "dot", "matmul", "out"
 FOUR = 4
@@ -161,6 +161,7 @@ def _matrix_dots(draft: Draft) -> None:
     draft.do(Reorder((group, steps + "o", *tiles, rows + "i", steps + "i", outputs + "i", reduction[1])))
     draft.do(DecomposeReduction(DOT, steps + "o"), Tensorize(outputs + "i", "dot4_u8i8"))
     draft.do(*(Unroll(loop) for loop in tiles), MatrixUnit(steps + "o"))
+    fetch_tiles(draft, steps + "o")
     draft.do(Vectorize(outputs + "i_init"))
 
 

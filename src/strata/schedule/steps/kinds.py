@@ -177,16 +177,19 @@ class Prefetch(Step):
 
         which becomes                 for k in K: prefetch(w[j, k + 8]); S(w[j, k])
 
-    one prefetch per cache line that the iteration reads (done by ``finalize``, once there are vectors).
+    one prefetch per cache line that the iteration reads (done by ``finalize``, once there are vectors; the
+    loop of a matrix unit keeps the note). The line comes into the level-2 cache, or with ``level=1`` (note
+    ``prefetch1_w``) into that of level 1.
 
     Legal when: the loop is serial or unrolled and reads the buffer, which lies in memory; the distance is
-    positive. That it reads it outside of inner loops (unrolled ones do not count) is checked when the
-    function is finalised.
+    positive, the level 1 or 2. That it reads it outside of inner loops (unrolled ones do not count) is
+    checked when the function is finalised.
     """
 
     loop: str
     buffer: str
     distance: int
+    level: int = 2
 
     @classmethod
     def step_name(cls) -> str:
@@ -200,14 +203,16 @@ class Prefetch(Step):
             kind = loop.kind.value
             raise LegalityError(f"prefetch: loop {self.loop} is {kind}; expected a serial or unrolled loop")
         read = {e.buffer.name: e.buffer for e in walk(loop.body) if isinstance(e, Load)}
-        if self.buffer not in read or read[self.buffer].space is not MemSpace.GLOBAL:
-            known = ", ".join(sorted(name for name, x in read.items() if x.space is MemSpace.GLOBAL))
+        if self.buffer not in read or read[self.buffer].space is MemSpace.REGISTER:
+            known = ", ".join(sorted(name for name, x in read.items() if x.space is not MemSpace.REGISTER))
             raise LegalityError(
                 f"prefetch: got buffer {self.buffer!r}; loop {self.loop} reads {known or 'none'}"
             )
         if self.distance < 1:
             raise LegalityError(f"prefetch: got a distance of {self.distance}; expected 1 or more")
-        notes = {**dict(loop.notes), PREFETCH + self.buffer: self.distance}
+        if self.level not in PREFETCH:
+            raise LegalityError(f"prefetch: got level {self.level} of the cache; expected 1 or 2")
+        notes = {**dict(loop.notes), PREFETCH[self.level] + self.buffer: self.distance}
         return replace_stmt(func, loop, replace(loop, notes=tuple(notes.items())))
 
 
