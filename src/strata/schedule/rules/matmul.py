@@ -263,12 +263,18 @@ def _tile_columns(draft: Draft, product: Product, rows: int, columns: int, lanes
         element = PAIR if dot else 1
         for weight in product.weights:
             row_bytes = columns * element * weight.dtype.itemsize_bytes
-            fetch_ahead(draft, product.target, k + "o" if dot else k, weight.buffer.name, row_bytes)
+            # Most rows of a prompt find the weight in the level-2 cache: it should be in level 1.
+            level = 1 if rows == ROW_TILES[-1] else 2
+            loop, name = k + "o" if dot else k, weight.buffer.name
+            fetch_ahead(draft, product.target, loop, name, row_bytes, level)
 
 
-def fetch_ahead(draft: Draft, target: Target, loop: str, buffer: str, bytes_per_iteration: int) -> None:
+def fetch_ahead(
+    draft: Draft, target: Target, loop: str, buffer: str, bytes_per_iteration: int, level: int = 2
+) -> None:
     """Prefetch a weight that is read once: waiting for memory, a core looks ahead less far than pays."""
-    draft.attempt(Prefetch(loop, buffer, max(1, target.fetch_ahead_bytes // bytes_per_iteration)))
+    distance = max(1, target.fetch_ahead_bytes // bytes_per_iteration)
+    draft.attempt(Prefetch(loop, buffer, distance, level))
 
 
 def stream_evenly(draft: Draft, loop: str) -> None:
