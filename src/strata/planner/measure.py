@@ -51,7 +51,9 @@ QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 LONG_ROWS = 384
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_BYTES = 96 << 20  # of those copies at most; where a server's cache is larger, one copy is evicted
-QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
+QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others;
+MOST_CALLS = 8  # more while all candidates together took no longer than
+TURNS_S = 0.01
 LONG_S = 0.01  # less of a disturbance: the fastest candidate is not called again after as much time,
 SLOW = 2  # and one that takes half of it and this many times as long as the fastest is out at once
 
@@ -175,7 +177,7 @@ class TaskBench:
         funcs: Finalised loop functions with distinct names and the same parameters.
         when: Per function: sizes for which it is correct; it is not run for others. ``None`` = all.
         num_threads: Threads to run on; ``None`` = all cores.
-        is_quick: Time ``QUICK_CALLS`` calls only.
+        is_quick: Time few calls only.
         most_rows: Rows of the operands that are made then, which also serve fewer.
     """
 
@@ -208,7 +210,7 @@ class TaskBench:
             known: Seconds of candidates that are not to be run.
         """
         known = known or {}
-        key, env = f"{size} quick" if self._is_quick else str(size), task_env(self.task, size)
+        key, env = f"{size} in turn" if self._is_quick else str(size), task_env(self.task, size)
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [
             k for k, m in enumerate(self._memories) if legal[k] and k not in known and key not in m.times_s
@@ -265,10 +267,12 @@ def _one_by_one(calls: Mapping[int, Callable[[], None]]) -> dict[int, float]:
 
 def _in_turn(calls: Mapping[int, Callable[[], None]], before: Callable[[], None]) -> dict[int, float]:
     """Least seconds of each call, the first of which finds no cache filled; ``before`` runs before each."""
-    best = dict.fromkeys(calls, math.inf)
-    for turn in range(QUICK_CALLS + 1):
+    best, begin = dict.fromkeys(calls, math.inf), time.perf_counter()
+    for turn in range(MOST_CALLS + 1):
         fastest = min(best.values(), default=math.inf)
         if turn > 1 and turn * fastest > LONG_S:
+            break
+        if turn > QUICK_CALLS and time.perf_counter() - begin > TURNS_S:
             break
         for k, call in calls.items():
             if turn and best[k] > max(LONG_S / 2, SLOW * fastest):
@@ -305,15 +309,14 @@ class _Operands:
         written = results(func, self.env, len(func.params) - len(self.arrays))
         self.written = tuple(as_tensor(a) for a in written)
         self.keep = written
+        # All kernels take from one cycle: one that took the copy of the one before would find it in a cache.
+        rounds = range(max(map(len, self.inputs), default=1))
+        self._turns = itertools.cycle([[c[k % len(c)] for c in self.inputs] for k in rounds])
 
     def calls(self, function: Callable[..., Any], func: Func) -> Callable[[], None]:
         """What runs ``function`` once, on the next copy of the weights."""
-        dims = tuple(self.env[d.name] for d in func.dims)
-        rounds = max(map(len, self.inputs), default=1)
-        fixed = (*self.written, *dims)
-        turns = [(*(copies[k % len(copies)] for copies in self.inputs), *fixed) for k in range(rounds)]
-        order = itertools.cycle(turns)
-        return lambda: function(*next(order))
+        fixed = (*self.written, *(self.env[d.name] for d in func.dims))
+        return lambda: function(*next(self._turns), *fixed)
 
 
 def _beginning(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

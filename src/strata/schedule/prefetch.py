@@ -7,6 +7,17 @@ later reads::
       acc[ramp(0, 16)] = ...        ->      nothing[0] = @prefetch<i32>(w[j, k + 8, 0])
         w[j, k, ramp(0, 16)] ...            acc[ramp(0, 16)] = ... w[j, k, ramp(0, 16)] ...
 
+Where only loops inside of it read ``x``, these ask for what they will read ``distance`` iterations of the outer
+one later. If one of them does not change what is read (a loop over rows), its first two iterations ask for half
+each, so that memory is busy in both, and nobody asks if it has but one::
+
+    parallel n in N with prefetch_w=1:        parallel n in N:
+      for m in M:                               for m in M:
+        for k in K:                               for k in K:
+          ... w[n, k, ramp(0, 32)] ...      ->      if M > 1 and m < 2:
+                                                      nothing[0] = @prefetch<i32>(w[n + 1, k, m * 16])
+                                                    ... w[n, k, ramp(0, 32)] ...
+
 Loops for a matrix unit keep their notes: the code generator asks for tiles.
 
 Indices may leave the buffer: a prefetch is an address, not an access. Past the end of a tile it is that of
@@ -15,8 +26,8 @@ the next tile in memory, which is most often the one that is read next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from strata.core.dtypes import i32
 from strata.core.errors import LegalityError
@@ -33,6 +44,7 @@ from strata.loop.nodes import (
     Expr,
     For,
     ForKind,
+    If,
     Intrinsic,
     Let,
     Load,
@@ -41,6 +53,7 @@ from strata.loop.nodes import (
     Splat,
     Stmt,
     Store,
+    Var,
     index,
     seq,
 )
@@ -57,6 +70,7 @@ from strata.loop.rewrite import (
 from strata.target import CACHE_LINE_BYTES
 
 _INTRINSICS = {1: "prefetch1", 2: "prefetch"}
+NOTHING = Buffer("nothing", (1,), i32, MemSpace.REGISTER)
 
 
 def insert_prefetches(stmt: Stmt) -> Stmt:
@@ -79,7 +93,7 @@ def _with_prefetches(stmt: Stmt) -> Stmt:
     ]
     if not wanted:
         return stmt
-    nothing, body = Buffer("nothing", (1,), i32, MemSpace.REGISTER), stmt.body
+    asks: dict[Var, list[Stmt]] = {}
     for name, distance, level in wanted:
         where = f"prefetch: loop {stmt.var.name}"
         if not isinstance(distance, int) or distance < 1:
@@ -88,21 +102,88 @@ def _with_prefetches(stmt: Stmt) -> Stmt:
             if name not in operands_of(stmt):
                 raise LegalityError(f"{where} multiplies no tiles of {name}")
             continue
-        fetches = list(_fetches(stmt, name, distance, level, nothing))
-        if not fetches:
-            raise LegalityError(f"{where} reads nothing of {name} outside of inner loops, where it can tell")
-        body = seq(*fetches, body)
-    if body is stmt.body:
+        found = _asks(stmt, _Wanted(stmt.var, name, distance, level))
+        if not found:
+            raise LegalityError(f"{where} reads nothing of {name} where it can tell")
+        for var, more in found.items():
+            asks.setdefault(var, []).extend(more)
+    if not asks:
         return stmt
     notes = tuple(note for note in stmt.notes if not note[0].startswith(tuple(PREFETCH.values())))
-    return replace(stmt, body=Alloc(nothing, body), notes=notes)
+    return map_stmt(replace(stmt, notes=notes), stmt_fn=lambda s: _asking(s, asks))
 
 
-def _fetches(loop: For, name: str, distance: int, level: int, nothing: Buffer) -> Iterator[Stmt]:
-    """One prefetch per cache line of ``name`` that an iteration reads."""
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a loop is to ask for.
+
+    Attributes:
+        var: Of the loop.
+        name: The buffer.
+        distance: Iterations ahead.
+        level: Of the cache.
+    """
+
+    var: Var
+    name: str
+    distance: int
+    level: int
+
+    def ask(self, load: Load, line: Expr | int) -> Stmt:
+        """A prefetch of the cache line that lies ``line`` lines behind that of a load."""
+        ahead = {self.var: b.add(self.var, self.distance)}
+        *outer, last = (substitute(_base(i), ahead) for i in load.indices)
+        place = Load(load.buffer, (*outer, b.add(last, b.mul(line, _per_line(load)))))
+        return Store(NOTHING, (index(0),), Intrinsic(_INTRINSICS[self.level], (place,), i32, 1))
+
+
+def _asks(loop: For, wanted: _Wanted) -> dict[Var, list[Stmt]]:
+    """Prefetches by the loop that they belong to: this one, or loops inside of it."""
+    own = [wanted.ask(load, line) for load, lines in _lines(loop.body, wanted.name) for line in lines]
+    if own:
+        return {loop.var: own}
+    found: dict[Var, list[Stmt]] = {}
+    for inner, around in _inner_loops(loop.body):
+        for load, lines in _lines(inner.body, wanted.name):
+            read = {v for i in load.indices for v in free_vars(i)}
+            again = [x for x in (*around, inner) if x.var not in read]
+            if not again:
+                found.setdefault(inner.var, []).extend(wanted.ask(load, line) for line in lines)
+            elif len(again) == 1 and len(lines) % 2 == 0 and lines == list(range(len(lines))):
+                found.setdefault(inner.var, []).append(_half(again[0], wanted, load, len(lines) // 2))
+    return found
+
+
+def _half(rows: For, wanted: _Wanted, load: Load, count: int) -> Stmt:
+    """``count`` cache lines in the first iteration of ``rows`` and as many in the second, if there are two."""
+    first = b.mul(rows.var, count)
+    asks = seq(*(wanted.ask(load, b.add(first, k)) for k in range(count)))
+    return If(b.and_(b.gt(rows.extent, 1), b.lt(rows.var, 2)), asks)
+
+
+def _asking(stmt: Stmt, asks: Mapping[Var, list[Stmt]]) -> Stmt:
+    """A loop with the prefetches that belong at the beginning of its body."""
+    if not isinstance(stmt, For) or stmt.var not in asks:
+        return stmt
+    return replace(stmt, body=seq(Alloc(NOTHING, seq(*asks[stmt.var])), stmt.body))
+
+
+def _inner_loops(stmt: Stmt, around: tuple[For, ...] = ()) -> Iterator[tuple[For, tuple[For, ...]]]:
+    """Loops that are not unrolled, each with those around it."""
+    if isinstance(stmt, For):
+        if stmt.kind is ForKind.UNROLL:
+            return
+        yield stmt, around
+        around = (*around, stmt)
+    for child in stmt_children(stmt):
+        yield from _inner_loops(child, around)
+
+
+def _lines(body: Stmt, name: str) -> Iterator[tuple[Load, list[int]]]:
+    """Cache lines of ``name`` that an iteration reads, counted from that of a load, which comes with them."""
     known, groups = Analysis(), dict[frozenset[tuple[Monomial, int]], tuple[Load, int, set[int]]]()
-    bound = {s.var for s in walk_stmts(loop.body) if isinstance(s, For | Let)}
-    for load in _loads(loop.body, name):
+    bound = {s.var for s in walk_stmts(body) if isinstance(s, For | Let)}
+    for load in _loads(body, name):
         if any(has_load(i) or free_vars(i) & bound for i in load.indices):
             continue  # where it will be cannot be told beforehand
         address = known.poly(_offset(load))
@@ -111,11 +192,11 @@ def _fetches(loop: For, name: str, distance: int, level: int, nothing: Buffer) -
         _, first, elements = groups.setdefault(group, (load, start, set()))
         elements.update(range(start - first, start - first + load.lanes))
     for load, _, elements in groups.values():
-        per_line = CACHE_LINE_BYTES // load.dtype.itemsize_bytes
-        for line in sorted({e // per_line for e in elements}):
-            *outer, last = (substitute(_base(i), {loop.var: b.add(loop.var, distance)}) for i in load.indices)
-            place = Load(load.buffer, (*outer, b.add(last, line * per_line)))
-            yield Store(nothing, (index(0),), Intrinsic(_INTRINSICS[level], (place,), i32, 1))
+        yield load, sorted({e // _per_line(load) for e in elements})
+
+
+def _per_line(load: Load) -> int:
+    return CACHE_LINE_BYTES // load.dtype.itemsize_bytes
 
 
 def _loads(stmt: Stmt, name: str) -> Iterator[Load]:

@@ -20,8 +20,8 @@ from strata.core.dtypes import DType, u8
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
 from strata.loop.matrix import ROWS
-from strata.loop.nodes import AxisKind, Func, Intrinsic, Load
-from strata.loop.rewrite import walk
+from strata.loop.nodes import AxisKind, Buffer, Func, Intrinsic, Load
+from strata.loop.rewrite import free_vars, walk
 from strata.schedule.step import find_block
 from strata.schedule.steps import (
     CacheWrite,
@@ -29,6 +29,7 @@ from strata.schedule.steps import (
     DecomposeReduction,
     MatrixUnit,
     Parallel,
+    Prefetch,
     Reorder,
     RFactor,
     Split,
@@ -227,10 +228,32 @@ def _fetch(draft: Draft, target: Target, source: Func, rows: int, steps: str, co
         steps: The loop over the dot products of an output.
         columns: Outputs of a tile.
     """
-    if (rows == 1 and _instruction(source) == "dot4_u8i8") or target.fetch_ahead_bytes >= FAR_BYTES:
-        loads = (e for e in walk(find_block(source, DOT).body) if isinstance(e, Load))
-        codes = next(e.buffer.name for e in loads if e.dtype is u8)
-        fetch_ahead(draft, target, steps, codes, columns * FOUR)
+    parts, is_packed = _weight_parts(source), _instruction(source) == "dot4_u4i8"
+    if (rows == 1 and not is_packed) or target.fetch_ahead_bytes >= FAR_BYTES:
+        fetch_ahead(draft, target, steps, next(x.name for x in parts if x.dtype is u8), columns * FOUR)
+    elif rows > 1 and is_packed:
+        _fetch_next(draft, target, parts)
+
+
+def _fetch_next(draft: Draft, target: Target, parts: Sequence[Buffer]) -> None:
+    """The next outputs' part of the weight comes while two tiles of rows compute, if there is room for both.
+
+    Without it memory waits while the second tile computes, and computing for memory before.
+    """
+    sizes = [math.prod(x.shape[1:]) * x.dtype.itemsize_bytes for x in parts]  # type: ignore[arg-type]
+    if 2 * sum(sizes) <= target.l2_bytes:
+        draft.do(*(Prefetch(f"{OUT}_i1o", x.name, 1) for x in parts))
+
+
+def _weight_parts(func: Func) -> list[Buffer]:
+    """Codes, scales, zeros: what is read by the output."""
+    params, found = set(func.params), dict[str, Buffer]()
+    for block in (find_block(func, DOT), find_block(func, SUM)):
+        output = [a.var for a in block.axes if a.kind is AxisKind.SPATIAL][-1]
+        for e in walk(block.body):
+            if isinstance(e, Load) and e.buffer in params and any(output in free_vars(i) for i in e.indices):
+                found[e.buffer.name] = e.buffer
+    return list(found.values())
 
 
 def _instruction(func: Func) -> str:

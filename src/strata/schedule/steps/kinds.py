@@ -181,9 +181,12 @@ class Prefetch(Step):
     loop of a matrix unit keeps the note). The line comes into the level-2 cache, or with ``level=1`` (note
     ``prefetch1_w``) into that of level 1.
 
-    Legal when: the loop is serial or unrolled and reads the buffer, which lies in memory; the distance is
-    positive, the level 1 or 2. That it reads it outside of inner loops (unrolled ones do not count) is
-    checked when the function is finalised.
+    Where only loops inside of it read the buffer, they ask for what they will read ``distance`` iterations of this
+    loop later. If one of them (over rows) reads the same again, its first two iterations ask for half each;
+    if it has but one, nobody asks.
+
+    Legal when: the loop is serial, unrolled or parallel and reads the buffer, which lies in memory; the distance
+    is positive, the level 1 or 2. That it can tell what will be read is checked when the function is finalised.
     """
 
     loop: str
@@ -199,9 +202,11 @@ class Prefetch(Step):
     def apply(self, func: Func) -> Func:
         """Note it on the loop."""
         loop = find_loop(func, self.loop)
-        if loop.kind not in (ForKind.SERIAL, ForKind.UNROLL):
+        if loop.kind not in (ForKind.SERIAL, ForKind.UNROLL, ForKind.PARALLEL):
             kind = loop.kind.value
-            raise LegalityError(f"prefetch: loop {self.loop} is {kind}; expected a serial or unrolled loop")
+            raise LegalityError(
+                f"prefetch: loop {self.loop} is {kind}; expected a serial, unrolled or parallel loop"
+            )
         read = {e.buffer.name: e.buffer for e in walk(loop.body) if isinstance(e, Load)}
         if self.buffer not in read or read[self.buffer].space is MemSpace.REGISTER:
             known = ", ".join(sorted(name for name, x in read.items() if x.space is not MemSpace.REGISTER))
