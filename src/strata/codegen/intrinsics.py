@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from strata.core.dtypes import bf16, f32, i32, u8
+from strata.core.dtypes import bf16, f32, i8, i32, u8
 from strata.core.errors import CodegenError, VerifyError
 from strata.loop.intrinsics import MAX_EXP2, result_type
 from strata.loop.nodes import Intrinsic
@@ -114,6 +114,20 @@ def _nibble(b: Builder, node: Intrinsic, code: str, operand: int, x: Value) -> V
     kind = ssa_type(x.dtype, x.lanes)
     right = splat(constant(operand, x.dtype), x.lanes)
     return b.pure(node.dtype, node.lanes, f"{code} {kind} {{}}, {{}}", x, right, lo=0, hi=15)
+
+
+# ----------------------------------------------------------------------------------------------- bits
+
+ROUNDING = 1.5 * 2**23  # an f32 of this size has no bits behind the point; its lowest 8 bits are zero
+
+
+def _nearest8(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    """The sum is rounded to a whole number, which is in its lowest bits; no product may be fused with it."""
+    b, lanes, (x,) = emitter.b, node.lanes, args
+    kind = ssa_type(f32, lanes)
+    total = b.pure(f32, lanes, f"fadd {kind} {{}}, {{}}", x, splat(constant(ROUNDING, f32), lanes))
+    whole = f"trunc {ssa_type(i32, lanes)} {{}} to {ssa_type(i8, lanes)}"
+    return b.pure(i8, lanes, whole, bitcast(b, total, i32, lanes))
 
 
 # ------------------------------------------------------------------------------------------- shuffles
@@ -205,6 +219,9 @@ EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "dot2_bf16": _dot2_bf16,
     "dot4_u8i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=False),
     "dot4_u4i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=True),
+    "bits": lambda emitter, node, args: bitcast(emitter.b, *args, i32, node.lanes),
+    "from_bits": lambda emitter, node, args: bitcast(emitter.b, *args, f32, node.lanes),
+    "nearest8": _nearest8,
     "every4": _every4,
     "zip_bf16": _zip_bf16,
     "low4": lambda emitter, node, args: _nibble(emitter.b, node, "and", 15, *args),

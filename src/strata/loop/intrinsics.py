@@ -10,6 +10,9 @@ name           arguments                                         result, lane ``
 ``low4``       ``a``: u8 L                                       ``a[l] & 15``
 ``high4``      ``a``: u8 L                                       ``a[l] >> 4``
 ``every4``     ``a``: u8, 4L lanes; ``j``: i64 below 4           ``a[4l+j]``
+``bits``       ``a``: f32 L                                      the same 32 bits, i32
+``from_bits``  ``a``: i32 L                                      the same 32 bits, f32
+``nearest8``   ``a``: f32 L, ``-128 <= a[l] <= 127`` or NaN      ``a[l]`` rounded to i8, halves to even
 ``zip_bf16``   ``a, b``: f32, L lanes each                       ``a[0], b[0], a[1], ...``, rounded to bf16
 ``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``
 ``exp2_bf16``  the same                                          the same, to be rounded to bf16
@@ -23,6 +26,7 @@ integers are exact, modulo 2**32.
 
 The semantics here are what the interpreter runs and what a code generator has to emit, up to subnormals
 (which the instruction behind ``dot2_bf16`` takes for 0) and the order of its two additions.
+``nearest8`` of NaN may be any number.
 ``exp2`` may be off by 3 units of roundoff, ``exp2_bf16`` by ``2**-13`` of the value, and both by ``2**-126``:
 weights of a softmax need no correct subnormals. :data:`INTRINSICS` is open: register more.
 """
@@ -163,6 +167,32 @@ def _every4(a: Array, j: Array) -> Array:
     return a[int(j[0]) :: 4]
 
 
+def _bits_result(args: Sequence[VectorType]) -> VectorType | None:
+    return (i32, args[0][1]) if len(args) == 1 and args[0][0] == f32 else None
+
+
+def _bits(a: Array) -> Array:
+    return a.view(np.int32)
+
+
+def _from_bits_result(args: Sequence[VectorType]) -> VectorType | None:
+    return (f32, args[0][1]) if len(args) == 1 and args[0][0] == i32 else None
+
+
+def _from_bits(a: Array) -> Array:
+    return a.view(np.float32)
+
+
+def _nearest8_result(args: Sequence[VectorType]) -> VectorType | None:
+    return (i8, args[0][1]) if len(args) == 1 and args[0][0] == f32 else None
+
+
+def _nearest8(a: Array) -> Array:
+    if np.any((a < -128) | (a > 127)):
+        raise VerifyError(f"@nearest8: a holds {a.min()} to {a.max()}; expected values from -128 to 127")
+    return np.where(np.isnan(a), 0, np.rint(a)).astype(np.int8)
+
+
 def _zip_result(args: Sequence[VectorType]) -> VectorType | None:
     same = len(args) == 2 and args[0] == args[1] and args[0][0] == f32
     return (bf16, 2 * args[0][1]) if same else None
@@ -198,6 +228,17 @@ for _definition in (
     IntrinsicDef("low4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a & 15, is_elementwise=True),
     IntrinsicDef("high4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a >> 4, is_elementwise=True),
     IntrinsicDef("every4", "(a: u8[4L], j: i64[1]) -> u8[L]", _every4_result, _every4),
+    IntrinsicDef(
+        "bits", "(a: f32[L]) -> i32[L]", _bits_result, lambda a: a.view(np.int32), is_elementwise=True
+    ),
+    IntrinsicDef(
+        "from_bits",
+        "(a: i32[L]) -> f32[L]",
+        _from_bits_result,
+        lambda a: a.view(np.float32),
+        is_elementwise=True,
+    ),
+    IntrinsicDef("nearest8", "(a: f32[L]) -> i8[L]", _nearest8_result, _nearest8, is_elementwise=True),
     IntrinsicDef("zip_bf16", "(a, b: f32[L]) -> bf16[2L]", _zip_result, _zip),
     IntrinsicDef("exp2", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),
     IntrinsicDef("exp2_bf16", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),

@@ -2,7 +2,7 @@
 
 ``quantized_matmul`` becomes a chain of stages, of which the first four quantise the activations::
 
-    largest[m, g]   max |a[m, k]| over the group                            f32
+    largest[m, g]   max |a[m, k]| over the group: its bits                  i32
     codes[m, k]     round(a[m, k] * 127 / largest)                          i8
     steps[m, g]     largest / 127: what a code of 1 is worth                f32
     starts[m, g]    -zero * sum of the group's codes                        i32
@@ -12,7 +12,8 @@
 The sum of a group runs over (tile, element) where the weight is stored in tiles of four columns (eight
 nibbles): that is the shape of the hardware's 8-bit dot product, which ``tensorize`` looks for. Codes of the
 weight are unsigned and those of the activations signed, as that instruction wants them; ``starts`` makes up
-for the offset (where every group of the weight has a zero of its own, ``dot`` multiplies by it).
+for the offset (where every group of the weight has a zero of its own, ``dot`` multiplies by it). Floats
+that are not negative are in the order of their bits, NaN above infinity: maxima of bits are one instruction.
 
 With ``activations = bf16`` both operands are rounded, the weight in the layout of a matrix unit: 16 columns
 side by side, pairs of k together (``Layout(16, 2)``)::
@@ -169,21 +170,23 @@ def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups, zero: int
         return (i[0], b.add(b.mul(i[1], groups.size), kk))
 
     largest = ctx.reduce(
-        LARGEST_BLOCK, per_group, f32, (groups.size,), b.const(0.0, f32), b.maximum,
-        lambda i, r: b.abs_(value(at(i, r[0]))),
+        LARGEST_BLOCK, per_group, i32, (groups.size,), b.const(0, i32), b.maximum,
+        lambda i, r: Intrinsic("bits", (b.abs_(value(at(i, r[0]))),), i32, 1),
     )  # fmt: skip
+
+    def top(i: Index) -> Expr:
+        return Intrinsic("from_bits", (largest(i),), f32, 1)
 
     def code(i: Index) -> Expr:
         m, g, kk = i
-        top = largest((m, g))
-        inverse = b.div(b.const(float(CODE_MAX), f32), top)
-        inverse = b.select(b.ge(top, b.const(SMALLEST, f32)), inverse, b.const(0.0, f32))
-        return b.cast(i8, b.cast(i32, b.round_(b.mul(value(at((m, g), kk)), inverse))))
+        inverse = b.div(b.const(float(CODE_MAX), f32), top((m, g)))
+        inverse = b.select(b.ge(top((m, g)), b.const(SMALLEST, f32)), inverse, b.const(0.0, f32))
+        return Intrinsic("nearest8", (b.mul(value(at((m, g), kk)), inverse),), i8, 1)
 
     # Rows are a cache line longer than need be, for the reason that :mod:`.matrix_unit` gives.
     stored = ctx.buffer(CODES_BLOCK + "_buf", (rows, groups.count * groups.size + ROW_BYTES), i8)
     ctx.stage(CODES_BLOCK, (*per_group, groups.size), i8, code, lambda i: (stored, at(i[:2], i[2])))
-    steps = ctx.stage(STEPS_BLOCK, per_group, f32, lambda i: b.mul(largest(i), b.const(1 / CODE_MAX, f32)))
+    steps = ctx.stage(STEPS_BLOCK, per_group, f32, lambda i: b.mul(top(i), b.const(1 / CODE_MAX, f32)))
     starts = ctx.reduce(
         STARTS_BLOCK, per_group, i32, (groups.size,), b.const(0, i32), b.add,
         lambda i, r: b.mul(b.cast(i32, Load(stored, at(i, r[0]))), b.const(-zero, i32)),

@@ -7,9 +7,9 @@ later reads::
       acc[ramp(0, 16)] = ...        ->      nothing[0] = @prefetch<i32>(w[j, k + 8, 0])
         w[j, k, ramp(0, 16)] ...            acc[ramp(0, 16)] = ... w[j, k, ramp(0, 16)] ...
 
-Where only loops inside of it read ``x``, these ask for what they will read ``distance`` iterations of the outer
-one later. If one of them does not change what is read (a loop over rows), its first two iterations ask for half
-each, so that memory is busy in both, and nobody asks if it has but one::
+Where only loops inside of it read ``x``, these ask for what they will read ``distance`` iterations of the
+outer one later. If one of them does not change what is read (a loop over rows), its first two iterations
+ask for half each, so that memory is busy in both, and nobody asks if it has but one::
 
     parallel n in N with prefetch_w=1:        parallel n in N:
       for m in M:                               for m in M:
@@ -155,7 +155,7 @@ def _asks(loop: For, wanted: _Wanted) -> dict[Var, list[Stmt]]:
 
 
 def _half(rows: For, wanted: _Wanted, load: Load, count: int) -> Stmt:
-    """``count`` cache lines in the first iteration of ``rows`` and as many in the second, if there are two."""
+    """``count`` cache lines in each of the first two iterations of ``rows``, if it has two."""
     first = b.mul(rows.var, count)
     asks = seq(*(wanted.ask(load, b.add(first, k)) for k in range(count)))
     return If(b.and_(b.gt(rows.extent, 1), b.lt(rows.var, 2)), asks)

@@ -297,7 +297,7 @@ def error_cases():
         "buffer t is allocated as global": Alloc(glob, Seq(())),
         "if with a condition of 4 lanes": If(b.lt(lanes, 2), Seq(())),
         "expected a power of two": Store(y, (index(0),), Reduce(ReduceOp.ADD, Load(x, (Ramp(index(0), 3),)))),
-        "no intrinsic 'nope'; known: dot2_bf16": Store(y, (index(0),), Intrinsic("nope", (), f32, 1)),
+        "no intrinsic 'nope'; known: bits, dot2_bf16": Store(y, (index(0),), Intrinsic("nope", (), f32, 1)),
         r"fma: got \(i32\[1\]\); expected": Store(y, (index(0),), Intrinsic("fma", (Const(1, i32),), f32, 1)),
         "exp: got an operand of i32; expected f32 or f64": Store(
             y, (index(0),), Cast(f32, Unary(UnaryOp.EXP, Cast(i32, Load(x, (index(0),)))))

@@ -395,6 +395,28 @@ def test_nibbles(target, lanes):
     assert_same(high, x // 16, "high4")
 
 
+@pytest.mark.parametrize("lanes", [1, 4, 16, 64])
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+def test_bits_and_nearest_codes(target, lanes):
+    """Codes of products, which must be rounded before: fused with the sum that rounds, ties are no ties."""
+    rng = np.random.default_rng(12)
+    x = np.concatenate([np.arange(-127, 127) + 0.5, rng.uniform(-127, 127, 194)]).astype(np.float32)[:448]
+    y = rng.uniform(0.9, 1, 448).astype(np.float32)
+    y[:254] = 1
+    func = mcjit.elementwise(
+        [
+            lambda p, q: Intrinsic("nearest8", (b.mul(p, q),), i8, lanes),
+            lambda p, q: Intrinsic("bits", (p,), i32, lanes),
+            lambda p, q: Intrinsic("from_bits", (Intrinsic("bits", (q,), i32, lanes),), f32, lanes),
+        ],
+        [f32, f32], [i8, i32, f32], 448, lanes,
+    )  # fmt: skip
+    codes, bits, same = mcjit.run(func, target, x, y)
+    assert_same(codes, np.rint(x * y).astype(np.int8), "nearest8")
+    assert_same(bits, x.view(np.int32), "bits")
+    assert_same(same, y, "from_bits")
+
+
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 @pytest.mark.parametrize("target", TARGET_PARAMS)
 def test_every_fourth_byte(target, lanes):

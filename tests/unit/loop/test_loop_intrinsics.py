@@ -130,6 +130,28 @@ def test_every_fourth_byte():
             result_type("every4", wrong)
 
 
+def test_bits():
+    x = np.array([1.0, -0.0, np.inf, np.nan], np.float32)
+    out = INTRINSICS["bits"].evaluate(x)
+    np.testing.assert_array_equal(out, np.array([0x3F800000, -(2**31), 0x7F800000, 0x7FC00000], np.int32))
+    np.testing.assert_array_equal(INTRINSICS["from_bits"].evaluate(out), x)
+    for name, wrong in (("bits", (i32, 4)), ("from_bits", (f32, 4))):
+        with pytest.raises(VerifyError, match=rf"@{name}: got .*; expected \(a: [fi]32\[L\]\)"):
+            result_type(name, [wrong])
+
+
+def test_nearest_code():
+    nearest8 = INTRINSICS["nearest8"].evaluate
+    x = np.array([-127.4, -127.5, -1.5, -0.5, 0.5, 1.5, 2.5, 126.5, 127.0], np.float32)
+    np.testing.assert_array_equal(nearest8(x), np.array([-127, -128, -2, 0, 0, 2, 2, 126, 127], np.int8))
+    assert nearest8(np.array([np.nan], np.float32)).dtype == np.int8
+    with pytest.raises(VerifyError, match=r"@nearest8: a holds 1.0 to 127.25; expected values from -128"):
+        nearest8(np.array([1, 127.25], np.float32))
+    assert result_type("nearest8", [(f32, 16)]) == (i8, 16)
+    with pytest.raises(VerifyError, match=r"@nearest8: got .*; expected \(a: f32\[L\]\) -> i8\[L\]"):
+        result_type("nearest8", [(i32, 16)])
+
+
 def test_two_vectors_are_zipped_and_rounded():
     out = INTRINSICS["zip_bf16"].evaluate(
         np.array([1, 2 + 2**-8, np.nan], np.float32), np.array([-1, 2 + 3 * 2**-8, np.inf], np.float32)

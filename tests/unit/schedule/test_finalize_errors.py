@@ -49,7 +49,7 @@ CASES = [
     ),
     (
         "for k in 4 with prefetch_x=1:\n  for j in 4:\n    y[i, j] = x[i, k]",
-        "prefetch: loop k reads nothing of x outside of inner loops",
+        "prefetch: loop k reads nothing of x where it can tell",
     ),
     (
         'for k in 4 with prefetch_x="far":\n  y[i, k] = x[i, k]',

@@ -37,7 +37,7 @@ for i in 4:
       y[a] = y[a] + x[r]
 """
 LOOPS = [
-    (SERIAL, "parallel(loop=i); prefetch(loop=i, buffer=x, distance=1)", "prefetch: loop i is parallel"),
+    (SERIAL, "vectorize(loop=j); prefetch(loop=j, buffer=x, distance=1)", "prefetch: loop j is vectorize"),
     (SERIAL, "prefetch(loop=i, buffer=y, distance=1)", "prefetch: got buffer 'y'; loop i reads x"),
     (SERIAL, "prefetch(loop=i, buffer=x, distance=0)", "prefetch: got a distance of 0; expected 1 or more"),
     (SERIAL, "prefetch(loop=i, buffer=x, distance=1, level=3)", "prefetch: got level 3 of the cache"),

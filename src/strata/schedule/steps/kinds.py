@@ -181,12 +181,13 @@ class Prefetch(Step):
     loop of a matrix unit keeps the note). The line comes into the level-2 cache, or with ``level=1`` (note
     ``prefetch1_w``) into that of level 1.
 
-    Where only loops inside of it read the buffer, they ask for what they will read ``distance`` iterations of this
-    loop later. If one of them (over rows) reads the same again, its first two iterations ask for half each;
-    if it has but one, nobody asks.
+    Where only loops inside of it read the buffer, they ask for what they will read ``distance`` iterations
+    of this loop later. If one of them (over rows) reads the same again, its first two iterations ask for
+    half each; if it has but one, nobody asks.
 
-    Legal when: the loop is serial, unrolled or parallel and reads the buffer, which lies in memory; the distance
-    is positive, the level 1 or 2. That it can tell what will be read is checked when the function is finalised.
+    Legal when: the loop is serial, unrolled or parallel and reads the buffer, which lies in memory; the
+    distance is positive, the level 1 or 2. That it can tell what will be read is checked when the function
+    is finalised.
     """
 
     loop: str
