@@ -12,7 +12,7 @@ name           arguments                                         result, lane ``
 ``every4``     ``a``: u8, 4L lanes; ``j``: i64 below 4           ``a[4l+j]``
 ``bits``       ``a``: f32 L                                      the same 32 bits, i32
 ``from_bits``  ``a``: i32 L                                      the same 32 bits, f32
-``nearest8``   ``a``: f32 L, ``-128 <= a[l] <= 127`` or NaN      ``a[l]`` rounded to i8, halves to even
+``nearest8``   ``a``: f32 L                                      ``a[l]`` rounded to i8, halves to even
 ``zip_bf16``   ``a, b``: f32, L lanes each                       ``a[0], b[0], a[1], ...``, rounded to bf16
 ``exp2``       ``a``: f32 L, none above 127                      ``2**a[l]``
 ``exp2_bf16``  the same                                          the same, to be rounded to bf16
@@ -26,7 +26,7 @@ integers are exact, modulo 2**32.
 
 The semantics here are what the interpreter runs and what a code generator has to emit, up to subnormals
 (which the instruction behind ``dot2_bf16`` takes for 0) and the order of its two additions.
-``nearest8`` of NaN may be any number.
+``nearest8`` of NaN may be any number; others have to be in the range of i8 once they are rounded.
 ``exp2`` may be off by 3 units of roundoff, ``exp2_bf16`` by ``2**-13`` of the value, and both by ``2**-126``:
 weights of a softmax need no correct subnormals. :data:`INTRINSICS` is open: register more.
 """
@@ -188,9 +188,10 @@ def _nearest8_result(args: Sequence[VectorType]) -> VectorType | None:
 
 
 def _nearest8(a: Array) -> Array:
-    if np.any((a < -128) | (a > 127)):
+    whole = np.where(np.isnan(a), 0, np.rint(a))
+    if whole.min(initial=0) < -128 or whole.max(initial=0) > 127:
         raise VerifyError(f"@nearest8: a holds {a.min()} to {a.max()}; expected values from -128 to 127")
-    return np.where(np.isnan(a), 0, np.rint(a)).astype(np.int8)
+    return whole.astype(np.int8)
 
 
 def _zip_result(args: Sequence[VectorType]) -> VectorType | None:

@@ -142,11 +142,11 @@ def test_bits():
 
 def test_nearest_code():
     nearest8 = INTRINSICS["nearest8"].evaluate
-    x = np.array([-127.4, -127.5, -1.5, -0.5, 0.5, 1.5, 2.5, 126.5, 127.0], np.float32)
+    x = np.array([-127.4, -127.5, -1.5, -0.5, 0.5, 1.5, 2.5, 126.5, 127.4], np.float32)
     np.testing.assert_array_equal(nearest8(x), np.array([-127, -128, -2, 0, 0, 2, 2, 126, 127], np.int8))
     assert nearest8(np.array([np.nan], np.float32)).dtype == np.int8
-    with pytest.raises(VerifyError, match=r"@nearest8: a holds 1.0 to 127.25; expected values from -128"):
-        nearest8(np.array([1, 127.25], np.float32))
+    with pytest.raises(VerifyError, match=r"@nearest8: a holds 1.0 to 127.5; expected values from -128"):
+        nearest8(np.array([1, 127.5], np.float32))
     assert result_type("nearest8", [(f32, 16)]) == (i8, 16)
     with pytest.raises(VerifyError, match=r"@nearest8: got .*; expected \(a: f32\[L\]\) -> i8\[L\]"):
         result_type("nearest8", [(i32, 16)])
