@@ -9,7 +9,8 @@ later reads::
 
 Where only loops inside of it read ``x``, these ask for what they will read ``distance`` iterations of the
 outer one later. If one of them does not change what is read (a loop over rows), its first two iterations
-ask for half each, so that memory is busy in both, and nobody asks if it has but one::
+ask for half each, so that memory is busy in both, or the first one for an odd number of lines. Nobody asks if
+it has but one::
 
     parallel n in N with prefetch_w=1:        parallel n in N:
       for m in M:                               for m in M:
@@ -149,16 +150,20 @@ def _asks(loop: For, wanted: _Wanted) -> dict[Var, list[Stmt]]:
             again = [x for x in (*around, inner) if x.var not in read]
             if not again:
                 found.setdefault(inner.var, []).extend(wanted.ask(load, line) for line in lines)
-            elif len(again) == 1 and len(lines) % 2 == 0 and lines == list(range(len(lines))):
-                found.setdefault(inner.var, []).append(_half(again[0], wanted, load, len(lines) // 2))
+            elif len(again) == 1:
+                found.setdefault(inner.var, []).append(_shared(again[0], wanted, load, lines))
     return found
 
 
-def _half(rows: For, wanted: _Wanted, load: Load, count: int) -> Stmt:
-    """``count`` cache lines in each of the first two iterations of ``rows``, if it has two."""
-    first = b.mul(rows.var, count)
-    asks = seq(*(wanted.ask(load, b.add(first, k)) for k in range(count)))
-    return If(b.and_(b.gt(rows.extent, 1), b.lt(rows.var, 2)), asks)
+def _shared(rows: For, wanted: _Wanted, load: Load, lines: list[int]) -> Stmt:
+    """Half of the cache lines in each of the first two iterations of ``rows``, if it has two.
+
+    All of them in the first one where no halves can be made.
+    """
+    shares = 2 if len(lines) % 2 == 0 and lines == list(range(len(lines))) else 1
+    count = len(lines) // shares
+    asks = (wanted.ask(load, b.add(b.mul(rows.var, count * (shares - 1)), k)) for k in lines[:count])
+    return If(b.and_(b.gt(rows.extent, 1), b.lt(rows.var, shares)), seq(*asks))
 
 
 def _asking(stmt: Stmt, asks: Mapping[Var, list[Stmt]]) -> Stmt:

@@ -48,7 +48,7 @@ CASES = [
         "finalize: index n - 1 of register buffer r varies at run time",
     ),
     (
-        "for k in 4 with prefetch_x=1:\n  for j in 4:\n    y[i, j] = x[i, k]",
+        "for k in 4 with prefetch_x=1:\n  for j in 4:\n    y[i, j] = x[i, t[k]]",
         "prefetch: loop k reads nothing of x where it can tell",
     ),
     (

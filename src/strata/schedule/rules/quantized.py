@@ -246,7 +246,7 @@ def _fetch_next(draft: Draft, target: Target, parts: Sequence[Buffer]) -> None:
 
 
 def _weight_parts(func: Func) -> list[Buffer]:
-    """Codes, scales, zeros: what is read by the output."""
+    """Codes and scales: what sums read by the output."""
     params, found = set(func.params), dict[str, Buffer]()
     for block in (find_block(func, DOT), find_block(func, SUM)):
         output = [a.var for a in block.axes if a.kind is AxisKind.SPATIAL][-1]
