@@ -229,16 +229,8 @@ for _definition in (
     IntrinsicDef("low4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a & 15, is_elementwise=True),
     IntrinsicDef("high4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a >> 4, is_elementwise=True),
     IntrinsicDef("every4", "(a: u8[4L], j: i64[1]) -> u8[L]", _every4_result, _every4),
-    IntrinsicDef(
-        "bits", "(a: f32[L]) -> i32[L]", _bits_result, lambda a: a.view(np.int32), is_elementwise=True
-    ),
-    IntrinsicDef(
-        "from_bits",
-        "(a: i32[L]) -> f32[L]",
-        _from_bits_result,
-        lambda a: a.view(np.float32),
-        is_elementwise=True,
-    ),
+    IntrinsicDef("bits", "(a: f32[L]) -> i32[L]", _bits_result, _bits, is_elementwise=True),
+    IntrinsicDef("from_bits", "(a: i32[L]) -> f32[L]", _from_bits_result, _from_bits, is_elementwise=True),
     IntrinsicDef("nearest8", "(a: f32[L]) -> i8[L]", _nearest8_result, _nearest8, is_elementwise=True),
     IntrinsicDef("zip_bf16", "(a, b: f32[L]) -> bf16[2L]", _zip_result, _zip),
     IntrinsicDef("exp2", "(a: f32[L]) -> f32[L]", _exp2_result, _exp2, is_elementwise=True),

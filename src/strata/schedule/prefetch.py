@@ -144,9 +144,12 @@ def _asks(loop: For, wanted: _Wanted) -> dict[Var, list[Stmt]]:
     if own:
         return {loop.var: own}
     found: dict[Var, list[Stmt]] = {}
+    unknown = {s.var for s in walk_stmts(loop.body) if isinstance(s, Let)}
     for inner, around in _inner_loops(loop.body):
         for load, lines in _lines(inner.body, wanted.name):
             read = {v for i in load.indices for v in free_vars(i)}
+            if read & unknown:
+                continue
             again = [x for x in (*around, inner) if x.var not in read]
             if not again:
                 found.setdefault(inner.var, []).extend(wanted.ask(load, line) for line in lines)

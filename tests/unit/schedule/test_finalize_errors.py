@@ -52,6 +52,10 @@ CASES = [
         "prefetch: loop k reads nothing of x where it can tell",
     ),
     (
+        "for k in 4 with prefetch_x=1:\n  let q = t[k]\n  for j in 4:\n    y[i, j] = x[i, q]",
+        "prefetch: loop k reads nothing of x where it can tell",
+    ),
+    (
         'for k in 4 with prefetch_x="far":\n  y[i, k] = x[i, k]',
         "prefetch: loop k: got a distance of 'far'; expected a positive integer",
     ),
