@@ -121,6 +121,10 @@ def _nibble(b: Builder, node: Intrinsic, code: str, operand: int, x: Value) -> V
 ROUNDING = 1.5 * 2**23  # an f32 of this size has no bits behind the point; its lowest 8 bits are zero
 
 
+def _same_bits(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    return bitcast(emitter.b, args[0], node.dtype, node.lanes)
+
+
 def _nearest8(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
     """The sum is rounded to a whole number, which is in its lowest bits; no product may be fused with it."""
     b, lanes, (x,) = emitter.b, node.lanes, args
@@ -219,8 +223,8 @@ EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "dot2_bf16": _dot2_bf16,
     "dot4_u8i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=False),
     "dot4_u4i8": lambda emitter, _, args: dot4(emitter.b, emitter.target, *args, is_u4=True),
-    "bits": lambda emitter, node, args: bitcast(emitter.b, *args, i32, node.lanes),
-    "from_bits": lambda emitter, node, args: bitcast(emitter.b, *args, f32, node.lanes),
+    "bits": _same_bits,
+    "from_bits": _same_bits,
     "nearest8": _nearest8,
     "every4": _every4,
     "zip_bf16": _zip_bf16,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from strata.core.dims import bounds
 from strata.core.dtypes import DType, u8
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
@@ -240,7 +241,7 @@ def _fetch_next(draft: Draft, target: Target, parts: Sequence[Buffer]) -> None:
 
     Without it memory waits while the second tile computes, and computing for memory before.
     """
-    sizes = [math.prod(x.shape[1:]) * x.dtype.itemsize_bytes for x in parts]  # type: ignore[arg-type]
+    sizes = (math.prod(bounds(d)[1] for d in x.shape[1:]) * x.dtype.itemsize_bytes for x in parts)
     if 2 * sum(sizes) <= target.l2_bytes:
         draft.do(*(Prefetch(f"{OUT}_i1o", x.name, 1) for x in parts))
 
