@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import single_products
 
 from strata.core.dims import SymDim, evaluate
 from strata.core.dtypes import bf16, f32, i8
-from strata.core.weight_format import FormatChoice, parse_format
 from strata.graph import builder
 from strata.graph.nodes import Function, Module
 from strata.graph.types import CacheType, RopeMode, TensorType
@@ -15,10 +15,8 @@ from strata.loop.nodes import MATRIX, PREFETCH, For
 from strata.loop.rewrite import walk_stmts
 from strata.loop.values import numpy_dtype
 from strata.passes import run_passes
-from strata.passes.quantize import quantize_weights
 from strata.planner.candidates.rounded import rounded
 from strata.planner.choose import choose
-from strata.planner.layouts import choose_layouts
 from strata.planner.options import PlanOptions
 from strata.planner.stacks import Kernels, StackBuilder
 from strata.schedule.rules.matmul import weight_layout
@@ -27,16 +25,9 @@ from strata.target import get_target
 
 def kernels_of(format: str, outputs: int, contracted: int, rows: int = 64) -> Kernels:
     """Candidates of a product, for a machine with a matrix unit."""
-    target, dtype = get_target("avx512-amx"), bf16 if format == "bf16" else f32
-    x = builder.input("x", TensorType((SymDim("m", 1, rows), contracted), dtype))
-    w = builder.param("w", TensorType((outputs, contracted), dtype))
-    module = Module((Function("product", (x,), (builder.matmul(x, w, transpose_b=True, out_dtype=f32),)),))
-    if format != "bf16":
-        module = quantize_weights(module, FormatChoice(parse_format(format)))  # type: ignore[arg-type]
-    module = run_passes("default", module)
-    (node,) = [n for n in module.functions[0].nodes if n.op == "fused"]
-    stacks = StackBuilder(choose_layouts(module, target), target, PlanOptions(measure=False))
-    return stacks.kernels_of(node)
+    return single_products.kernels_of(
+        get_target("avx512-amx"), format, outputs, contracted, SymDim("m", 1, rows)
+    )
 
 
 @pytest.mark.parametrize(

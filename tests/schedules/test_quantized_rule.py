@@ -1,20 +1,11 @@
 """What the rule for quantised weights proposes, for every instruction set."""
 
 import pytest
+from single_products import kernels_of
 
 from strata.core.dims import SymDim
-from strata.core.dtypes import f32
-from strata.core.weight_format import FormatChoice, parse_format
-from strata.graph import builder
-from strata.graph.nodes import Function, Module
-from strata.graph.types import TensorType
 from strata.loop.nodes import Func, Intrinsic
 from strata.loop.rewrite import stmt_exprs, walk, walk_stmts
-from strata.passes import run_passes
-from strata.passes.quantize import quantize_weights
-from strata.planner.layouts import choose_layouts
-from strata.planner.options import PlanOptions
-from strata.planner.stacks import StackBuilder
 from strata.target import get_target
 
 LEVELS = {
@@ -31,15 +22,8 @@ LEVELS = {
 
 def tiles_of(format: str, level: str, contracted: int = 128) -> dict[str, Func]:
     """Functions of the candidates by name."""
-    target = get_target(level)
-    x = builder.input("x", TensorType((SymDim("m", 1, 64), contracted), f32))
-    w = builder.param("w", TensorType((128, contracted), f32))
-    module = Module((Function("product", (x,), (builder.matmul(x, w, transpose_b=True, out_dtype=f32),)),))
-    module = quantize_weights(module, FormatChoice(parse_format(format)))  # type: ignore[arg-type]
-    module = run_passes("default", module)
-    (node,) = [n for n in module.functions[0].nodes if n.op == "fused"]
-    stacks = StackBuilder(choose_layouts(module, target), target, PlanOptions(measure=False))
-    return {c.name: c.func for c in stacks.kernels_of(node).stack.candidates}
+    kernels = kernels_of(get_target(level), format, 128, contracted, SymDim("m", 1, 64))
+    return {c.name: c.func for c in kernels.stack.candidates}
 
 
 def fetched(func: Func) -> set[str]:
@@ -64,6 +48,8 @@ def test_tiles_of_several_rows_have_the_next_part_of_the_weight_come(level, form
     assert {len(x) for name, x in tiles.items() if "dot1x" in name} == {0}
 
 
-def test_nothing_comes_for_which_there_is_no_room() -> None:
-    # 64 outputs of 30720 elements are 1.05 MiB with their scales; that level's cache has 1 MiB.
-    assert not any(map(fetched, tiles_of("int4", "avx512-bf16", 30720).values()))
+@pytest.mark.parametrize(("contracted", "fits"), [(7264, True), (7296, False)])
+def test_the_next_part_comes_if_there_is_room_for_two(contracted: int, fits: bool) -> None:
+    part = 64 * contracted * 9 // 16  # bytes of 64 outputs, scales included
+    assert (2 * part <= get_target("avx512-bf16").l2_bytes) == fits
+    assert any(map(fetched, tiles_of("int4", "avx512-bf16", contracted).values())) == fits

@@ -51,9 +51,8 @@ QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 LONG_ROWS = 384
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_BYTES = 96 << 20  # of those copies at most; where a server's cache is larger, one copy is evicted
-QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others;
-MOST_CALLS = 8  # more while all candidates together took no longer than
-TURNS_S = 0.01
+QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
+MOST_CALLS = 8  # while all candidates together have taken less than LONG_S
 LONG_S = 0.01  # less of a disturbance: the fastest candidate is not called again after as much time,
 SLOW = 2  # and one that takes half of it and this many times as long as the fastest is out at once
 
@@ -272,7 +271,7 @@ def _in_turn(calls: Mapping[int, Callable[[], None]], before: Callable[[], None]
         fastest = min(best.values(), default=math.inf)
         if turn > 1 and turn * fastest > LONG_S:
             break
-        if turn > QUICK_CALLS and time.perf_counter() - begin > TURNS_S:
+        if turn > QUICK_CALLS and time.perf_counter() - begin > LONG_S:
             break
         for k, call in calls.items():
             if turn and best[k] > max(LONG_S / 2, SLOW * fastest):

@@ -234,9 +234,9 @@ class Schedule:
         """Bind ``loop`` to a hardware axis: block_x, thread_x, lane, ..."""
         return self.apply(Bind(loop, axis))
 
-    def prefetch(self, loop: str, buffer: str, distance: int) -> Schedule:
+    def prefetch(self, loop: str, buffer: str, distance: int, level: int = 2) -> Schedule:
         """In each iteration of ``loop``, ask for what the one ``distance`` later reads of ``buffer``."""
-        return self.apply(Prefetch(loop, buffer, distance))
+        return self.apply(Prefetch(loop, buffer, distance, level))
 
     def annotate(self, name: str, **notes: int | str) -> Schedule:
         """Note keys with values on the loop or block called ``name``."""
