@@ -51,10 +51,11 @@ QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 LONG_ROWS = 384
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_BYTES = 96 << 20  # of those copies at most; where a server's cache is larger, one copy is evicted
-QUICK_CALLS = 3  # of which the fastest counts: another process may have disturbed the others
-MOST_CALLS = 8  # while all candidates together have taken less than LONG_S
+QUICK_CALLS = 3  # at least, where these are short: another process may have disturbed one of them
+MOST_CALLS = 16  # while all candidates together have taken less than CLOSE_S
+CLOSE_S = 0.02
 LONG_S = 0.01  # less of a disturbance: the fastest candidate is not called again after as much time,
-SLOW = 2  # and one that takes half of it and this many times as long as the fastest is out at once
+SLOW = 2  # and one that takes this many times as long is out, at once if it takes half of it
 
 Estimates = tuple[tuple[int, Estimate], ...]
 
@@ -209,7 +210,7 @@ class TaskBench:
             known: Seconds of candidates that are not to be run.
         """
         known = known or {}
-        key, env = f"{size} in turn" if self._is_quick else str(size), task_env(self.task, size)
+        key, env = f"{size} by turns" if self._is_quick else str(size), task_env(self.task, size)
         legal = [all(r.lo <= env[r.dim] <= r.hi for r in when) for when in self._when]
         missing = [
             k for k, m in enumerate(self._memories) if legal[k] and k not in known and key not in m.times_s
@@ -265,22 +266,39 @@ def _one_by_one(calls: Mapping[int, Callable[[], None]]) -> dict[int, float]:
 
 
 def _in_turn(calls: Mapping[int, Callable[[], None]], before: Callable[[], None]) -> dict[int, float]:
-    """Least seconds of each call, the first of which finds no cache filled; ``before`` runs before each."""
-    best, begin = dict.fromkeys(calls, math.inf), time.perf_counter()
+    """Seconds of each call, the first of which finds no cache filled; ``before`` runs before each."""
+    times: dict[int, list[float]] = {k: [] for k in calls}
+    begin, left = time.perf_counter(), list(calls)
     for turn in range(MOST_CALLS + 1):
-        fastest = min(best.values(), default=math.inf)
-        if turn > 1 and turn * fastest > LONG_S:
+        if turn:
+            fastest = min(map(min, times.values()))
+            enough = LONG_S / 2 if turn <= QUICK_CALLS else 0.0
+            left = [k for k in left if min(times[k]) <= max(enough, SLOW * fastest)]
+            if turn > 1 and turn * fastest > LONG_S:
+                break
+        if turn > QUICK_CALLS and (len(left) == 1 or time.perf_counter() - begin > CLOSE_S):
             break
-        if turn > QUICK_CALLS and time.perf_counter() - begin > LONG_S:
-            break
-        for k, call in calls.items():
-            if turn and best[k] > max(LONG_S / 2, SLOW * fastest):
-                continue
+        for k in left:
             before()
             start = time.perf_counter()
-            call()
-            best[k] = min(best[k], time.perf_counter() - start)
-    return best
+            calls[k]()
+            times[k].append(time.perf_counter() - start)
+    return _compared(times)
+
+
+def _compared(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """Least seconds of the fastest candidate, and as many times more as others took in the same turns.
+
+    Memory has slow and fast moments that last for several turns: the least times of two candidates may be of
+    different ones. Where there were few turns, calls are longer than such moments: then least times count.
+    """
+    fastest = times[min(times, key=lambda k: min(times[k]))]
+
+    def seconds(own: Sequence[float]) -> float:
+        ratios = [a / b for a, b in zip(own[1:], fastest[1:], strict=False)]
+        return min(fastest) * statistics.median(ratios) if len(ratios) >= QUICK_CALLS else min(own)
+
+    return {k: seconds(own) for k, own in times.items()}
 
 
 class _Operands:

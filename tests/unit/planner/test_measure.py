@@ -1,5 +1,6 @@
 """Measured products on a machine whose last-level cache may hold what is measured."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -114,7 +115,8 @@ class Clock:
 @pytest.mark.parametrize(
     ("fast", "slow", "calls"),
     [
-        (LONG_S / 1000, LONG_S / 4, "ab" * (QUICK_CALLS + 1)),  # disturbances may be as long as these calls
+        # Disturbances may be as long as these calls; what is much slower is out after some of them.
+        (LONG_S / 1000, LONG_S / 4, "ab" * (QUICK_CALLS + 1)),
         (LONG_S / 1000, LONG_S, "ab" + "a" * QUICK_CALLS),  # out after one call
         (LONG_S, SLOW * LONG_S, "abab"),  # enough after two
     ],
@@ -125,6 +127,17 @@ def test_long_calls_are_not_repeated(monkeypatch, fast, slow, calls):
     best = _in_turn({0: clock.call("a", fast), 1: clock.call("b", slow)}, lambda: None)
     assert clock.calls == calls
     assert best == pytest.approx({0: fast, 1: slow})
+
+
+def test_a_fast_moment_of_memory_favours_nobody(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("strata.planner.measure.time.perf_counter", clock)
+    turns = itertools.count()  # b takes a tenth more than a, but for one call, while memory is fast
+    fast = clock.call("a", 1e-3)
+    slow = [clock.call("b", 0.7e-3 if k == 2 else 1.1e-3) for k in range(MOST_CALLS + 1)]
+    found = _in_turn({0: fast, 1: lambda: slow[next(turns)]()}, lambda: None)
+    assert found[1] == pytest.approx(1.1 * found[0])
+    assert "ab" * (QUICK_CALLS + 2) in clock.calls
 
 
 @pytest.mark.parametrize(("is_long", "most"), [(True, 512), (False, 512), (True, 300)])
