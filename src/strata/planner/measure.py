@@ -51,11 +51,12 @@ QUICK_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 96)
 LONG_ROWS = 384
 QUICK_CACHES = 1.25  # times the last-level cache that the copies of the weights take: little memory
 QUICK_BYTES = 96 << 20  # of those copies at most; where a server's cache is larger, one copy is evicted
-QUICK_CALLS = 3  # at least, where these are short: another process may have disturbed one of them
-MOST_CALLS = 16  # while all candidates together have taken less than CLOSE_S
+# Each candidate is called once to warm up, then so many times: another process may have disturbed some calls.
+QUICK_CALLS = 3  # at least,
+MOST_CALLS = 16  # at most, while all candidates together have taken less than CLOSE_S.
 CLOSE_S = 0.02
-LONG_S = 0.01  # less of a disturbance: the fastest candidate is not called again after as much time,
-SLOW = 2  # and one that takes this many times as long is out, at once if it takes half of it
+LONG_S = 0.01  # Less of a disturbance: the fastest candidate is not called again after as much time.
+SLOW = 2  # One that takes so many times as long is out after QUICK_CALLS, at once if it takes LONG_S / 2.
 
 Estimates = tuple[tuple[int, Estimate], ...]
 
@@ -203,7 +204,9 @@ class TaskBench:
         self._image: Any = None
 
     def times_s(self, size: int, known: Mapping[int, float] | None = None) -> list[float]:
-        """Median seconds of every candidate at ``size`` rows; infinite for one that is not correct there.
+        """Seconds of every candidate at ``size`` rows; infinite for one that is not correct there.
+
+        Medians, or comparable least times (:func:`_compared`) where few calls are timed.
 
         Args:
             size: Rows.
@@ -272,8 +275,8 @@ def _in_turn(calls: Mapping[int, Callable[[], None]], before: Callable[[], None]
     for turn in range(MOST_CALLS + 1):
         if turn:
             fastest = min(map(min, times.values()))
-            enough = LONG_S / 2 if turn <= QUICK_CALLS else 0.0
-            left = [k for k in left if min(times[k]) <= max(enough, SLOW * fastest)]
+            short = LONG_S / 2 if turn <= QUICK_CALLS else 0.0
+            left = [k for k in left if min(times[k]) <= max(short, SLOW * fastest)]
             if turn > 1 and turn * fastest > LONG_S:
                 break
         if turn > QUICK_CALLS and (len(left) == 1 or time.perf_counter() - begin > CLOSE_S):
