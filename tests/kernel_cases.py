@@ -15,6 +15,7 @@ from strata.graph import interp
 from strata.graph.cache_value import CacheValue
 from strata.graph.nodes import Function
 from strata.graph.opdef import OPS, Sample
+from strata.graph.ops.quantized import group_size
 from strata.graph.samples import op_samples, sample_function, sample_operands
 from strata.graph.types import TensorType
 from strata.loop.layout import Layout
@@ -22,7 +23,7 @@ from strata.loop.nodes import Func
 from strata.lower import LOWERINGS, Binding, Lowered, lower_group
 from strata.planner.workspace import WORKSPACE, hoist_workspace, with_workspace
 from strata.schedule import apply_trace, finalize, propose
-from strata.schedule.rules.quantized import quantized_layout
+from strata.schedule.rules.quantized import quantized_layouts
 from strata.target import Target
 
 Run = Callable[[Func, list[np.ndarray]], object]
@@ -128,10 +129,9 @@ def tiled_cases(target: Target, limit: int | None = None) -> list[Case]:
     for name, op, sample in op_samples():
         if op == "quantized_matmul":
             types = [t for t in sample.types if isinstance(t, TensorType)]
-            layouts = {
-                number: quantized_layout(types[number].dtype, is_codes=number == 1, target=target)
-                for number in range(1, len(types))
-            }
+            group = group_size(types[1], types[2])
+            stored = quantized_layouts(types[1].dtype, types[2].dtype, group, target)
+            layouts = dict(enumerate(stored[: len(types) - 1], 1))
             body = sample_function(op, sample)
             case_name = name.replace("-", "_") + "_tiled"
             lowered = lower_group(case_name, body, layouts)

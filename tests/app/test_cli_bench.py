@@ -7,7 +7,7 @@ import pytest
 
 from strata.app.bench import measure, profiling
 from strata.app.bench.amounts import Amounts, Phase
-from strata.app.bench.counts import instruction, matmul_flop, stored_bytes, weight_bytes_read
+from strata.app.bench.counts import instruction, matmul_flop, weight_bytes_read
 from strata.app.bench.ours import Runner, open_subject
 from strata.app.bench.run import Bench
 from strata.app.bench.shapes import peer_values, shape_values
@@ -48,12 +48,13 @@ def test_weight_bytes_read(subjects, format_, bits):
 def test_tied_weights_are_read_once(model):
     """The demo model's embedding is its head, in the head's layout."""
     program = model.stepping_program
-    assert weight_bytes_read(program) == sum(stored_bytes(p) for p in program.record.params)
+    assert weight_bytes_read(program) == sum(p.own_bytes for p in program.record.params)
 
 
 def test_stored_bytes_are_those_of_the_layout():
-    assert stored_bytes(ParamRecord("w", "u8", (2, 8, 256), (128, 64), "packed")) == 4096
-    assert stored_bytes(ParamRecord("w", "bf16", (3, 5), (3, 5))) == 30
+    assert ParamRecord("w", "u8", (2, 8, 256), (128, 64), "packed").own_bytes == 4096
+    assert ParamRecord("w", "bf16", (3, 5), (3, 5)).own_bytes == 30
+    assert ParamRecord("scales", "f16", (2, 8, 128), (128, 8), "packed", "w").own_bytes == 0
 
 
 def test_flop_of_a_named_shape():

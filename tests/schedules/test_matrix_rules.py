@@ -1,11 +1,14 @@
 """What the rules make for a matrix unit computes what other tiles compute, on every machine: as loops."""
 
+import re
+
 import numpy as np
 import pytest
 import single_products
 
+from strata.codegen.compile import emit_module
 from strata.core.dims import SymDim, evaluate
-from strata.core.dtypes import bf16, f32, i8
+from strata.core.dtypes import bf16, f32, i8, u8
 from strata.graph import builder
 from strata.graph.nodes import Function, Module
 from strata.graph.types import CacheType, RopeMode, TensorType
@@ -68,6 +71,18 @@ def test_tiles_of_both_operands_are_fetched_ahead(format: str) -> None:
     (loop,) = [s for s in walk_stmts(tiles) if isinstance(s, For) and dict(s.notes).get(MATRIX)]
     fetched = {key.removeprefix(PREFETCH[1]): value for key, value in loop.notes if key != MATRIX}
     assert fetched == dict.fromkeys(operands_of(loop), 2)
+
+
+def test_the_next_group_s_codes_are_fetched_ahead_across_the_scales_between() -> None:
+    candidates = kernels_of("int8", 64, 256).stack.candidates
+    (tiles,) = [c.func for c in candidates if has_matrix_loop(c.func)]
+    codes = next(p for p in tiles.params if p.dtype is u8)
+    group = codes.shape[2]
+    assert group == 128 * 64 + 64 * 2  # two steps of the loop, then scales
+    text = emit_module(tiles, get_target("avx512-amx"))
+    asked = {int(x) for x in re.findall(r"getelementptr i8, ptr %\S+, i64 (\d+)", text)}
+    assert group in asked
+    assert 128 * 64 not in asked
 
 
 @pytest.mark.parametrize("format", ["bf16", "int4"])

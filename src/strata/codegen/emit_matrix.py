@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from strata.core.dims import product
 from strata.core.dtypes import DType, f32, i64
 from strata.loop.build import add
-from strata.loop.matrix import ROW_BYTES, ROWS, Nest, begins_at_zero, nests_of
-from strata.loop.nodes import PREFETCH, Alloc, Expr, For, Load, Var
+from strata.loop.matrix import ROW_BYTES, ROWS, Nest, begins_at_zero, nests_of, row_distance
+from strata.loop.nodes import PREFETCH, Alloc, Const, Expr, For, Load, Var
 from strata.loop.nodes import index as const_index
 from strata.loop.rewrite import free_vars, substitute
 from strata.target import Target
@@ -242,13 +242,22 @@ class _Loop:
         """Address of a tile's row ``first``, so many iterations ahead, and the distance of rows in bytes."""
         f, var = self.f, self.loop.var
         at: dict[Var, Expr] = {nest.row: const_index(first), nest.group: const_index(0)}
+        *outer, last = load.indices
+        pieces = 0
+        if outer and row_distance(load, rows) and isinstance(self.loop.extent, Const):
+            # Rows of a piece of memory: behind its end comes another array, and then the next piece.
+            pieces, ahead = divmod(ahead, int(self.loop.extent.value))
+            outer[-1] = add(outer[-1], pieces)
         if ahead:
             at[var] = add(var, ahead)
         f.forget()
         # What is fetched ahead may lie outside of the buffer.
-        place = f.place(load.buffer, tuple(substitute(i, at) for i in load.indices), masked=ahead > 0)
+        is_outside = pieces + ahead > 0
+        place = f.place(load.buffer, tuple(substitute(i, at) for i in (*outer, last)), masked=is_outside)
         dim = next((k for k, i in enumerate(load.indices) if rows in free_vars(i)), -1)
         if dim < 0:
             return place.pointer, "0"
+        if dim == len(load.indices) - 1:
+            return place.pointer, str(row_distance(load, rows) * load.dtype.itemsize_bytes)
         inner = index.dim_value(f.b, product(load.buffer.shape[dim + 1 :]), f.dim)
         return place.pointer, f.b.use(index.scale(f.b, inner, load.dtype.itemsize_bytes))

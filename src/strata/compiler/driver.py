@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from strata.passes import run_passes
 from strata.planner.assemble import PlannedFunction, check_obeyed, plan_function
 from strata.planner.candidates import takes_rows
 from strata.planner.composites import has_composites
-from strata.planner.layouts import choose_layouts, settle_layouts
+from strata.planner.layouts import choose_layouts, settle_layouts, shared_params
 from strata.planner.options import PlanOptions
 from strata.planner.report import plan_json
 from strata.planner.stacks import StackBuilder
@@ -117,7 +117,10 @@ class Lowered:
             for function in compiled_functions(module)
         )
         check_obeyed(functions, options)
-        params = tuple(_param_record(name, t, layouts.get(name)) for name, t in shapes.items())
+        shared = shared_params(module, layouts)
+        params = tuple(
+            _param_record(name, t, layouts.get(name), shared.get(name, "")) for name, t in shapes.items()
+        )
         return Planned(self, functions, params, layouts, constants.values)
 
 
@@ -146,13 +149,13 @@ def _array_constants(module: Module) -> _Constants:
     return _Constants(names, types, values)
 
 
-def _param_record(name: str, tensor: TensorType, layout: Layout | None) -> ParamRecord:
+def _param_record(name: str, tensor: TensorType, layout: Layout | None, within: str) -> ParamRecord:
     shape = tuple(d for d in tensor.shape if isinstance(d, int))
     if len(shape) != tensor.rank:
         raise UnsupportedError(f"param {name}: got {tensor}; expected a constant shape; make it an input")
     stored = tuple(int(d) for d in stored_shape(shape, layout))  # type: ignore[arg-type]
     dtype = stored_dtype(tensor.dtype).name
-    return ParamRecord(name, dtype, stored, shape, str(layout) if layout is not None else "")
+    return ParamRecord(name, dtype, stored, shape, str(layout) if layout is not None else "", within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,7 @@ class Compiled:
     constants: Mapping[str, np.ndarray]
 
     def stored_params(self, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-        """Params in their stored layouts, one at a time.
+        """Params with memory of their own in their stored layouts, one at a time.
 
         Raises:
             UserError: a param is missing, unknown, there twice, or has another shape or dtype.
@@ -249,18 +252,22 @@ def store_params(
     constants: Mapping[str, np.ndarray],
     places: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Check params against the record and bring them into their stored layouts, one at a time.
+    """Check params against the record and bring them into their stored layouts, one after the other.
 
     Args:
         records: The params that there must be.
         params: Them, as the graph has them.
         constants: Those that come from the graph itself.
-        places: Arrays to pack params with a layout into; others get memory of their own.
+        places: Arrays to pack params with a layout into, by name; for others there is new memory.
+
+    Returns:
+        Params with memory of their own, complete with those that lie within.
     """
     from strata.loop.layout import parse_layout
 
     known = {r.name: r for r in records}
     left = dict.fromkeys(known)
+    memory = _Memory(known, places or {})
 
     def chained() -> Iterator[tuple[str, np.ndarray]]:
         yield from params
@@ -285,13 +292,40 @@ def store_params(
                 f"expected {record.dtype}{list(record.logical_shape)}"
             )
         del left[name]
-        packed = array if layout is None else layout.pack(array, (places or {}).get(name))
-        stored = packed if packed.flags.c_contiguous else np.ascontiguousarray(packed)
-        del array, packed  # it may be large, and the consumer takes its time
-        yield name, stored
+        stored = memory.packed(record, array, layout) if layout else np.ascontiguousarray(array)
+        del array  # it may be large, and the consumer takes its time
+        if stored is not None:
+            yield record.within or name, stored
         del stored
     if left:
         raise UserError(f"params: {len(left)} missing, e.g. {next(iter(left))!r}")
+
+
+class _Memory:
+    """Where params with a layout are packed.
+
+    Args:
+        records: All params, by name.
+        places: Arrays for them, by name; for others there is new memory.
+    """
+
+    def __init__(self, records: Mapping[str, ParamRecord], places: Mapping[str, np.ndarray]) -> None:
+        self._records = records
+        self._places = dict(places)
+        self._left = Counter(r.within or name for name, r in records.items())
+
+    def packed(self, record: ParamRecord, array: np.ndarray, layout: Layout) -> np.ndarray | None:
+        """The memory of ``array``, once everything that lies in it is there."""
+        owner = self._records[record.within or record.name]
+        if owner.name not in self._places and self._left[owner.name] > 1:
+            self._places[owner.name] = np.zeros(owner.shape, _numpy_name(owner.dtype))
+        place = self._places.get(owner.name)
+        own = None if place is None else place.view(_numpy_name(record.dtype)).reshape(record.shape)
+        packed = layout.pack(array, own)
+        self._left[owner.name] -= 1
+        if self._left[owner.name]:
+            return None
+        return packed if place is None else self._places.pop(owner.name)
 
 
 def _side_by_side(records: tuple[ParamRecord, ...]) -> dict[str, np.ndarray]:
@@ -301,7 +335,7 @@ def _side_by_side(records: tuple[ParamRecord, ...]) -> dict[str, np.ndarray]:
     """
     from strata.runtime.tensors import aligned_empty, aligned_size, numpy_dtype
 
-    packed = [(r, math.prod(r.shape) * numpy_dtype(r.dtype).itemsize) for r in records if r.layout]
+    packed = [(r, r.own_bytes) for r in records if r.layout and not r.within]
     memory = aligned_empty((sum(aligned_size(size) for _, size in packed),), "u1")
     places: dict[str, np.ndarray] = {}
     for record, size in packed:

@@ -2,7 +2,7 @@
 
 ::
 
-    Layout ::= tiles(rows=R, cols=C[, nibbles])     text form, e.g. "tiles(rows=64,cols=1)"
+    Layout ::= tiles(rows=R, cols=C[, transposed][, nibbles][, stripes=T@B/S])    e.g. "tiles(rows=64,cols=1)"
 
 ``tiles(rows=R, cols=C)`` stores ``w[r, c]`` at ``p[r // R, c // C, (r % R) * C + c % C]`` of a 3-d array of
 shape ``[ceil(rows/R), ceil(cols/C), R * C]``, zero padded. For a weight ``[N, K]`` (one row per output),
@@ -12,6 +12,10 @@ adds the pairs of a bf16 dot product, ``C = 4`` the fours of an 8-bit one.
 With ``nibbles``, two elements of 4 bits share a byte: the first half of a tile's columns are the low halves
 of the bytes, the second half the high ones, so that ``R = 64, C = 8`` holds two operands of an 8-bit dot
 product in the place of one. ``w[r, c]`` is in the byte ``p[r // R, c // C, (r % R) * C/2 + c % (C/2)]``.
+
+With ``stripes=T@B/S``, T tiles at a time lie at element B of every S elements: ``p`` has the shape
+``[ceil(rows/R), ceil(cols/(C T)), S]``. What is left out is for another array, in the same memory, that is
+read together with this one: a core then reads one stream instead of two.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import math
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from strata.core.dims import Dim
@@ -36,6 +40,24 @@ _LARGE_BYTES = 4 << 20  # worth the time that threads take to start
 
 
 @dataclass(frozen=True, slots=True)
+class Stripes:
+    """The part of each piece of memory that an array takes; the rest is another array's.
+
+    Attributes:
+        tiles: How many lie in one piece.
+        begin: The first of their stored elements.
+        size: Stored elements that fit into a piece.
+    """
+
+    tiles: int
+    begin: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.tiles}@{self.begin}/{self.size}"
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Tiles of ``rows x cols``.
 
@@ -43,26 +65,37 @@ class Layout:
         rows, cols: Size of a tile.
         transposed: Tiles of the transposed matrix (a ``[K, N]`` weight by rows).
         nibbles: Elements have 4 bits, two in a byte; ``cols`` is even.
+        stripes: Where tiles lie in memory that two arrays share; ``None`` = one after the other.
     """
 
     rows: int
     cols: int = 1
     transposed: bool = False
     nibbles: bool = False
+    stripes: Stripes | None = None
 
     def __str__(self) -> str:
         flags = (",transposed" if self.transposed else "") + (",nibbles" if self.nibbles else "")
-        return f"tiles(rows={self.rows},cols={self.cols}{flags})"
+        stripes = f",stripes={self.stripes}" if self.stripes else ""
+        return f"tiles(rows={self.rows},cols={self.cols}{flags}{stripes})"
 
     @property
     def bytes_wide(self) -> int:
         """Stored elements side by side in one row of a tile."""
         return self.cols // 2 if self.nibbles else self.cols
 
+    @property
+    def stripe(self) -> int:
+        """Stored elements of this array in one piece of memory."""
+        return self.stripes.tiles * self.rows * self.bytes_wide if self.stripes else 0
+
     def physical_shape(self, shape: tuple[int, int]) -> tuple[int, int, int]:
         """Shape of the stored 3-d array for a logical ``shape``."""
         rows, cols = shape[::-1] if self.transposed else shape
-        return (-(-rows // self.rows), -(-cols // self.cols), self.rows * self.bytes_wide)
+        tiles, width = -(-cols // self.cols), self.rows * self.bytes_wide
+        if self.stripes:
+            tiles, width = -(-tiles // self.stripes.tiles), self.stripes.size
+        return (-(-rows // self.rows), tiles, width)
 
     def physical_index(self, row: Expr, col: Expr) -> tuple[Expr, Expr, Expr]:
         """Where logical ``[row, col]`` is stored; of nibbles: the byte."""
@@ -70,7 +103,16 @@ class Layout:
             row, col = col, row
         wide = self.bytes_wide
         inner = add(mul(floormod(row, self.rows), wide), floormod(col, wide))
+        if self.stripes:
+            cols = self.stripes.tiles * self.cols
+            tile = floordiv(floormod(col, cols), self.cols)
+            return (floordiv(row, self.rows), floordiv(col, cols), self.in_piece(tile, inner))
         return (floordiv(row, self.rows), floordiv(col, self.cols), inner)
+
+    def in_piece(self, tile: Expr, inner: Expr) -> Expr:
+        """Where element ``inner`` of a piece's ``tile`` is stored, from the beginning of the piece."""
+        assert self.stripes is not None
+        return add(add(mul(tile, self.rows * self.bytes_wide), inner), self.stripes.begin)
 
     def load(self, buffer: Buffer, row: Expr, col: Expr) -> Expr:
         """Logical element ``[row, col]`` of a stored array: for nibbles the half of its byte, as u8."""
@@ -88,12 +130,13 @@ class Layout:
         if self.transposed:
             array = array.T
         rows, cols = array.shape
-        tile_rows, tile_cols, _ = Layout(self.rows, self.cols).physical_shape((rows, cols))
+        tile_rows, pieces, width = replace(self, transposed=False).physical_shape((rows, cols))
         dtype = np.dtype(np.uint8) if self.nibbles else array.dtype
         word_bytes = self.bytes_wide * dtype.itemsize  # neighbours in a tile, moved as one
         if place is None:
-            place = np.empty((tile_rows, tile_cols, self.rows * self.bytes_wide), dtype)
-        out = place.view(f"V{word_bytes}")
+            place = (np.zeros if self.stripes else np.empty)((tile_rows, pieces, width), dtype)
+        out = self._tiles(place).view(f"V{word_bytes}")
+        tile_cols = pieces * out.shape[2]
         # A row of tiles is turned from a copy, whose rows are not a power of two apart: the places of a cache
         # that can hold the same column of all rows would be few.
         spare = -(-_SPARE_BYTES // word_bytes)
@@ -105,10 +148,17 @@ class Layout:
                 copy[: len(part), :cols] = part
                 copy[len(part) :] = 0
                 words = self._halves_joined(copy) if self.nibbles else copy
-                out[tile] = words.view(out.dtype)[:, :tile_cols].T
+                out[tile] = words.view(out.dtype)[:, :tile_cols].T.reshape(out.shape[1:])
 
         _on_all_threads(fill, tile_rows, place.nbytes)
         return place
+
+    def _tiles(self, stored: Any) -> Any:
+        """Stored 3-d ndarray -> its tiles ``[rows of tiles, pieces, tiles of a piece, elements]``, a view."""
+        if self.stripes is None:
+            return stored.reshape(*stored.shape[:2], 1, -1)
+        own = stored[:, :, self.stripes.begin : self.stripes.begin + self.stripe]
+        return own.reshape(*own.shape[:2], self.stripes.tiles, -1)
 
     def _halves_joined(self, rows: Any) -> Any:
         """Bytes ``[rows, n / 2]`` of elements of 4 bits ``[rows, n]`` u8, several at a time."""
@@ -124,15 +174,15 @@ class Layout:
             import ml_dtypes
             import numpy as np
 
-            bytes_ = stored.reshape(*stored.shape[:2], self.rows, 1, self.bytes_wide)
-            whole = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=3).reshape(*stored.shape[:2], -1)
+            tiles = self._tiles(stored)
+            bytes_ = tiles.reshape(len(tiles), -1, self.rows, 1, self.bytes_wide)
+            whole = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=3).reshape(*bytes_.shape[:2], -1)
             plain = Layout(self.rows, self.cols, self.transposed).unpack(whole, shape)
             return plain.astype(ml_dtypes.uint4)
         rows, cols = shape[::-1] if self.transposed else shape
-        n_rows, n_cols, _ = stored.shape
         r, c = self.rows, self.cols
-        tiles = stored.reshape(n_rows, n_cols, r, c)
-        flat = tiles.transpose(0, 2, 1, 3).reshape(n_rows * r, n_cols * c)[:rows, :cols]
+        tiles = self._tiles(stored).reshape(len(stored), -1, r, c)
+        flat = tiles.transpose(0, 2, 1, 3).reshape(len(stored) * r, -1)[:rows, :cols]
         return flat.T if self.transposed else flat
 
 
@@ -155,10 +205,16 @@ def parse_layout(text: str) -> Layout | None:
     """
     if not text:
         return None
-    match = re.fullmatch(r"tiles\(rows=(\d+),cols=(\d+)(,transposed)?(,nibbles)?\)", text)
+    pattern = r"tiles\(rows=(\d+),cols=(\d+)(,transposed)?(,nibbles)?(?:,stripes=(\d+)@(\d+)/(\d+))?\)"
+    match = re.fullmatch(pattern, text)
     if match is None or (match[4] and int(match[2]) % 2):
-        raise ParseError(f"layout: got {text!r}; expected tiles(rows=R,cols=C[,transposed][,nibbles])")
-    return Layout(int(match[1]), int(match[2]), bool(match[3]), bool(match[4]))
+        form = "tiles(rows=R,cols=C[,transposed][,nibbles][,stripes=T@B/S])"
+        raise ParseError(f"layout: got {text!r}; expected {form}")
+    stripes = Stripes(int(match[5]), int(match[6]), int(match[7])) if match[5] else None
+    layout = Layout(int(match[1]), int(match[2]), bool(match[3]), bool(match[4]), stripes)
+    if stripes and not 1 <= layout.stripe <= stripes.size - stripes.begin:
+        raise ParseError(f"layout: got {text!r}; expected stripes with room for {stripes.tiles} tiles")
+    return layout
 
 
 def stored_dtype(dtype: DType) -> DType:

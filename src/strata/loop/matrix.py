@@ -9,9 +9,9 @@ side or under unrolled loops (bf16 with ``G = 2`` elements to a group; i8 times 
           acc[r', ramp(c, 16)] = @dot(acc[r', ramp(c, 16)], x[r'', ramp(g*G + d, G)], w[g'', ramp(e, 16*G)])
 
 where the sums' row ``r'`` is ``r`` and a constant, ``r''`` grows by one with ``r`` up to some last row (which
-may be the first: the same row 16 times), ``g''`` grows by one with ``g``, and sums are at the same places for
-every ``k``. So the nest is a product of a ``16 x 16*G`` tile of rows of ``x`` and a tile of ``w``, whose rows
-have one group for each of 16 columns.
+may be the first: the same row 16 times), ``g''`` grows by one with ``g`` (or, instead, ``e`` by a constant),
+and sums are at the same places for every ``k``. So the nest is a product of a ``16 x 16*G`` tile of rows of
+``x`` and a tile of ``w``, whose rows have one group for each of 16 columns.
 
 Meaning is that of the loops: an interpreter, and machines without such a unit, run them. With a note
 ``prefetch_x``, the unit's loop asks for tiles of ``x`` so many iterations ahead.
@@ -195,22 +195,34 @@ def _check(loop: For, nest: Nest) -> None:
 
 
 def _steps(load: Load, rows: Var, other: Var, *, shared: bool = False) -> bool:
-    """Whether one index but the last is an outer value plus ``rows``, and no other depends on it.
+    """Whether one index is an outer value plus ``rows`` (the last one: times a constant), and no other is.
 
     Of the operand that all columns share, ``other`` moves the last index, and rows may end or stay.
     """
     *outer, last = load.indices
-    if (not shared and other in free_vars(last)) or rows in free_vars(last) or not isinstance(last, Ramp):
+    if (not shared and other in free_vars(last)) or not isinstance(last, Ramp):
         return False
     moving = [i for i in outer if rows in free_vars(i)]
     if len(moving) > 1 or any(other in free_vars(i) for i in outer):
         return False
+    if rows in free_vars(last):
+        return not moving and not shared and row_distance(load, rows) >= last.lanes
     if not moving:
         return shared
     (row,) = moving
     if isinstance(row, Binary) and row.op is BinaryOp.MIN and rows not in free_vars(row.b):
         row = row.a
     return _is_zero(sub(sub(row, _at_zero(row, rows)), rows))
+
+
+def row_distance(load: Load, rows: Var) -> int:
+    """Elements from row to row where the last index moves, as in stripes (``loop.layout``); else 0."""
+    last = load.indices[-1]
+    assert isinstance(last, Ramp)
+    first = _at_zero(last.base, rows)
+    step = simplify(sub(substitute(last.base, {rows: index(1)}), first))
+    is_even = _is_zero(sub(sub(last.base, first), mul(rows, step)))
+    return int(step.value) if isinstance(step, Const) and is_even else 0
 
 
 def _at_zero(e: Expr, var: Var) -> Expr:

@@ -213,22 +213,38 @@ def _dots(
         assert buffer is not None
         assert layout is not None
         (m, g, n), (tile, j) = i, r
-        tile = b.add(b.mul(g, groups.size // layout.cols), tile)
-        first = b.add(b.mul(tile, layout.cols), j)
-        parts = _tile_elements(buffer, layout, n, tile, j)
+        first = b.add(b.mul(b.add(b.mul(g, groups.size // layout.cols), tile), layout.cols), j)
+        parts = _tile_elements(buffer, layout, n, groups, (g, tile), j)
         terms = [product(m, b.add(first, FOUR * half), part) for half, part in enumerate(parts)]
         return terms[0] if len(terms) == 1 else b.add(terms[0], terms[1])
 
-    is_tiled = layout is not None and layout.bytes_wide == FOUR and groups.size % layout.cols == 0
-    extents = (groups.size // layout.cols, FOUR) if layout is not None and is_tiled else (groups.size,)
-    value = by_tile if is_tiled else by_element
+    extents: tuple[int, ...] = (groups.size,)
+    if layout is not None and _has_fours(layout, groups):
+        extents = groups.size // layout.cols, FOUR
+    value = by_element if len(extents) == 1 else by_tile
     return ctx.reduce(DOT_BLOCK, (shape[0], groups.count, shape[1]), i32, extents, start, b.add, value)
 
 
-def _tile_elements(buffer: Buffer, layout: Layout, row: Expr, tile: Expr, j: Expr) -> list[Expr]:
-    """Elements ``j`` (and, of nibbles, ``4 + j``) of a row in a tile."""
+def _has_fours(layout: Layout, groups: _Groups) -> bool:
+    """Whether fours of k lie side by side, and a group is whole tiles (in stripes: a whole piece)."""
+    if layout.bytes_wide != FOUR or groups.size % layout.cols:
+        return False
+    return layout.stripes is None or layout.stripes.tiles * layout.cols == groups.size * groups.shared
+
+
+def _tile_elements(
+    buffer: Buffer, layout: Layout, row: Expr, groups: _Groups, place: Index, j: Expr
+) -> list[Expr]:
+    """Elements ``j`` (and, of nibbles, ``4 + j``) of a row, in a tile: by group, and number in the group."""
+    g, tile = place
+    per_group = groups.size // layout.cols
     inner = b.add(b.mul(b.floormod(row, layout.rows), FOUR), j)
-    byte = Load(buffer, (b.floordiv(row, layout.rows), tile, inner))
+    if layout.stripes is None:
+        index = b.add(b.mul(g, per_group), tile), inner
+    else:
+        before = b.mul(b.floormod(g, groups.shared), per_group)
+        index = groups.of_weight(g), layout.in_piece(b.add(before, tile), inner)
+    byte = Load(buffer, (b.floordiv(row, layout.rows), *index))
     if not layout.nibbles:
         return [byte]
     return [Intrinsic(name, (byte,), u8, 1) for name in ("low4", "high4")]

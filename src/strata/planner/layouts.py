@@ -10,18 +10,19 @@ planner follows the notes that it finds::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from strata.core.errors import ParseError, UserError
 from strata.graph.nodes import Function, Module, Node, rewrite, with_notes
 from strata.graph.opdef import Pattern
+from strata.graph.ops.quantized import group_size
 from strata.graph.types import TensorType
 from strata.ir.passes import OptionError, Pass, register_pass
-from strata.loop.layout import Layout, parse_layout
+from strata.loop.layout import Layout, parse_layout, stored_dtype, stored_shape
 from strata.schedule.rules.matmul import weight_layout
-from strata.schedule.rules.quantized import quantized_layout
+from strata.schedule.rules.quantized import quantized_layouts
 from strata.target import Target, get_target
 
 from .assemble import favour
@@ -31,7 +32,7 @@ from .stacks import Kernels, StackBuilder
 
 LAYOUT_NOTE = "layout"
 ROW_MAJOR = "row_major"
-CODES_OPERAND = 1  # of quantized_matmul
+CODES_OPERAND, SCALES_OPERAND = 1, 2  # of quantized_matmul
 
 
 @register_pass
@@ -68,32 +69,32 @@ class Layouts(Pass[Module]):
         return module.map(lambda f: rewrite(f, noted))
 
 
-def matmul_weights(function: Function) -> dict[str, tuple[Node, int]]:
-    """For every 2-d param of a matmul's weight: the matmul, and which of its operands it is."""
-    found: dict[str, tuple[Node, int]] = {}
+def _products(function: Function) -> Iterator[tuple[Node, dict[int, str]]]:
+    """Every matmul of a group, and which 2-d params its operands are: names by operand number."""
     for node in function.nodes:
         if node.op == "fused":
             body: Function = node.attrs["body"]
             outer = {id(inner): operand for inner, operand in zip(body.inputs, node.inputs, strict=True)}
-            _collect(body, outer, found)
-    return found
-
-
-def _collect(body: Function, outer: dict[int, Node], found: dict[str, tuple[Node, int]]) -> None:
-    for node in body.nodes:
-        if node.opdef.pattern is not Pattern.MATMUL:
-            continue
-        for number, inner in enumerate(node.inputs[1:], 1):
-            operand = outer.get(id(inner))
-            if operand is not None and operand.op == "param" and operand.tensor.rank == 2:
-                found.setdefault(operand.attrs["name"], (node, number))
+            for matmul in body.nodes:
+                if matmul.opdef.pattern is Pattern.MATMUL:
+                    operands = ((k, outer.get(id(inner))) for k, inner in enumerate(matmul.inputs))
+                    yield (
+                        matmul,
+                        {
+                            k: x.attrs["name"]
+                            for k, x in operands
+                            if k and x is not None and x.op == "param" and x.tensor.rank == 2
+                        },
+                    )
 
 
 def _tiles(matmul: Node, number: int, target: Target) -> Layout:
     """Layout of operand ``number`` of a matmul."""
     weight = matmul.inputs[number].tensor
     if matmul.op == "quantized_matmul":
-        return quantized_layout(weight.dtype, is_codes=number == CODES_OPERAND, target=target)
+        codes, scales = (matmul.inputs[k].tensor for k in (CODES_OPERAND, SCALES_OPERAND))
+        layouts = quantized_layouts(codes.dtype, scales.dtype, group_size(codes, scales), target)
+        return layouts[number - CODES_OPERAND]
     transposed = not matmul.attrs["transpose_b"]
     return weight_layout(weight.dtype, weight.shape[0 if transposed else 1], transposed, target)
 
@@ -137,11 +138,41 @@ def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
     """
     noted = noted_layouts(module)
     layouts = {name: layout for name, layout in noted.items() if layout is not None}
-    for function in module.functions:
-        for name, (matmul, number) in matmul_weights(function).items():
+    for matmul, names in (p for f in module.functions for p in _products(f)):
+        for number, name in names.items():
             if name not in noted:
                 layouts.setdefault(name, _tiles(matmul, number, target))
-    return layouts
+    shared = shared_params(module, layouts)
+    kept = {*noted, *shared, *shared.values()}
+    return {n: x if n in kept else replace(x, stripes=None) for n, x in layouts.items()}
+
+
+def shared_params(module: Module, layouts: Mapping[str, Layout]) -> dict[str, str]:
+    """By param of scales: the param of codes in whose memory it lies, as both are in stripes of one size.
+
+    The first scales of a weight lie there, and those of several weights in the memory of the first one.
+    """
+    found: dict[str, str] = {}
+    for matmul, names in (p for f in module.functions for p in _products(f)):
+        codes, scales = names.get(CODES_OPERAND, ""), names.get(SCALES_OPERAND, "")
+        if matmul.op != "quantized_matmul" or scales in found or codes in found.values():
+            continue
+        if codes in layouts and scales in layouts:
+            types = (matmul.inputs[k].tensor for k in (CODES_OPERAND, SCALES_OPERAND))
+            ours, theirs = (_pieces(t, layouts[name]) for t, name in zip(types, (codes, scales), strict=True))
+            if ours and theirs and ours[0] == theirs[0] and (ours[2] <= theirs[1] or theirs[2] <= ours[1]):
+                found[scales] = codes
+    return found
+
+
+def _pieces(tensor: TensorType, layout: Layout) -> tuple[tuple[int, ...], int, int] | None:
+    """Of stripes: rows of tiles, pieces of a row and bytes of a piece; the bytes of a piece that it takes."""
+    if layout.stripes is None:
+        return None
+    rows, pieces, width = (int(d) for d in stored_shape(tensor.shape, layout))  # type: ignore[arg-type]
+    step = stored_dtype(tensor.dtype).itemsize_bytes
+    begin, end = layout.stripes.begin, layout.stripes.begin + layout.stripe
+    return (rows, pieces, width * step), begin * step, end * step
 
 
 def settle_layouts(

@@ -321,7 +321,9 @@ class _Operands:
         self.env = task_env(task, size)
         naive = task.lowered.func
         if stock is None:
-            self.arrays = inputs(naive, self.env, task.cache_fields, task.weights, task.target, caches=caches)
+            self.arrays = inputs(
+                naive, self.env, task.cache_fields, task.weights, task.within, task.target, caches=caches
+            )
         else:
             shapes = [tuple(evaluate(d, self.env) for d in p.shape) for p in naive.params[: len(stock)]]
             self.arrays = [[_beginning(a, s) for a in c] for c, s in zip(stock, shapes, strict=True)]

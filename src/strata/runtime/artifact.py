@@ -95,7 +95,8 @@ def save_artifact(
         folder: The artifact to make; an artifact or an empty folder there is replaced.
         record: Its program; ``record.params`` is the order of the tensors in the weights file.
         image: Machine code as the code generator linked it.
-        params: ``(name, array)`` of each param once, in any order; consumed one at a time,
+        params: ``(name, array)`` of each param with memory of its own once (others are left
+            out), in any order; consumed one at a time,
             on a thread of its own.
         plan_json: Text of ``plan.json``.
         extra_files: Tokenizer files and the like: content, or a path to copy, by plain file name.
@@ -113,8 +114,10 @@ def save_artifact(
     part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         part.mkdir(parents=True)
-        shapes = [TensorShape(p.name, p.dtype, p.shape) for p in record.params]
-        weights_bytes = write_safetensors(part / WEIGHTS, shapes, _ahead(params), {"format": FORMAT})
+        shapes = [TensorShape(p.name, p.dtype, p.shape) for p in record.params if not p.within]
+        within = {p.name for p in record.params if p.within}
+        own = (pair for pair in params if pair[0] not in within)
+        weights_bytes = write_safetensors(part / WEIGHTS, shapes, _ahead(own), {"format": FORMAT})
         (part / CODE).write_bytes(image)
         (part / PLAN).write_text(plan_json, encoding="utf-8")
         for name, content in (extra_files or {}).items():
@@ -316,7 +319,7 @@ def _map_params(
         )
     file = SafetensorsFile(path)
     params = {}
-    for param in record.params:
+    for param in (p for p in record.params if not p.within):
         array = file[param.name]
         if array.shape != param.shape or file.entries[param.name].dtype.name != param.dtype:
             want = f"{param.dtype}[{','.join(map(str, param.shape))}]"

@@ -390,7 +390,11 @@ class Program:
         assert not isinstance(image, (bytes, Path))
         self.record = record
         self.image = image
-        self.params = {p.name: params[p.name] for p in record.params if p.name in params}
+        self.params = {
+            p.name: params[p.within or p.name] for p in record.params if (p.within or p.name) in params
+        }
+        for spec in (p for p in record.params if p.within and p.name in self.params):
+            self.params[spec.name] = self.params[spec.name].view(numpy_dtype(spec.dtype)).reshape(spec.shape)
         self._check_params()
         self.lock = threading.RLock()
         self.param_table = np.array([address(self.params[p.name]) for p in record.params], np.int64)

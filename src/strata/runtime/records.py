@@ -21,9 +21,11 @@ the addresses of its ``core.kv_layout.LAYER_FIELDS`` from ``CACHE_HEADER + 4*l``
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
+from strata.core.dtypes import dtype
 from strata.core.kv_layout import LAYER_FIELDS
 
 CACHE_POINTERS = ("positions", "slots", "seq_ids", "page_table", "last_rows", "rope_cos", "rope_sin")
@@ -152,6 +154,8 @@ class ParamRecord:
         shape: Stored (physical) shape.
         logical_shape: Shape in the graph.
         layout: Text of ``loop.layout.Layout`` ("" = row-major as in the graph).
+        within: The param in whose memory this one lies, both in stripes ("" = memory of its own): it has the
+            same first byte and as many bytes, and is not in the weights file.
     """
 
     name: str
@@ -159,6 +163,12 @@ class ParamRecord:
     shape: tuple[int, ...]
     logical_shape: tuple[int, ...]
     layout: str = ""
+    within: str = ""
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of memory of its own."""
+        return 0 if self.within else math.prod(self.shape) * dtype(self.dtype).itemsize_bytes
 
 
 @dataclass(frozen=True, slots=True)

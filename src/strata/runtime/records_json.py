@@ -191,8 +191,9 @@ def _check_program(record: ProgramRecord, where: str) -> None:
     _distinct([p.name for p in record.params], f"{where}.params")
     _distinct([k.name for k in record.kernels], f"{where}.kernels")
     _distinct([e.name for e in record.externs], f"{where}.externs")
+    params = {p.name: p for p in record.params}
     for i, param in enumerate(record.params):
-        _check_param(param, f"{where}.params[{i}]")
+        _check_param(param, params, f"{where}.params[{i}]")
     if record.cache is not None:
         _check_cache(record.cache, f"{where}.cache")
     for i, kernel in enumerate(record.kernels):
@@ -215,11 +216,19 @@ def _check_dtype(name: str, where: str) -> None:
         raise _wrong(f"{where}.dtype", name, f"one of {', '.join(ALL_DTYPES)}")
 
 
-def _check_param(param: ParamRecord, where: str) -> None:
+def _check_param(param: ParamRecord, params: dict[str, ParamRecord], where: str) -> None:
     _check_dtype(param.dtype, where)
     for key in ("shape", "logical_shape"):
         if min(getattr(param, key), default=0) < 0:
             raise _wrong(f"{where}.{key}", getattr(param, key), "sizes that are not negative")
+    if param.within:
+        owner = params.get(param.within)
+        if (
+            owner is None
+            or owner.within
+            or owner.own_bytes != dataclasses.replace(param, within="").own_bytes
+        ):
+            raise _wrong(f"{where}.within", param.within, "a param of as many bytes, with memory of its own")
 
 
 def _check_cache(cache: CacheRecord, where: str) -> None:

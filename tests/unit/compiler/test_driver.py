@@ -137,6 +137,66 @@ def test_params_with_a_layout_lie_side_by_side() -> None:
     np.testing.assert_array_equal(program["f"](ones), np.tile(24 * 3 + bias, (2, 1)))
 
 
+def quantized_product(shared_scales: bool = False) -> tuple[Module, dict[str, np.ndarray]]:
+    """``f(x) = x @ dequantize(codes, scales).T``, or the sum of two such products with the same scales."""
+    x = b.input("x", b.tensor_type((N, 64), "f32"))
+    rng = np.random.default_rng(3)
+    params = {
+        "codes": rng.integers(0, 16, (70, 64)).astype(ml_dtypes.uint4),
+        "scales": rng.random((70, 2)).astype(np.float16),
+    }
+    if shared_scales:
+        params["more"] = rng.integers(0, 16, (70, 64)).astype(ml_dtypes.uint4)
+    p = {
+        name: b.param(name, b.tensor_type(a.shape, {"uint4": "u4", "float16": "f16"}[a.dtype.name]))
+        for name, a in params.items()
+    }
+    products = [b.quantized_matmul(x, p[c], p["scales"]) for c in params if c != "scales"]
+    out = products[0] if len(products) == 1 else b.add(*products)
+    return Module((Function("f", (x,), (out,)),)), params
+
+
+def codes_of_activations() -> np.ndarray:
+    """Rows that quantising does not change: integers, of which 127 is the largest in each group."""
+    x = np.random.default_rng(4).integers(-127, 128, (5, 64)).astype(np.float32)
+    x[:, ::32] = 127
+    return x
+
+
+def quantized_result(params: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    scales = np.repeat(params["scales"].astype(np.float32), 32, axis=1)
+    return sum(x @ ((a.astype(np.float32) - 8) * scales).T for name, a in params.items() if name != "scales")
+
+
+def test_codes_and_scales_of_a_weight_are_one_stream(tmp_path: Path) -> None:
+    source, params = quantized_product()
+    compiled = trace(source).lower().plan().compile()
+    program = compiled.program(params)
+    codes, scales = program.params["codes"], program.params["scales"]
+    assert address(codes) == address(scales)
+    assert codes.nbytes == scales.nbytes
+    assert {p.name: p.within for p in program.record.params} == {"codes": "", "scales": "codes"}
+    assert sum(p.own_bytes for p in program.record.params) == codes.nbytes
+    x = codes_of_activations()
+    np.testing.assert_allclose(program["f"](x), quantized_result(params, x), rtol=1e-4, atol=0.01)
+    compiled.save(tmp_path / "model", iter(params.items()))
+    weights = (tmp_path / "model" / "weights.safetensors").stat().st_size
+    assert codes.nbytes <= weights < codes.nbytes + 1000  # memory is in the file once
+    loaded = Program.load(tmp_path / "model")
+    assert address(loaded.params["codes"]) == address(loaded.params["scales"])
+    np.testing.assert_array_equal(loaded["f"](x), program["f"](x))
+
+
+def test_scales_of_two_weights_lie_with_the_first() -> None:
+    source, params = quantized_product(shared_scales=True)
+    program = trace(source).lower().plan().compile().program(params)
+    within = {p.name: p.within for p in program.record.params}
+    assert within.pop("scales") in within
+    assert set(within.values()) == {""}
+    x = codes_of_activations()
+    np.testing.assert_allclose(program["f"](x), quantized_result(params, x), rtol=1e-4, atol=0.01)
+
+
 def test_saved_artifact_computes_the_same(compiled: Compiled, tmp_path: Path) -> None:
     compiled.save(tmp_path / "model", iter(PARAMS.items()), {"notes.txt": b"hello"})
     assert (tmp_path / "model" / "notes.txt").read_bytes() == b"hello"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strata.core.dtypes import i32, u4, u8
 from strata.core.errors import ParseError
 from strata.loop.interp import run
-from strata.loop.layout import _LARGE_BYTES, Layout, parse_layout, stored_dtype, stored_shape
+from strata.loop.layout import _LARGE_BYTES, Layout, Stripes, parse_layout, stored_dtype, stored_shape
 from strata.loop.nodes import Buffer, For, ForKind, Func, Load, Store, Var, index
 
 SIZES = st.integers(1, 20)
@@ -31,6 +31,37 @@ def test_pack_unpack_and_index_agree(rows, cols, tile_rows, tile_cols, transpose
     result = np.zeros((rows, cols), np.int32)
     run(Func("read", (packed, out), body), [stored, result])
     np.testing.assert_array_equal(result, logical)
+
+
+@given(
+    SIZES, SIZES, st.integers(1, 8), st.integers(1, 4), st.integers(1, 3), st.integers(0, 5), st.booleans()
+)
+def test_two_arrays_share_stripes_of_memory(rows, pieces, tile_rows, half, tiles, spare, nibbles):
+    cols = 2 * half * tiles * pieces
+    codes = (
+        (np.arange(rows * cols) * 7 % 16).astype(ml_dtypes.uint4 if nibbles else np.uint8).reshape(rows, -1)
+    )
+    scales = np.arange(1, rows * pieces + 1, dtype=np.uint16).reshape(rows, -1)
+    taken = tiles * tile_rows * half * (1 if nibbles else 2)
+    begin = -(-taken // 2)  # of the scales, in their elements
+    size = begin + tile_rows + spare
+    of_codes = Layout(tile_rows, 2 * half, nibbles=nibbles, stripes=Stripes(tiles, 0, 2 * size))
+    of_scales = Layout(tile_rows, stripes=Stripes(1, begin, size))
+    memory = np.full(of_codes.physical_shape(codes.shape), 0xEE, np.uint8)
+    shared = memory.view(np.uint16).reshape(of_scales.physical_shape(scales.shape))
+    of_scales.pack(scales, shared)
+    of_codes.pack(codes, memory)
+    np.testing.assert_array_equal(of_scales.unpack(shared, scales.shape), scales)
+    np.testing.assert_array_equal(of_codes.unpack(memory, codes.shape), codes)
+    gap = memory[:, :, taken : 2 * begin]
+    assert (gap == 0xEE).all()  # what belongs to neither stays
+    row, col = Var("row"), Var("col")
+    packed, out = Buffer("packed", memory.shape, u8), Buffer("out", codes.shape, u8)
+    body = Store(out, (row, col), of_codes.load(packed, row, col))
+    body = For(row, index(rows), ForKind.SERIAL, For(col, index(cols), ForKind.SERIAL, body))
+    result = np.zeros(codes.shape, np.uint8)
+    run(Func("read", (packed, out), body), [memory, result])
+    np.testing.assert_array_equal(result, codes.astype(np.uint8))
 
 
 @pytest.mark.parametrize("rows", [2048, 2049, 64])
@@ -62,11 +93,20 @@ def test_nibbles_share_bytes(rows, cols, tile_rows, half, transposed):
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout(64), Layout(16, 2), Layout(64, 2, transposed=True), Layout(64, 8, nibbles=True)]
+    "layout",
+    [
+        Layout(64),
+        Layout(16, 2),
+        Layout(64, 2, transposed=True),
+        Layout(64, 8, nibbles=True),
+        Layout(64, 8, nibbles=True, stripes=Stripes(4, 0, 1152)),
+        Layout(64, stripes=Stripes(1, 512, 576)),
+    ],
 )
 def test_text(layout):
     assert parse_layout(str(layout)) == layout
     assert str(Layout(64, 1, True)) == "tiles(rows=64,cols=1,transposed)"
+    assert str(Layout(64, stripes=Stripes(1, 512, 576))) == "tiles(rows=64,cols=1,stripes=1@512/576)"
 
 
 def test_row_major_is_no_layout():
@@ -76,8 +116,21 @@ def test_row_major_is_no_layout():
 
 @pytest.mark.parametrize(
     "text",
-    ["tile(rows=1,cols=1)", "tiles(rows=a,cols=1)", "tiles(rows=1)", " ", "tiles(rows=1,cols=3,nibbles)"],
+    [
+        "tile(rows=1,cols=1)",
+        "tiles(rows=a,cols=1)",
+        "tiles(rows=1)",
+        " ",
+        "tiles(rows=1,cols=3,nibbles)",
+        "tiles(rows=64,cols=1,stripes=1@512)",
+    ],
 )
 def test_bad_text(text):
     with pytest.raises(ParseError, match=r"layout: got '.*'; expected tiles\(rows=R,cols=C\[,transposed\]"):
         parse_layout(text)
+
+
+@pytest.mark.parametrize("stripes", ["1@513/576", "2@512/576", "0@512/576"])
+def test_stripes_have_room(stripes):
+    with pytest.raises(ParseError, match=r"layout: got '.*'; expected stripes with room for \d tiles"):
+        parse_layout(f"tiles(rows=64,cols=1,stripes={stripes})")

@@ -91,6 +91,8 @@ CASES = [
     (["params", 0, "name"], "shift", r"program.params: name 'shift' occurs twice"),
     (["params", 0, "dtype"], "bool8", r"params\[0\].dtype: got 'bool8'"),
     (["params", 0, "shape"], [-1], r"params\[0\].shape: got \(-1,\); expected sizes that are not negative"),
+    (["params", 0, "within"], "scale", r"params\[0\].within: got 'scale'; expected a param of as many"),
+    (["params", 0, "within"], "x", r"params\[0\].within: got 'x'; expected a param of as many bytes"),
     (["cache", "num_layers"], 0, r"cache.num_layers: got 0; expected an integer in 1"),
     (["cache", "rope"], "sideways", r"cache.rope: got 'sideways'; expected one of none, normal, inline"),
     (["cache", "rotary_dim"], 3, r"cache.rotary_dim: got 3; expected an even integer in 0 .. head_dim \(2\)"),

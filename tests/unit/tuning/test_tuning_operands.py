@@ -23,7 +23,7 @@ def func(*params: Buffer) -> Func:
 
 def values(name: str, shape: tuple, sizes=SIZES) -> np.ndarray:
     fields = {"p": name}
-    ((array,),) = inputs(func(Buffer("p", shape, i32)), sizes, fields, (), TARGET)
+    ((array,),) = inputs(func(Buffer("p", shape, i32)), sizes, fields, (), {}, TARGET)
     return array
 
 
@@ -50,7 +50,7 @@ def test_one_token_of_one_sequence():
 
 def test_weights_come_in_copies_that_exceed_the_cache():
     x, w = Buffer("x", (N, 64), f32), Buffer("w", (32, 64), bf16)
-    activations, weights = inputs(func(x, w), SIZES, {}, ("w",), TARGET)
+    activations, weights = inputs(func(x, w), SIZES, {}, ("w",), {}, TARGET)
     assert len(activations) == 1
     assert len(weights) * 32 * 64 * 2 >= CACHES * TARGET.l3_bytes
     assert all(np.array_equal(weights[0], other) for other in weights)
@@ -60,7 +60,7 @@ def test_weights_come_in_copies_that_exceed_the_cache():
 
 
 def test_other_integers_are_small_and_bools_are_bools():
-    ids, flags = inputs(func(Buffer("a", (N,), i32), Buffer("b", (N,), bool_)), SIZES, {}, (), TARGET)
+    ids, flags = inputs(func(Buffer("a", (N,), i32), Buffer("b", (N,), bool_)), SIZES, {}, (), {}, TARGET)
     assert 0 <= ids[0].min() <= ids[0].max() < 100
     assert set(flags[0].view(np.uint8).tolist()) <= {0, 1}
 

@@ -47,7 +47,7 @@ HANG = kernel(
 
 @pytest.fixture
 def problem() -> Problem:
-    return Problem(NAIVE, str(detect_host()), (("n", 3),), (), (), GOOD, 1)
+    return Problem(NAIVE, str(detect_host()), (("n", 3),), (), (), (), GOOD, 1)
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
-from strata.core.dtypes import dtype
 from strata.graph.nodes import Function
 from strata.graph.stats import node_stats
 from strata.runtime.nodes import PRODUCTS, NodeInfo, multiplies
 from strata.runtime.program import Program
-from strata.runtime.records import ArgKind, ParamRecord
+from strata.runtime.records import ArgKind
 
 
 def matmul_flop(function: Function, num_tokens: int) -> int:
     """Flop of the products in one call of ``function`` for one sequence of ``num_tokens`` tokens."""
     env = {"n": num_tokens, "num_seqs": 1}
     return sum(node_stats(node).at(env).flop for node in function.nodes if node.op in PRODUCTS)  # type: ignore[misc]
-
-
-def stored_bytes(record: ParamRecord) -> int:
-    """Bytes of a param in its layout."""
-    return math.prod(record.shape) * dtype(record.dtype).itemsize_bytes
 
 
 def weight_bytes_read(program: Program, function: str = "decode") -> int:
@@ -35,11 +28,11 @@ def weight_bytes_read(program: Program, function: str = "decode") -> int:
     read: set[str] = set()
     for node in program.nodes(function):
         names = {x.name for x in node.inputs if x.place.kind is ArgKind.PARAM}
-        work, size = node.work(dims), sum(stored_bytes(records[name]) for name in names)
+        work, size = node.work(dims), sum(records[name].own_bytes for name in names)
         takes_rows = any(x.place.kind is ArgKind.INPUT and x.dtype == "i32" for x in node.inputs)
         if not takes_rows and (work is None or 2 * work["read_bytes"] >= size):  # layouts pad a little
             read |= names
-    return sum(stored_bytes(records[name]) for name in read)
+    return sum(records[name].own_bytes for name in read)
 
 
 def instruction(nodes: Sequence[NodeInfo], dims: dict[str, int]) -> str:

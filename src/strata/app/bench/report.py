@@ -12,7 +12,7 @@ from strata.app.machine import PEAKS
 from strata.core.dtypes import dtype
 
 from .amounts import Amounts, Phase
-from .counts import instruction, matmul_flop, stored_bytes, weight_bytes_read
+from .counts import instruction, matmul_flop, weight_bytes_read
 from .measure import BUSY_CORES, OURS, Ceilings, Samples
 from .ours import Runner, Subject
 from .peers import Peer, PeerRunner
@@ -71,7 +71,7 @@ def figures(o: Outcome) -> dict[str, Any]:
         **_prefill_figures(o),
         **_decode_figures(o),
         **_batch_figures(o),
-        "stored_bytes": sum(stored_bytes(p) for p in o.subject.program.record.params),
+        "stored_bytes": sum(p.own_bytes for p in o.subject.program.record.params),
         "peak_rss_bytes": o.rss_bytes,
         "other_cores": statistics.median(other) if other else None,
         "seconds": _seconds(o.samples[OURS], work),

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import strata
 from strata.compiler.artifact_cache import Options
 from strata.compiler.driver import Planned, Traced
-from strata.core.dtypes import dtype
 from strata.core.errors import UserError
 from strata.ir.instruments import instruments
 from strata.planner.assemble import PlannedFunction
@@ -76,13 +74,12 @@ def model_data(subject: Subject) -> dict[str, Any]:
 
 def _model(subject: Subject, planned: Planned) -> dict[str, Any]:
     target = subject.traced.target
-    stored = [math.prod(p.shape) * dtype(p.dtype).bits // 8 for p in planned.params]
     return {
         "name": subject.name,
         "target": str(target),
         "strata": strata.__version__,
-        "params": len(stored),
-        "params_bytes": sum(stored),
+        "params": len(planned.params),
+        "params_bytes": sum(p.own_bytes for p in planned.params),
         "options": [list(pair) for pair in _options(subject.options)],
     }
 

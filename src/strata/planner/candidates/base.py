@@ -73,6 +73,17 @@ class Task:
         return tuple(p.name for p, b in pairs if b.operand >= 0 and self.node.inputs[b.operand].op in leaves)
 
     @property
+    def within(self) -> dict[str, str]:
+        """By parameter: the one in whose memory it lies, both parts of one weight in stripes."""
+        striped = [
+            (param.name, layout.stripes)
+            for param, binding in zip(self.lowered.func.params, self.lowered.bindings, strict=True)
+            if (layout := self.layouts.get(binding.operand)) is not None and layout.stripes
+        ]
+        owner = next((name for name, stripes in striped if stripes.begin == 0), None)
+        return {name: owner for name, stripes in striped if owner is not None and stripes.begin}
+
+    @property
     def dims(self) -> tuple[SymDim, ...]:
         """Symbolic dims of the loop function's parameters."""
         return self.lowered.func.dims

@@ -41,6 +41,7 @@ def inputs(
     sizes: Mapping[str, int],
     fields: Mapping[str, str],
     weights: Sequence[str],
+    within: Mapping[str, str],
     target: Target,
     seed: int = 1,
     caches: float = CACHES,
@@ -52,28 +53,43 @@ def inputs(
         sizes: Value of every symbolic dim.
         fields: Cache field by parameter name.
         weights: Names of the parameters that are weights.
+        within: By parameter of floats: the one before it in whose memory it lies. Any bytes are codes.
         target: Its caches decide on the number of copies.
         seed: Of the random values.
         caches: The copies of the weights take this many times the last-level cache.
     """
     params = func.params[: len(func.params) - func.num_outputs]
-    total = sum(_num_bytes(p, sizes) for p in params if p.name in weights)
+    total = sum(_num_bytes(p, sizes) for p in params if p.name in weights and p.name not in within)
     copies = min(MAX_COPIES, math.ceil(caches * target.l3_bytes / total)) if total else 1
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(PERIOD, dtype=np.float32)
-    found: list[list[np.ndarray]] = []
+    found: dict[str, np.ndarray] = {}
     for param in params:
         shape = _shape(param, sizes)
         name = fields.get(param.name, "")
-        array = guarded(shape, param.dtype.numpy_name)
+        owner = found.get(within.get(param.name, ""))
+        array = guarded(shape, param.dtype.numpy_name) if owner is None else _viewed(owner, param, shape)
         if name in _INDICES:
             array[...] = _index_field(name, shape, sizes)
         elif param.dtype.is_float:
             _repeat(noise, array)
         else:
             _repeat(rng.integers(0, 2 if param.dtype.name == "bool" else 100, PERIOD), array)
-        found.append([array, *(_copy(array) for _ in range(copies - 1 if param.name in weights else 0))])
-    return found
+        found[param.name] = array
+    all_copies = {
+        name: [array, *(_copy(array) for _ in range(copies - 1 if name in weights else 0))]
+        for name, array in found.items()
+        if name not in within
+    }
+    for param in (p for p in params if p.name in within):
+        shape = found[param.name].shape
+        all_copies[param.name] = [_viewed(array, param, shape) for array in all_copies[within[param.name]]]
+    return [all_copies[p.name] for p in params]
+
+
+def _viewed(array: np.ndarray, param: Buffer, shape: tuple[int, ...]) -> np.ndarray:
+    """The memory of another array as that of ``param``."""
+    return array.view(numpy_dtype(param.dtype.name)).reshape(shape)
 
 
 def results(func: Func, sizes: Mapping[str, int], count: int) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ class Problem:
         sizes: Value of every symbolic dim.
         fields: ``(parameter, field)`` for parameters that are fields of a KV cache.
         weights: Parameters that are weights of the model: they are read from memory, not from a cache.
+        within: ``(parameter, parameter in whose memory it lies)`` for parts of a weight that share memory.
         reference: Loop IR of the kernel that says what is right: the untuned one.
         num_threads: Threads to run on.
     """
@@ -28,6 +29,7 @@ class Problem:
     sizes: Sizes
     fields: tuple[tuple[str, str], ...]
     weights: tuple[str, ...]
+    within: tuple[tuple[str, str], ...]
     reference: str
     num_threads: int
 

@@ -86,6 +86,7 @@ class TuningTask:
             self.sizes,
             tuple(self.task.cache_fields.items()),
             self.task.weights,
+            tuple(self.task.within.items()),
             kernel_text(self.untuned()[-1][2]),
             self.num_threads,
         )

@@ -138,7 +138,9 @@ def _lay_out(problem: Problem, reference: Built) -> _Bed:
     from . import operands
 
     naive, target = parse_func(problem.text), parse_target(problem.target)
-    arrays = operands.inputs(naive, dict(problem.sizes), dict(problem.fields), problem.weights, target)
+    arrays = operands.inputs(
+        naive, dict(problem.sizes), dict(problem.fields), problem.weights, dict(problem.within), target
+    )
     bed = _Bed(problem, arrays, [])
     run = _Run(reference, bed)
     run.call()

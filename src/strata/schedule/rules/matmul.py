@@ -15,15 +15,16 @@ Batch dims are outer loops, fused with those over the tiles of columns.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from strata.core.dims import Dim
+from strata.core.dims import Dim, bounds
 from strata.core.dtypes import DType, bf16
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
 from strata.loop.matrix import ROWS
-from strata.loop.nodes import EVEN, AxisKind, Binary, BinaryOp, Func, Load, Store, Var
+from strata.loop.nodes import EVEN, AxisKind, Binary, BinaryOp, Buffer, Func, Load, Store, Var
 from strata.loop.rewrite import buffers_written, free_vars, walk
 from strata.schedule.step import Step, find_block, loops_around
 from strata.schedule.steps import (
@@ -283,8 +284,20 @@ def stream_evenly(draft: Draft, loop: str) -> None:
     A loop that may take longer than a thread runs undisturbed is dealt out as it goes, like any other.
     """
     weights = [p for p in draft.func.params if all(isinstance(d, int) for d in p.shape)]
-    if sum(math.prod(p.shape) * p.dtype.itemsize_bytes for p in weights) <= EVEN_BYTES:  # type: ignore[arg-type]
+    if param_bytes(weights) <= EVEN_BYTES:
         draft.do(Annotate(loop, EVEN, 1))
+
+
+def param_bytes(params: Sequence[Buffer]) -> int:
+    """Memory that params take, at most (bytes).
+
+    Parts of a weight in one memory (stripes of ``loop.layout``) are two dtypes of one size: they count once.
+    """
+    found: dict[int, Counter[DType]] = {}
+    for param in params:
+        size = math.prod(bounds(d)[1] for d in param.shape) * param.dtype.itemsize_bytes
+        found.setdefault(size, Counter())[param.dtype] += 1
+    return sum(size * max(count.values()) for size, count in found.items())
 
 
 def _long_rows(product: Product, target: Target) -> Proposal | None:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from strata.core.dims import bounds
 from strata.core.dtypes import DType, u8
 from strata.core.errors import LegalityError
-from strata.loop.layout import Layout
+from strata.loop.layout import Layout, Stripes
 from strata.loop.matrix import ROWS
 from strata.loop.nodes import AxisKind, Buffer, Func, Intrinsic, Load
 from strata.loop.rewrite import free_vars, walk
@@ -46,6 +46,7 @@ from .matmul import (
     FAR_BYTES,
     column_tile,
     fetch_ahead,
+    param_bytes,
     stream_evenly,
 )
 from .matrix import columns_in_cache, fetch_tiles
@@ -57,18 +58,35 @@ ROW_TILES = (1, 3, 4)
 ROWS_IN_TURN = 8  # in tiles of four
 
 
-def quantized_layout(dtype: DType, *, is_codes: bool, target: Target) -> Layout:
+def quantized_layouts(
+    codes: DType, scales: DType, group: int, target: Target
+) -> tuple[Layout, Layout, Layout]:
     """How the parts of a quantised weight are stored: tiles of outputs, fours (or eights) of codes along k.
 
+    Codes of a group and their scales lie behind each other: from two streams a core gets 1 to 10 % less.
+
     Args:
-        dtype: Of the part.
-        is_codes: The codes, not scales or zeros.
+        codes: Dtype of the codes.
+        scales: Dtype of the scales.
+        group: Codes of an output that share a scale.
         target: The machine.
+
+    Returns:
+        For codes, scales, and zero points, which are a stream of their own.
     """
-    if not is_codes:
-        return Layout(column_tile(target))
-    nibbles = dtype.bits < 8
-    return Layout(column_tile(target), 2 * FOUR if nibbles else FOUR, nibbles=nibbles)
+    outputs, nibbles = column_tile(target), codes.bits < 8
+    cols = 2 * FOUR if nibbles else FOUR
+    own, step = Layout(outputs, cols, nibbles=nibbles), scales.itemsize_bytes
+    code_bytes = group // cols * outputs * FOUR
+    if group % cols or code_bytes % step:
+        return own, Layout(outputs), Layout(outputs)
+    size = code_bytes + outputs * step
+    of_scales = Stripes(1, code_bytes // step, size // step)
+    return (
+        replace(own, stripes=Stripes(group // cols, 0, size)),
+        Layout(outputs, stripes=of_scales),
+        Layout(outputs),
+    )
 
 
 @RULES.register("quantized")
@@ -241,8 +259,7 @@ def _fetch_next(draft: Draft, target: Target, parts: Sequence[Buffer]) -> None:
 
     Without it memory waits while the second tile computes, and computing for memory before.
     """
-    sizes = (math.prod(bounds(d)[1] for d in x.shape[1:]) * x.dtype.itemsize_bytes for x in parts)
-    if 2 * sum(sizes) <= target.l2_bytes:
+    if 2 * param_bytes([replace(x, shape=x.shape[1:]) for x in parts]) <= target.l2_bytes:
         draft.do(*(Prefetch(f"{OUT}_i1o", x.name, 1) for x in parts))
 
 
