@@ -27,6 +27,7 @@ the next tile in memory, which is most often the one that is read next.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -207,21 +208,29 @@ def _per_line(load: Load) -> int:
     return CACHE_LINE_BYTES // load.dtype.itemsize_bytes
 
 
-def _loads(stmt: Stmt, name: str) -> Iterator[Load]:
+def _loads(stmt: Stmt, name: str, unrolled: Mapping[Var, int] | None = None) -> Iterator[Load]:
     """Loads of a buffer in memory, those of unrolled loops once per iteration."""
     for root in stmt_exprs(stmt):
         for expr in walk(root):
             if isinstance(expr, Load) and expr.indices and _is_in_memory(expr.buffer, name):
-                yield expr
+                yield from _iterations(expr, unrolled or {})
     match stmt:
         case For(kind=ForKind.UNROLL, extent=Const(value=count)):
-            for k in range(int(count)):
-                yield from _loads(substitute(stmt.body, {stmt.var: index(k)}), name)
+            yield from _loads(stmt.body, name, {**(unrolled or {}), stmt.var: int(count)})
         case For():
             return
         case _:
             for child in stmt_children(stmt):
-                yield from _loads(child, name)
+                yield from _loads(child, name, unrolled)
+
+
+def _iterations(load: Load, unrolled: Mapping[Var, int]) -> Iterator[Load]:
+    """``load`` for all values of those of the loop variables that it depends on."""
+    free = {v for i in load.indices for v in free_vars(i)}
+    moving = [var for var in unrolled if var in free]
+    for values in itertools.product(*(range(unrolled[var]) for var in moving)):
+        at = {var: index(k) for var, k in zip(moving, values, strict=True)}
+        yield Load(load.buffer, tuple(substitute(i, at) for i in load.indices))
 
 
 def _is_in_memory(buffer: Buffer, name: str) -> bool:
