@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,8 +166,19 @@ def compile_model(
         Tokenizer.from_folder(folder)  # a damaged one is found before the work
     compiled = compile_definition(definition, options, target, progress, fresh)
     files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
-    compiled.save(output, params, files)
+    compiled.save(output, _reported(params, len(compiled.record.params), progress), files)
     return Path(output)
+
+
+def _reported(params: Params, count: int, progress: Progress | None) -> Iterator[tuple[str, np.ndarray]]:
+    """``params``, of which there are ``count``, with a report of each when somebody takes it."""
+    for number, (name, array) in enumerate(params):
+        if progress is not None:
+            progress(number, count, "(weights)", False)
+        yield name, array
+        del array  # it may be large
+    if progress is not None:
+        progress(count, count, "(weights)", False)
 
 
 def planned_for(

@@ -35,6 +35,15 @@ def test_artifact(model):
     assert all(not array.flags.writeable for array in model.program.params.values())  # mapped, not read
 
 
+def test_compiling_reports_kernels_and_then_weights(source, tmp_path):
+    seen = []
+    compile_model(source, tmp_path / "model", Options("bf16"), progress=lambda *step: seen.append(step))
+    weights = [(done, total) for done, total, name, _ in seen if name == "(weights)"]
+    count = weights[-1][1]
+    assert weights == [(k, count) for k in range(count + 1)]
+    assert [name for *_, name, _ in seen[-len(weights) :]] == ["(weights)"] * len(weights)
+
+
 def test_logits_are_the_reference_models(source, model):
     ids = [(37 * i + 11) % 300 for i in range(70)]
     np.testing.assert_allclose(model.logits(ids), reference_logits(source, ids), atol=2e-4)
