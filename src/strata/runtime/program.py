@@ -390,12 +390,11 @@ class Program:
         assert not isinstance(image, (bytes, Path))
         self.record = record
         self.image = image
-        self.params = {
-            p.name: params[p.within or p.name] for p in record.params if (p.within or p.name) in params
-        }
-        for spec in (p for p in record.params if p.within and p.name in self.params):
-            self.params[spec.name] = self.params[spec.name].view(numpy_dtype(spec.dtype)).reshape(spec.shape)
+        self.params = {p.name: params[p.name] for p in record.params if p.name in params and not p.within}
         self._check_params()
+        for spec in (p for p in record.params if p.within):
+            whole = self.params[spec.within].view(numpy_dtype(spec.dtype))
+            self.params[spec.name] = whole.reshape(spec.shape)
         self.lock = threading.RLock()
         self.param_table = np.array([address(self.params[p.name]) for p in record.params], np.int64)
         self.arena = aligned_empty((max([64, *(f.arena_bytes for f in record.functions)]),), "u1")
@@ -430,7 +429,7 @@ class Program:
         return self.image.num_threads
 
     def _check_params(self) -> None:
-        for spec in self.record.params:
+        for spec in (p for p in self.record.params if not p.within):
             array = self.params.get(spec.name)
             want = f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
             if array is None:

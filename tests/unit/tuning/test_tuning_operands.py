@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from strata.core.dims import SymDim
-from strata.core.dtypes import bf16, bool_, f32, i32
+from strata.core.dtypes import bf16, bool_, f16, f32, i32, u8
 from strata.core.errors import UserError
 from strata.loop.nodes import Buffer, Func, Seq
 from strata.planner.tuning.operands import CACHES, _index_field, guarded, inputs, is_intact, results
+from strata.runtime.tensors import address
 from strata.target.machines import TARGETS
 
 N, SEQS, WIDTH, PAGES = (SymDim(k, 1, 1 << 20) for k in ("n", "num_seqs", "table_width", "num_pages"))
@@ -83,3 +84,15 @@ def test_a_write_behind_the_end_shows():
 def test_a_field_that_nobody_knows_is_an_error():
     with pytest.raises(UserError, match="got cache field 'colour'; expected one of positions"):
         _index_field("colour", (3,), SIZES)
+
+
+def test_parts_of_a_weight_share_memory():
+    codes, scales = Buffer("c", (2, 3, 96), u8), Buffer("s", (2, 3, 48), f16)
+    found = inputs(func(codes, scales), {}, {}, ("c", "s"), {"s": "c"}, TARGET)
+    assert len(found[0]) == len(found[1]) > 1
+    for one, other in zip(*found, strict=True):
+        assert (one.shape, other.shape) == (codes.shape, scales.shape)
+        assert address(one) == address(other)
+    assert np.isfinite(found[1][0].astype(np.float32)).all()
+    assert found[1][0].std() == pytest.approx(1, abs=0.3)  # scales as they are, any bytes for codes
+    assert len({address(copy) for copy in found[0]}) == len(found[0])

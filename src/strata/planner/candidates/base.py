@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from strata.core.dims import Dim, SymDim
+from strata.core.dims import Dim, SymDim, product
 from strata.graph.nodes import Function, Node
 from strata.loop.layout import Layout
 from strata.loop.nodes import Func
@@ -76,12 +76,12 @@ class Task:
     def within(self) -> dict[str, str]:
         """By parameter: the one in whose memory it lies, both parts of one weight in stripes."""
         striped = [
-            (param.name, layout.stripes)
+            (param, layout.stripes.begin, product(param.shape) * param.dtype.itemsize_bytes)
             for param, binding in zip(self.lowered.func.params, self.lowered.bindings, strict=True)
             if (layout := self.layouts.get(binding.operand)) is not None and layout.stripes
         ]
-        owner = next((name for name, stripes in striped if stripes.begin == 0), None)
-        return {name: owner for name, stripes in striped if owner is not None and stripes.begin}
+        owners = {size: param.name for param, begin, size in striped if begin == 0}
+        return {p.name: owners[size] for p, begin, size in striped if begin and size in owners}
 
     @property
     def dims(self) -> tuple[SymDim, ...]:
