@@ -63,7 +63,7 @@ def quantized_layouts(
 ) -> tuple[Layout, Layout, Layout]:
     """How the parts of a quantised weight are stored: tiles of outputs, fours (or eights) of codes along k.
 
-    Codes of a group and their scales lie behind each other: from two streams a core gets 1 to 10 % less.
+    Codes of a group and their scales lie behind each other: a core gets less from two streams than from one.
 
     Args:
         codes: Dtype of the codes.
