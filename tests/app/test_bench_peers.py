@@ -155,6 +155,7 @@ def echo(place, monkeypatch):
     monkeypatch.setattr(peers, "PEERS", (ECHO, OTHER))
     monkeypatch.setattr(measure, "measure_bandwidth", lambda threads, repeats: 1e10)
     monkeypatch.setattr(measure, "measure_peak", lambda threads, name, repeats: 1e12)
+    monkeypatch.setattr(measure, "measure_sustained_peak", lambda threads, name: 9e11)
     monkeypatch.setattr(measure, "REST_S", 0.0)
     sizes = ["--context", 8, "--decode", 4, "--repeats", 2]
     return [

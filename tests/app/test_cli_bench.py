@@ -1,5 +1,6 @@
 """``strata bench``: what is counted, by hand and by the functions; that figures fit each other."""
 
+import itertools
 import json
 
 import numpy as np
@@ -135,6 +136,12 @@ def instant(monkeypatch):
     monkeypatch.setattr(measure, "measure_bandwidth", lambda threads, repeats: 1e10 * threads)
     peaks = {"f32": 1e12, "bf16": None, "int8": 4e12}
     monkeypatch.setattr(measure, "measure_peak", lambda threads, name, repeats: peaks[name])
+    sustained = itertools.cycle((0.7, 0.7, 0.9, 0.9))  # of the two that exist, before a prefill and after it
+    monkeypatch.setattr(
+        measure,
+        "measure_sustained_peak",
+        lambda threads, name: peak * next(sustained) if (peak := peaks[name]) else None,
+    )
     monkeypatch.setattr(measure, "REST_S", 0.0)
 
 
@@ -155,6 +162,10 @@ def test_json(strata, instant):
     flop = matmul_flop(definition.module["prefill"], 40)
     assert figures["prefill_flop_per_s"] == pytest.approx(flop * figures["prefill_tokens_per_s"] / 40)
     assert figures["prefill_fraction_of_peak"] == pytest.approx(figures["prefill_flop_per_s"] / 1e12)
+    assert figures["sustained_peak_flop_per_s"] == pytest.approx(0.8e12)
+    assert figures["prefill_fraction_of_sustained_peak"] == pytest.approx(
+        figures["prefill_fraction_of_peak"] / 0.8
+    )
     assert figures["peak_rss_bytes"] > figures["stored_bytes"] > 4 * 512 * 64
     kv_bytes = 2 * LAYERS * KV * 4 * (8 + 2)  # K and V in f32, of the context and half of the steps
     assert figures["decode_kv_bytes_per_token"] == kv_bytes

@@ -12,6 +12,7 @@ from strata.app.machine import (
     measure_bandwidth,
     measure_ceilings,
     measure_peak,
+    measure_sustained_peak,
     peak_func,
     tile_peak_func,
 )
@@ -104,10 +105,20 @@ def test_rates_are_taken_after_a_warm_up(monkeypatch):
     assert len(calls) == 3 + 3
 
 
+def test_a_sustained_peak_is_all_flop_over_all_time(monkeypatch):
+    clock = iter([0.0, 0.0, 1.0, 7.0, 8.0])  # of three runs, the second one is disturbed
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    calls = []
+    monkeypatch.setattr(machine, "_peak_loop", lambda threads, name: (16.0, lambda: calls.append(1)))
+    assert measure_sustained_peak(1, "f32", duration_s=7.5) == 3 * 16 / 8
+    assert len(calls) == 1 + 3
+
+
 def test_peak_without_the_instruction(monkeypatch):
     monkeypatch.setattr(machine, "detect_host", lambda: TARGETS["avx2"])
     assert measure_peak(1, "bf16") is None
     assert measure_peak(1, "int8") is None
+    assert measure_sustained_peak(1, "int8") is None
 
 
 def test_all_ceilings(monkeypatch):

@@ -266,8 +266,32 @@ def measure_peak(num_threads: int, name: str = "f32", repeats: int = 5) -> float
     Args:
         num_threads: Threads.
         name: In :data:`PEAKS`. A product and its addition count as two, integers too.
-        repeats: The best of so many: a peak is what nothing exceeds.
+        repeats: The best of so many runs of some milliseconds: a peak is what nothing exceeds.
     """
+    found = _peak_loop(num_threads, name)
+    return None if found is None else max(_rates(*found, repeats))
+
+
+def measure_sustained_peak(num_threads: int, name: str = "f32", duration_s: float = 0.25) -> float | None:
+    """The same loop again and again for ``duration_s``: all of its flop over all of that time.
+
+    Less than the peak where a core is taken away or clocked down now and then: what a long product could
+    reach at most.
+    """
+    found = _peak_loop(num_threads, name)
+    if found is None:
+        return None
+    flop, run = found
+    run()
+    start, runs = time.perf_counter(), 0
+    while (passed_s := time.perf_counter() - start) < duration_s:
+        run()
+        runs += 1
+    return flop * runs / passed_s
+
+
+def _peak_loop(num_threads: int, name: str) -> tuple[float, Callable[[], object]] | None:
+    """Flop of a run of the loop, and the run; ``None`` if the instruction does not exist here."""
     target, peak = detect_host(), PEAKS[name]
     if not peak.exists(target):
         return None
@@ -279,7 +303,7 @@ def measure_peak(num_threads: int, name: str = "f32", repeats: int = 5) -> float
     # Each sum gets the products of a lane in every round, 16 times as many by tiles.
     flop = 2.0 * peak.products * (ROWS if peak.by_tiles(target) else 1) * z.size * ROUNDS
     kernel, args = image.function(f"peak_{name}"), [as_tensor(a) for a in (*factors, r, z)]
-    return max(_rates(flop, lambda: kernel(*args), repeats))
+    return flop, lambda: kernel(*args)
 
 
 def _constant(buffer: Buffer) -> tuple[int, ...]:

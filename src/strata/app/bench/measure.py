@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from strata.app.machine import PEAKS, measure_bandwidth, measure_peak
+from strata.app.machine import PEAKS, measure_bandwidth, measure_peak, measure_sustained_peak
 
 from .amounts import Amounts, Phase
 from .others import OtherWork
@@ -49,12 +49,14 @@ class Ceilings:
     """What the machine could do beside each of our repetitions.
 
     Attributes:
-        flop_per_s: By instruction, around the prefills.
+        flop_per_s: By instruction, before the prefills.
+        sustained_flop_per_s: The same for a quarter of a second, mean of before and after.
         bytes_per_s: Memory read, by phase, around the decodes: mean of before and after.
         other_cores: Processor time of other programs during all repetitions.
     """
 
     flop_per_s: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PEAKS})
+    sustained_flop_per_s: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PEAKS})
     bytes_per_s: dict[Phase, list[float]] = field(default_factory=lambda: {phase: [] for phase in Phase})
     other_cores: list[float] = field(default_factory=list)
 
@@ -111,6 +113,7 @@ class _Repetition:
 
     seconds: float
     flop_per_s: Mapping[str, float]
+    sustained_flop_per_s: Mapping[str, float]
     bytes_per_s: float | None
     other_cores: float | None
 
@@ -118,6 +121,8 @@ class _Repetition:
 def _note(ceilings: Ceilings, phase: Phase, found: _Repetition) -> None:
     for name, peak in found.flop_per_s.items():
         ceilings.flop_per_s[name].append(peak)
+    for name, peak in found.sustained_flop_per_s.items():
+        ceilings.sustained_flop_per_s[name].append(peak)
     if found.bytes_per_s is not None:
         ceilings.bytes_per_s[phase].append(found.bytes_per_s)
     if found.other_cores is not None:
@@ -143,15 +148,23 @@ def _beside(side: Side, phase: Phase, work: Amounts, pids: tuple[int, ...], num_
     """Run, with the ceilings that ``num_threads`` threads reach measured beside it (0 = without)."""
     others = OtherWork(pids)
     if not num_threads:
-        return _Repetition(_run(side, phase, work), {}, None, others.cores())
+        return _Repetition(_run(side, phase, work), {}, {}, None, others.cores())
     if phase is Phase.PREFILL:
-        peaks = {name: measure_peak(num_threads, name, repeats=3) for name in PEAKS}
-        known = {name: peak for name, peak in peaks.items() if peak is not None}
-        return _Repetition(_run(side, phase, work), known, None, others.cores())
+        peaks = _known(lambda name: measure_peak(num_threads, name, repeats=3))
+        early = _known(lambda name: measure_sustained_peak(num_threads, name))
+        seconds = _run(side, phase, work)
+        late = _known(lambda name: measure_sustained_peak(num_threads, name))
+        sustained = {name: statistics.mean((early[name], late[name])) for name in peaks}
+        return _Repetition(seconds, peaks, sustained, None, others.cores())
     before = measure_bandwidth(num_threads, repeats=2)
     seconds = _run(side, phase, work)
     after = measure_bandwidth(num_threads, repeats=2)
-    return _Repetition(seconds, {}, statistics.mean((before, after)), others.cores())
+    return _Repetition(seconds, {}, {}, statistics.mean((before, after)), others.cores())
+
+
+def _known(measured: Callable[[str], float | None]) -> dict[str, float]:
+    """What is ``measured`` of each instruction that exists here."""
+    return {name: peak for name in PEAKS if (peak := measured(name)) is not None}
 
 
 def _run(side: Side, phase: Phase, work: Amounts) -> float:

@@ -104,7 +104,7 @@ def _prefill_figures(o: Outcome) -> dict[str, Any]:
     dims = {r.dim: r.hi for r in program["prefill"].record.dims} | {"n": chunks[0], "num_seqs": 1}
     kind = instruction(program.nodes("prefill"), dims)
     peaks = {name: statistics.median(v) if v else None for name, v in o.ceilings.flop_per_s.items()}
-    peak = peaks[kind]
+    peak, sustained = peaks[kind], statistics.median(o.ceilings.sustained_flop_per_s[kind])
     assert peak is not None  # its instruction exists: kernels were chosen that use it
     own = rates(o.samples[OURS], o.work)
     return {
@@ -112,9 +112,11 @@ def _prefill_figures(o: Outcome) -> dict[str, Any]:
         "prefill_spread": own["prefill_spread"],
         "prefill_flop_per_s": flop_per_s,
         "prefill_fraction_of_peak": flop_per_s / peak,
+        "prefill_fraction_of_sustained_peak": flop_per_s / sustained,
         "prefill_over_first_chunk": _over_first_chunk(o),
         "peak_instruction": PEAKS[kind].title,
         "peak_flop_per_s": peak,
+        "sustained_peak_flop_per_s": sustained,
         **{f"peak_{name}_flop_per_s": value for name, value in peaks.items()},
     }
 
@@ -233,6 +235,14 @@ def _own_table(f: Mapping[str, Any]) -> Table:
         f"{f['prefill_flop_per_s'] / 1e9:.0f} GFLOP/s",
         f"{f['peak_flop_per_s'] / 1e9:.0f} GFLOP/s {f['peak_instruction']}",
         f"{f['prefill_fraction_of_peak']:.0%}",
+    )
+    table.add_row(
+        "",
+        "",
+        "",
+        "",
+        f"{f['sustained_peak_flop_per_s'] / 1e9:.0f} GFLOP/s sustained around it",
+        f"{f['prefill_fraction_of_sustained_peak']:.0%}",
     )
     table.add_row(
         f"decode {f['decode_tokens']} at {f['context_tokens']}",
