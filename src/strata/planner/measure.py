@@ -26,7 +26,7 @@ import numpy as np
 
 from strata.codegen.build import build_image
 from strata.core.dims import evaluate
-from strata.core.knobs import cache_folder, default_threads
+from strata.core.knobs import cache_folder
 from strata.loop.matrix import has_matrix_loop
 from strata.loop.nodes import Func
 from strata.loop.text import canonical_text, func_symbols
@@ -37,7 +37,6 @@ from strata.target import detect_host
 
 from .candidates import Offer, Task
 from .cost import bounds_bytes, is_flat_matmul, task_env, traffic_of
-from .steady import CHAINS, LANES, PROBE, STEADINESS
 from .tuning.operands import CACHES, EVICT, inputs, results
 from .tuning.worker import sample
 from .types import Estimate
@@ -227,10 +226,7 @@ class TaskBench:
             operands = _Operands(self.task, self.funcs[0], size, self._stock, caches)
             calls = {k: operands.calls(self._function(k), self.funcs[k]) for k in missing}
             before = self._evict(operands) if self._evicts else lambda: None
-            if self._is_quick:
-                measured = STEADINESS.timed(*self._probe(), lambda: _in_turn(calls, before))
-            else:
-                measured = _one_by_one(calls)
+            measured = _in_turn(calls, before) if self._is_quick else _one_by_one(calls)
             for k, time_s in measured.items():
                 self._memories[k].times_s[key] = time_s
         memories = enumerate(zip(self._memories, legal, strict=True))
@@ -251,18 +247,12 @@ class TaskBench:
 
         return evict
 
-    def _probe(self) -> tuple[Callable[[], object], int]:
-        """What shows how steady the machine is, and its threads."""
-        function, threads = self._compiled(PROBE), self._threads or default_threads()
-        x, sums = (as_tensor(np.zeros(shape, np.float32)) for shape in (LANES, (threads, CHAINS * LANES)))
-        return lambda: function(x, sums, threads), threads
-
     def _function(self, k: int) -> Callable[..., Any]:
         return self._compiled(self.funcs[k])
 
     def _compiled(self, func: Func) -> Callable[..., Any]:
         if self._image is None:
-            funcs = [*self.funcs, PROBE, *([EVICT] if self._evicts else [])]
+            funcs = [*self.funcs, EVICT] if self._evicts else self.funcs
             self._image = load_image(build_image(funcs, [], self.task.target), self._threads)
         return self._image.function(func.name)
 

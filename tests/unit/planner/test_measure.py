@@ -19,7 +19,6 @@ from strata.planner.measure import (
     QUICK_CALLS,
     QUICK_ROWS,
     SLOW,
-    STEADINESS,
     TaskBench,
     _in_turn,
     measure_task,
@@ -50,7 +49,6 @@ def test_weights_leave_a_cache_that_copies_would_not_fill(tmp_path, monkeypatch,
         return evict if func is EVICT else function
 
     monkeypatch.setattr(TaskBench, "_compiled", compiled)
-    monkeypatch.setattr(STEADINESS, "_left_s", 0.0)  # no probes, and no repetitions
     with knobs(cache_dir=tmp_path):
         funcs = [c.func for c in kernels.stack.candidates]
         times = TaskBench(kernels.task, funcs, num_threads=1, is_quick=True).times_s(1)
@@ -78,7 +76,6 @@ def test_no_candidate_is_timed_on_the_copy_of_the_one_before(tmp_path, monkeypat
         return call
 
     monkeypatch.setattr(TaskBench, "_compiled", compiled)
-    monkeypatch.setattr(STEADINESS, "_left_s", 0.0)  # no probes, and no repetitions
     with knobs(cache_dir=tmp_path):
         funcs = [c.func for c in kernels.stack.candidates]
         TaskBench(kernels.task, funcs, num_threads=1, is_quick=True).times_s(1)
