@@ -56,7 +56,8 @@ QUICK_CALLS = 3  # at least,
 MOST_CALLS = 16  # at most, while all candidates together have taken less than CLOSE_S.
 CLOSE_S = 0.02
 LONG_S = 0.01  # Less of a disturbance: the fastest candidate is not called again after as much time.
-SLOW = 2  # One that takes so many times as long is out after QUICK_CALLS, at once if it takes LONG_S / 2.
+SLOW = 2  # One that takes so many times as long is out after QUICK_CALLS, after two if it takes LONG_S / 2.
+SLOW_ONCE = 6  # After a single call, which something may have disturbed, only one that takes so many times.
 
 Estimates = tuple[tuple[int, Estimate], ...]
 
@@ -276,7 +277,8 @@ def _in_turn(calls: Mapping[int, Callable[[], None]], before: Callable[[], None]
         if turn:
             fastest = min(map(min, times.values()))
             short = LONG_S / 2 if turn <= QUICK_CALLS else 0.0
-            left = [k for k in left if min(times[k]) <= max(short, SLOW * fastest)]
+            slow = SLOW_ONCE if turn == 1 else SLOW
+            left = [k for k in left if min(times[k]) <= max(short, slow * fastest)]
             if turn > 1 and turn * fastest > LONG_S:
                 break
         if turn > QUICK_CALLS and (len(left) == 1 or time.perf_counter() - begin > CLOSE_S):

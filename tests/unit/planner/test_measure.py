@@ -129,6 +129,17 @@ def test_long_calls_are_not_repeated(monkeypatch, fast, slow, calls):
     assert best == pytest.approx({0: fast, 1: slow})
 
 
+def test_one_disturbed_call_puts_no_candidate_out(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("strata.planner.measure.time.perf_counter", clock)
+    turns = itertools.count()
+    better = [clock.call("b", 3 * LONG_S if k == 0 else 0.9 * LONG_S) for k in range(MOST_CALLS + 1)]
+    calls = {0: clock.call("a", LONG_S), 1: lambda: better[next(turns)]()}
+    found = _in_turn(calls, lambda: None)
+    assert clock.calls == "abab"
+    assert found == pytest.approx({0: LONG_S, 1: 0.9 * LONG_S})
+
+
 def test_a_fast_moment_of_memory_favours_nobody(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("strata.planner.measure.time.perf_counter", clock)

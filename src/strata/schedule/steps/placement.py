@@ -18,6 +18,7 @@ from strata.loop.nodes import (
     BlockAxis,
     Buffer,
     Call,
+    Const,
     Expr,
     For,
     ForKind,
@@ -78,8 +79,8 @@ class ComputeAt(Step):
 
     Legal when: the producer is as lowering made it (its own nest of one loop per axis, no predicate) and
     alone fills one intermediate buffer with its spatial axes as indices; nothing that runs later writes what
-    it reads; all readers are blocks inside ``loop``, which comes later; the region read per iteration starts
-    at one place and has constant extents.
+    it reads; all readers are blocks inside ``loop``, which comes later; the region read per iteration has
+    constant extents: several reads start at constant distances, and what lies between is computed, too.
     """
 
     block: str
@@ -262,7 +263,7 @@ def _regions(func: Func, loop: For, buffer: Buffer, known: Analysis) -> list[Reg
     regions: list[Region] = []
     for dim in range(len(buffer.shape)):
         what = f"{buffer.name} dim {dim}"
-        bases, top = [], 0
+        places: list[tuple[Expr, int]] = []  # where each read starts, and how far it gets from there
         for block, load in reads:
             position = bound(block, load.indices[dim])
             base = known.simplify(substitute(position, at_start))
@@ -270,12 +271,26 @@ def _regions(func: Func, loop: For, buffer: Buffer, known: Analysis) -> list[Reg
             if lo is None or hi is None or lo < 0:
                 raise LegalityError(f"compute_at: extent of {what} inside {loop.var.name} is not constant")
             _check_base(base, what, loop, defined, outside)
-            bases.append(base)
-            top = max(top, hi)
-        if any(x != bases[0] for x in bases):
+            places.append((base, hi))
+        region = _union(places, outside)
+        if region is None:
             raise LegalityError(f"compute_at: {what} is read at several places inside {loop.var.name}")
-        regions.append(Region(bases[0], top + 1))
+        regions.append(region)
     return regions
+
+
+def _union(places: list[tuple[Expr, int]], known: Analysis) -> Region | None:
+    """The region around reads of ``base .. base + top``, if all start at constant distances."""
+    first, _ = places[0]
+    begins: list[int] = []
+    for base, _ in places:
+        distance = index(0) if base == first else known.simplify(b.sub(base, first))
+        if not isinstance(distance, Const):
+            return None
+        begins.append(int(distance.value))
+    begin = min(begins)
+    end = max(x + top + 1 for x, (_, top) in zip(begins, places, strict=True))
+    return Region(places[begins.index(begin)][0], end - begin)
 
 
 def _check_base(base: Expr, what: str, loop: For, defined: set[Var], known: Analysis) -> None:
