@@ -284,7 +284,7 @@ def _union(places: list[tuple[Expr, int]], known: Analysis) -> Region | None:
     first, _ = places[0]
     begins: list[int] = []
     for base, _ in places:
-        distance = index(0) if base == first else known.simplify(b.sub(base, first))
+        distance = known.simplify(b.sub(base, first))
         if not isinstance(distance, Const):
             return None
         begins.append(int(distance.value))
