@@ -18,7 +18,7 @@ def test_nodes_as_json(strata, artifact, function):
     assert [n["index"] for n in data["nodes"]] == list(range(len(names)))
     up = next(n for n in data["nodes"] if n["name"] == "model.layers.3.mlp.gate_up_proj")
     assert up["op"] == "matmul"
-    assert up["outputs"][0]["shape"] == [data["dims"]["n"], 1536]
+    assert up["outputs"][0]["shape"] == [data["dims"]["n"], 768]
     assert up["work"]["flop"] == 2 * data["dims"]["n"] * 256 * 1536
     (chosen,) = (c for c in up["candidates"] if c["is_chosen"])
     assert (chosen["name"], chosen["kernel"]) == (up["candidate"], up["kernel"])

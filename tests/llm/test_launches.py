@@ -8,13 +8,17 @@ import pytest
 from small_models import BY_ID, Session, compile_folder, define, tokens
 
 from strata.compiler.api import Options, compile_definition
+from strata.compiler.driver import trace
 from strata.lower.attention.paged import PART_ROWS
+from strata.models import build, shape_config
 from strata.passes import run_passes
 from strata.passes.memory_plan import plan_memory
+from strata.planner.options import PlanOptions
 from strata.runtime.program import Program
 from strata.runtime.records import ArgKind, FunctionRecord, ProgramRecord
 from strata.runtime.stepping import NodeEvent
 from strata.runtime.tensors import numpy_dtype
+from strata.target import get_target
 
 MOST_LAUNCHES_PER_LAYER = 10
 IDS = tokens(90, 257)
@@ -42,6 +46,19 @@ def test_launches_per_layer(tmp_path: Path, case: str) -> None:
         # Layers share their kernels: the same names, not only as many.
         assert kernels(large) == kernels(small)
     assert len(two.kernels) == len(five.kernels)
+
+
+@pytest.mark.parametrize(("target", "per_layer"), [("avx512-bf16", 9), ("avx2", 9), ("avx512-amx", 10)])
+def test_swiglu_is_part_of_the_product_before_it(target: str, per_layer: int) -> None:
+    definition = build(shape_config("tiny"), "bf16")
+    lowered = trace(definition.module, get_target(target), definition.cache_record, definition.config).lower()
+    planned = lowered.plan(PlanOptions(measure=False))
+    for part in planned.functions:
+        layers = [x for x in part.launches if ".layers." in x.node]
+        assert len(layers) == per_layer * shape_config("tiny").num_layers
+    layouts = planned.layouts
+    gates = {layouts[name].parts for name in layouts if "gate_up" in name}
+    assert gates == {2 if per_layer == 9 else 1}
 
 
 def test_memory_of_a_pass_does_not_grow_with_layers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from strata.passes import run_passes
 from strata.planner.assemble import PlannedFunction, check_obeyed, plan_function
 from strata.planner.candidates import takes_rows
 from strata.planner.composites import has_composites
+from strata.planner.gates import join_gates
 from strata.planner.layouts import choose_layouts, settle_layouts, shared_params
 from strata.planner.options import PlanOptions
 from strata.planner.report import plan_json
@@ -103,9 +104,11 @@ class Lowered:
         """
         target = self.source.target
         options = options or PlanOptions()
-        module = run_passes("place", self.module)
+        reads_rows = takes_rows(options) or has_composites(self.module)
+        joined = self.module if reads_rows else join_gates(self.module, target)
+        module = run_passes("place", joined)
         layouts = choose_layouts(module, target)
-        if takes_rows(options) or has_composites(module):
+        if reads_rows:
             layouts = settle_layouts(module, layouts, target, options, measuring)
         constants = _array_constants(module)
         shapes: dict[str, TensorType] = dict(module.params)
@@ -121,7 +124,7 @@ class Lowered:
         params = tuple(
             _param_record(name, t, layouts.get(name), shared.get(name, "")) for name, t in shapes.items()
         )
-        return Planned(self, functions, params, layouts, constants.values)
+        return Planned(replace(self, module=module), functions, params, layouts, constants.values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,19 @@
 
 ::
 
-    Layout ::= tiles(rows=R, cols=C[, transposed][, nibbles][, stripes=T@B/S])    e.g. "tiles(rows=64,cols=1)"
+    Layout ::= tiles(rows=R, cols=C[, parts=P][, transposed][, nibbles][, stripes=T@B/S])
+
+e.g. "tiles(rows=64,cols=1)".
 
 ``tiles(rows=R, cols=C)`` stores ``w[r, c]`` at ``p[r // R, c // C, (r % R) * C + c % C]`` of a 3-d array of
 shape ``[ceil(rows/R), ceil(cols/C), R * C]``, zero padded. For a weight ``[N, K]`` (one row per output),
 ``R = 64, C = 1`` puts the 64 outputs that a register tile computes side by side for each k; ``C = 2``
 adds the pairs of a bf16 dot product, ``C = 4`` the fours of an 8-bit one.
+
+With ``parts=P``, a tile has ``R / P`` rows of each P-th of the matrix: ``gate`` and ``up``, one below the
+other in a matrix, side by side in each tile. So the *stored order* of the rows is another one::
+
+    w[p * N/P + q * R/P + r]  is row  q * R + p * R/P + r  in stored order      (0 <= r < R/P)
 
 With ``nibbles``, two elements of 4 bits share a byte: the first half of a tile's columns are the low halves
 of the bytes, the second half the high ones, so that ``R = 64, C = 8`` holds two operands of an 8-bit dot
@@ -37,6 +44,10 @@ from .nodes import Buffer, Expr, Intrinsic, Load
 
 _SPARE_BYTES = 64  # a cache line
 _LARGE_BYTES = 4 << 20  # worth the time that threads take to start
+_PATTERN = (
+    r"tiles\(rows=(\d+),cols=(\d+)(?:,parts=(\d+))?(,transposed)?(,nibbles)?"
+    r"(?:,stripes=(\d+)@(\d+)/(\d+))?\)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ class Layout:
         transposed: Tiles of the transposed matrix (a ``[K, N]`` weight by rows).
         nibbles: Elements have 4 bits, two in a byte; ``cols`` is even.
         stripes: Where tiles lie in memory that two arrays share; ``None`` = one after the other.
+        parts: Parts of the matrix, one below the other, of which each tile has as many rows; ``rows`` is a
+            multiple of it, and the rows of a part one of ``rows / parts``.
     """
 
     rows: int
@@ -73,9 +86,11 @@ class Layout:
     transposed: bool = False
     nibbles: bool = False
     stripes: Stripes | None = None
+    parts: int = 1
 
     def __str__(self) -> str:
-        flags = (",transposed" if self.transposed else "") + (",nibbles" if self.nibbles else "")
+        flags = f",parts={self.parts}" if self.parts > 1 else ""
+        flags += (",transposed" if self.transposed else "") + (",nibbles" if self.nibbles else "")
         stripes = f",stripes={self.stripes}" if self.stripes else ""
         return f"tiles(rows={self.rows},cols={self.cols}{flags}{stripes})"
 
@@ -97,8 +112,17 @@ class Layout:
             tiles, width = -(-tiles // self.stripes.tiles), self.stripes.size
         return (-(-rows // self.rows), tiles, width)
 
+    def stored_row(self, row: Expr, rows: Dim) -> Expr:
+        """Place of a row, of all ``rows`` of the matrix that has tiles of them, in stored order."""
+        if self.parts == 1:
+            return row
+        assert isinstance(rows, int)
+        part, inner = floordiv(row, rows // self.parts), floormod(row, rows // self.parts)
+        own = self.rows // self.parts
+        return add(add(mul(floordiv(inner, own), self.rows), mul(part, own)), floormod(inner, own))
+
     def physical_index(self, row: Expr, col: Expr) -> tuple[Expr, Expr, Expr]:
-        """Where logical ``[row, col]`` is stored; of nibbles: the byte."""
+        """Where ``[row, col]`` is stored, rows in stored order; of nibbles: the byte."""
         if self.transposed:
             row, col = col, row
         wide = self.bytes_wide
@@ -116,6 +140,10 @@ class Layout:
 
     def load(self, buffer: Buffer, row: Expr, col: Expr) -> Expr:
         """Logical element ``[row, col]`` of a stored array: for nibbles the half of its byte, as u8."""
+        if self.parts > 1:
+            rows = buffer.shape[0] * self.rows
+            place = self.stored_row(col if self.transposed else row, rows)
+            row, col = (row, place) if self.transposed else (place, col)
         byte = Load(buffer, self.physical_index(row, col))
         if not self.nibbles:
             return byte
@@ -131,6 +159,9 @@ class Layout:
             array = array.T
         rows, cols = array.shape
         tile_rows, pieces, width = replace(self, transposed=False).physical_shape((rows, cols))
+        own, part_rows = self.rows // self.parts, rows // self.parts
+        if self.parts > 1 and rows % self.rows:
+            raise ValueError(f"layout {self}: got {rows} rows; expected a multiple of {self.rows}")
         dtype = np.dtype(np.uint8) if self.nibbles else array.dtype
         word_bytes = self.bytes_wide * dtype.itemsize  # neighbours in a tile, moved as one
         if place is None:
@@ -144,9 +175,11 @@ class Layout:
         def fill(tiles: range) -> None:
             copy = np.zeros((self.rows, (tile_cols + spare) * self.cols), dtype)
             for tile in tiles:
-                part = array[tile * self.rows : (tile + 1) * self.rows]
-                copy[: len(part), :cols] = part
-                copy[len(part) :] = 0
+                for number in range(self.parts):
+                    begin = number * part_rows + tile * own
+                    some, place = array[begin : begin + own], number * own
+                    copy[place : place + len(some), :cols] = some
+                    copy[place + len(some) : place + own] = 0
                 words = self._halves_joined(copy) if self.nibbles else copy
                 out[tile] = words.view(out.dtype)[:, :tile_cols].T.reshape(out.shape[1:])
 
@@ -177,12 +210,13 @@ class Layout:
             tiles = self._tiles(stored)
             bytes_ = tiles.reshape(len(tiles), -1, self.rows, 1, self.bytes_wide)
             whole = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=3).reshape(*bytes_.shape[:2], -1)
-            plain = Layout(self.rows, self.cols, self.transposed).unpack(whole, shape)
+            plain = replace(self, nibbles=False, stripes=None).unpack(whole, shape)
             return plain.astype(ml_dtypes.uint4)
         rows, cols = shape[::-1] if self.transposed else shape
         r, c = self.rows, self.cols
         tiles = self._tiles(stored).reshape(len(stored), -1, r, c)
-        flat = tiles.transpose(0, 2, 1, 3).reshape(len(stored) * r, -1)[:rows, :cols]
+        flat = tiles.transpose(0, 2, 1, 3).reshape(len(stored), self.parts, r // self.parts, -1)
+        flat = flat.swapaxes(0, 1).reshape(len(stored) * r, -1)[:rows, :cols]
         return flat.T if self.transposed else flat
 
 
@@ -205,13 +239,13 @@ def parse_layout(text: str) -> Layout | None:
     """
     if not text:
         return None
-    pattern = r"tiles\(rows=(\d+),cols=(\d+)(,transposed)?(,nibbles)?(?:,stripes=(\d+)@(\d+)/(\d+))?\)"
-    match = re.fullmatch(pattern, text)
-    if match is None or (match[4] and int(match[2]) % 2):
-        form = "tiles(rows=R,cols=C[,transposed][,nibbles][,stripes=T@B/S])"
+    match = re.fullmatch(_PATTERN, text)
+    rows, cols, parts = (int(match[k] or 1) for k in (1, 2, 3)) if match else (1, 1, 1)
+    if match is None or (match[5] and cols % 2) or not 1 <= parts <= rows or rows % parts:
+        form = "tiles(rows=R,cols=C[,parts=P][,transposed][,nibbles][,stripes=T@B/S])"
         raise ParseError(f"layout: got {text!r}; expected {form}")
-    stripes = Stripes(int(match[5]), int(match[6]), int(match[7])) if match[5] else None
-    layout = Layout(int(match[1]), int(match[2]), bool(match[3]), bool(match[4]), stripes)
+    stripes = Stripes(int(match[6]), int(match[7]), int(match[8])) if match[6] else None
+    layout = Layout(rows, cols, bool(match[4]), bool(match[5]), stripes, parts)
     if stripes and not 1 <= layout.stripe <= stripes.size - stripes.begin:
         raise ParseError(f"layout: got {text!r}; expected stripes with room for {stripes.tiles} tiles")
     return layout

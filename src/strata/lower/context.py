@@ -16,7 +16,7 @@ Block names and loop names are unique in the function: schedule steps refer to t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from strata.core.dims import Dim, Shape
 from strata.core.dtypes import DType, f32
@@ -95,6 +95,21 @@ class Context:
     def access(self, node: Node) -> Access:
         """How to read element ``index`` of ``node``."""
         return self.accesses[id(node)]
+
+    def by_stored_rows(self, node: Node) -> Access:
+        """How to read a matrix where the index that tiles have rows of counts in stored order."""
+        buffer, layout = self.operands.get(id(node), (None, None))
+        if buffer is None or layout is None or layout.parts == 1:
+            return self.access(node)
+        plain = replace(layout, parts=1)
+        return lambda i: plain.load(buffer, *i)
+
+    def stored_row(self, node: Node, row: Expr) -> Expr:
+        """Where a row of a matrix (a column of a transposed one) is in that order."""
+        buffer, layout = self.operands.get(id(node), (None, None))
+        if buffer is None or layout is None:
+            return row
+        return layout.stored_row(row, buffer.shape[0] * layout.rows)
 
     def unique(self, name: str) -> str:
         """``name``, numbered if it is taken."""

@@ -1,4 +1,7 @@
-"""Lowering of matmul: one staged reduction in f32 (f64 for f64), rounded once to the result dtype."""
+"""Lowering of matmul: one staged reduction in f32 (f64 for f64), rounded once to the result dtype.
+
+Outputs are staged in the order in which the weight stores its rows, and read where they are.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ MATMUL_BLOCK = "matmul"
 def lower_matmul(ctx: Context, node: Node) -> Access:
     """``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` (``b[..., n, k]`` when transposed)."""
     a, weight = node.inputs
-    left, right = ctx.access(a), ctx.access(weight)
+    left, right = ctx.access(a), ctx.by_stored_rows(weight)
     if ctx.has_matrix_unit and multiplies_pieces(node):
         rows, k = a.tensor.shape
         assert isinstance(k, int)
@@ -37,4 +40,4 @@ def lower_matmul(ctx: Context, node: Node) -> Access:
     zero = b.const(0.0, accumulate)
     k_extent = a.tensor.shape[-1]
     total = ctx.reduce(MATMUL_BLOCK, node.tensor.shape, accumulate, (k_extent,), zero, b.add, product)
-    return lambda i: b.cast(node.tensor.dtype, total(i))
+    return lambda i: b.cast(node.tensor.dtype, total((*i[:-1], ctx.stored_row(weight, i[-1]))))

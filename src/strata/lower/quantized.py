@@ -25,6 +25,7 @@ side by side, pairs of k together (``Layout(16, 2)``)::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from strata.core.dims import Dim
@@ -50,15 +51,17 @@ FOUR = 4  # elements of k that an 8-bit dot product takes at once
 @LOWERINGS.register("dequantize")
 def lower_dequantize(ctx: Context, node: Node) -> Access:
     """``(code - zero) * scale``, element by element."""
-    return _dequantized(ctx, node, node.inputs, node.tensor.dtype)
+    return _dequantized(ctx.access, node, node.inputs, node.tensor.dtype)
 
 
-def _dequantized(ctx: Context, node: Node, weight: tuple[Node, ...], dtype: DType) -> Access:
-    """Elements of a weight that is an operand of ``node``, by (row, k)."""
+def _dequantized(
+    access: Callable[[Node], Access], node: Node, weight: tuple[Node, ...], dtype: DType
+) -> Access:
+    """Elements of a weight that is an operand of ``node``, by (row, k), rows as ``access`` counts them."""
     codes, scales = weight[:2]
     group = group_size(codes.tensor, scales.tensor)
-    code, scale = ctx.access(codes), widened(ctx.access(scales))
-    zero = _zero(ctx, node, weight[2:])
+    code, scale = access(codes), widened(access(scales))
+    zero = _zero(access, node, weight[2:])
 
     def element(i: Index) -> Expr:
         row, k = i
@@ -69,11 +72,11 @@ def _dequantized(ctx: Context, node: Node, weight: tuple[Node, ...], dtype: DTyp
     return element
 
 
-def _zero(ctx: Context, node: Node, zeros: tuple[Node, ...]) -> Access:
+def _zero(access: Callable[[Node], Access], node: Node, zeros: tuple[Node, ...]) -> Access:
     """The code that means 0, i32, by (row, group of the weight)."""
     if not zeros:
         return lambda i: b.const(node.attrs["zero"], i32)
-    stored = ctx.access(zeros[0])
+    stored = access(zeros[0])
     return lambda i: b.cast(i32, stored(i))
 
 
@@ -103,13 +106,15 @@ def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
     groups = _Groups(k // size, size, of_weight // size)
     of_a = _quantize(ctx, widened(ctx.access(a)), rows, groups, zero=1 if zeros else node.attrs["zero"])
 
+    zero_of = _zero(ctx.by_stored_rows, node, tuple(zeros))
+
     def start(i: Index) -> Expr:
         m, g, n = i
         value = of_a.starts((m, g))
-        return b.mul(_zero(ctx, node, tuple(zeros))((n, groups.of_weight(g))), value) if zeros else value
+        return b.mul(zero_of((n, groups.of_weight(g))), value) if zeros else value
 
     dot = _dots(ctx, (rows, columns), groups, of_a.codes, start, codes)
-    scale = widened(ctx.access(scales))
+    scale = widened(ctx.by_stored_rows(scales))
 
     def term(spatial: Index, reduction: Index) -> Expr:
         (m, n), (g,) = spatial, reduction
@@ -118,7 +123,13 @@ def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
 
     zero = b.const(0.0, f32)
     total = ctx.reduce(MATMUL_BLOCK, (rows, columns), f32, (groups.count,), zero, b.add, term)
-    return lambda i: b.cast(node.tensor.dtype, total(i))
+    return _result(ctx, node, total)
+
+
+def _result(ctx: Context, node: Node, total: Access) -> Access:
+    """Sums, staged in the order in which the weight stores its rows, where the graph has them."""
+    codes = node.inputs[1]
+    return lambda i: b.cast(node.tensor.dtype, total((i[0], ctx.stored_row(codes, i[1]))))
 
 
 def _lower_rounded(ctx: Context, node: Node) -> Access:
@@ -127,7 +138,8 @@ def _lower_rounded(ctx: Context, node: Node) -> Access:
     (rows, columns), k = node.tensor.shape, a.tensor.shape[1]
     assert isinstance(columns, int)
     assert isinstance(k, int)
-    given, element = widened(ctx.access(a)), _dequantized(ctx, node, tuple(weight), bf16)
+    given = widened(ctx.access(a))
+    element = _dequantized(ctx.by_stored_rows, node, tuple(weight), bf16)
     left = staged_activations(ctx, given, rows, k)
     _, layout = ctx.operands.get(id(weight[0]), (None, None))
     # Rows that the stored weight is padded with are read like others, and never used.
@@ -150,7 +162,7 @@ def _lower_rounded(ctx: Context, node: Node) -> Access:
 
     zero = b.const(0.0, f32)
     total = ctx.reduce(MATMUL_BLOCK, (rows, columns), f32, (k,), zero, b.add, product)
-    return lambda i: b.cast(node.tensor.dtype, total(i))
+    return _result(ctx, node, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +211,7 @@ def _dots(
 ) -> Access:
     """``[m, g, n]``: exact sums of products in each group, from ``start`` on."""
     buffer, layout = ctx.operands.get(id(codes), (None, None))
-    plain = ctx.access(codes)
+    plain = ctx.by_stored_rows(codes)
 
     def product(m: Expr, k: Expr, code: Expr) -> Expr:
         return b.mul(b.cast(i32, x((m, k))), b.cast(i32, code))

@@ -27,6 +27,7 @@ from strata.target import Target, get_target
 
 from .assemble import favour
 from .composites import node_options
+from .gates import gate_parts
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder
 
@@ -69,8 +70,8 @@ class Layouts(Pass[Module]):
         return module.map(lambda f: rewrite(f, noted))
 
 
-def _products(function: Function) -> Iterator[tuple[Node, dict[int, str]]]:
-    """Every matmul of a group, and which 2-d params its operands are: names by operand number."""
+def _products(function: Function) -> Iterator[tuple[Function, Node, dict[int, str]]]:
+    """Every matmul of a group, after the group's body; with it, names of 2-d params by operand number."""
     for node in function.nodes:
         if node.op == "fused":
             body: Function = node.attrs["body"]
@@ -79,6 +80,7 @@ def _products(function: Function) -> Iterator[tuple[Node, dict[int, str]]]:
                 if matmul.opdef.pattern is Pattern.MATMUL:
                     operands = ((k, outer.get(id(inner))) for k, inner in enumerate(matmul.inputs))
                     yield (
+                        body,
                         matmul,
                         {
                             k: x.attrs["name"]
@@ -88,8 +90,13 @@ def _products(function: Function) -> Iterator[tuple[Node, dict[int, str]]]:
                     )
 
 
-def _tiles(matmul: Node, number: int, target: Target) -> Layout:
-    """Layout of operand ``number`` of a matmul."""
+def _tiles(body: Function, matmul: Node, number: int, target: Target) -> Layout:
+    """Layout of operand ``number`` of a matmul of a group."""
+    layout, parts = _tiles_of(matmul, number, target), gate_parts(body, matmul, target)
+    return replace(layout, parts=parts) if layout.rows % parts == 0 else layout
+
+
+def _tiles_of(matmul: Node, number: int, target: Target) -> Layout:
     weight = matmul.inputs[number].tensor
     if matmul.op == "quantized_matmul":
         codes, scales = (matmul.inputs[k].tensor for k in (CODES_OPERAND, SCALES_OPERAND))
@@ -138,10 +145,10 @@ def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
     """
     noted = noted_layouts(module)
     layouts = {name: layout for name, layout in noted.items() if layout is not None}
-    for matmul, names in (p for f in module.functions for p in _products(f)):
+    for body, matmul, names in (p for f in module.functions for p in _products(f)):
         for number, name in names.items():
             if name not in noted:
-                layouts.setdefault(name, _tiles(matmul, number, target))
+                layouts.setdefault(name, _tiles(body, matmul, number, target))
     shared = shared_params(module, layouts)
     kept = {*noted, *shared, *shared.values()}
     return {n: x if n in kept else replace(x, stripes=None) for n, x in layouts.items()}
@@ -153,7 +160,7 @@ def shared_params(module: Module, layouts: Mapping[str, Layout]) -> dict[str, st
     The first scales of a weight lie there, and those of several weights in the memory of the first one.
     """
     found: dict[str, str] = {}
-    for matmul, names in (p for f in module.functions for p in _products(f)):
+    for _, matmul, names in (p for f in module.functions for p in _products(f)):
         codes, scales = names.get(CODES_OPERAND, ""), names.get(SCALES_OPERAND, "")
         if matmul.op != "quantized_matmul" or scales in found or codes in found.values():
             continue

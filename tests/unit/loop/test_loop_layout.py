@@ -64,6 +64,37 @@ def test_two_arrays_share_stripes_of_memory(rows, pieces, tile_rows, half, tiles
     np.testing.assert_array_equal(result, codes.astype(np.uint8))
 
 
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    SIZES,
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_parts_side_by_side(tiles, cols, own, parts, half, transposed, nibbles):
+    layout = Layout(parts * own, 2 * half, transposed, nibbles, parts=parts)
+    shape = (tiles * parts * own, cols)
+    logical = (np.arange(shape[0] * cols) * 7 % 16).astype(ml_dtypes.uint4 if nibbles else np.uint8)
+    logical = logical.reshape(shape[::-1] if transposed else shape)
+    stored = layout.pack(logical)
+    assert stored.shape == layout.physical_shape(logical.shape)
+    np.testing.assert_array_equal(layout.unpack(stored, logical.shape), logical)
+    row, col = Var("row"), Var("col")
+    packed, out = Buffer("packed", stored.shape, u8), Buffer("out", logical.shape, u8)
+    body = Store(out, (row, col), layout.load(packed, row, col))
+    inner = For(col, index(logical.shape[1]), ForKind.SERIAL, body)
+    result = np.zeros(logical.shape, np.uint8)
+    run(Func("read", (packed, out), For(row, index(len(logical)), ForKind.SERIAL, inner)), [stored, result])
+    np.testing.assert_array_equal(result, logical.astype(np.uint8))
+
+
+def test_parts_need_whole_tiles():
+    with pytest.raises(ValueError, match=r"parts=2.*got 24 rows; expected a multiple of 16"):
+        Layout(16, parts=2).pack(np.zeros((24, 4), np.float32))
+
+
 @pytest.mark.parametrize("rows", [2048, 2049, 64])
 def test_large_matrices_are_packed_by_all_cores(rows):
     layout = Layout(64, 2)
@@ -101,6 +132,7 @@ def test_nibbles_share_bytes(rows, cols, tile_rows, half, transposed):
         Layout(64, 8, nibbles=True),
         Layout(64, 8, nibbles=True, stripes=Stripes(4, 0, 1152)),
         Layout(64, stripes=Stripes(1, 512, 576)),
+        Layout(64, 8, nibbles=True, stripes=Stripes(4, 0, 1152), parts=2),
     ],
 )
 def test_text(layout):
@@ -123,10 +155,12 @@ def test_row_major_is_no_layout():
         " ",
         "tiles(rows=1,cols=3,nibbles)",
         "tiles(rows=64,cols=1,stripes=1@512)",
+        "tiles(rows=64,cols=1,parts=3)",
+        "tiles(rows=64,cols=1,parts=0)",
     ],
 )
 def test_bad_text(text):
-    with pytest.raises(ParseError, match=r"layout: got '.*'; expected tiles\(rows=R,cols=C\[,transposed\]"):
+    with pytest.raises(ParseError, match=r"layout: got '.*'; expected tiles\(rows=R,cols=C\[,parts=P\]"):
         parse_layout(text)
 
 

@@ -24,7 +24,7 @@ from strata.core.dtypes import DType, bf16
 from strata.core.errors import LegalityError
 from strata.loop.layout import Layout
 from strata.loop.matrix import ROWS
-from strata.loop.nodes import EVEN, AxisKind, Binary, BinaryOp, Buffer, Func, Load, Store, Var
+from strata.loop.nodes import EVEN, AxisKind, Binary, BinaryOp, Buffer, Const, Func, Load, Store, Var
 from strata.loop.rewrite import buffers_written, free_vars, walk
 from strata.schedule.step import Step, find_block, loops_around
 from strata.schedule.steps import (
@@ -164,11 +164,11 @@ class Product:
         return draft
 
     def begin_tiles(self, draft: Draft, rows: int, columns: int) -> None:
-        """Tiles of the result, columns outermost, with the sums of a tile in registers."""
+        """Tiles of sums in registers, columns outermost; ``columns`` of sums may make fewer results."""
         m, n = self.m, self.n
         draft.do(
             Split(m, rows),
-            Split(n, columns),
+            Split(n, columns // parts_of(self.func, self.out, self.stage)),
             Reorder((*self.batch, n + "o", m + "o", m + "i", n + "i")),
             ComputeAt(self.stage, m + "o", "register"),
         )
@@ -179,6 +179,16 @@ class Product:
         loop = draft.fuse_outer(outer, "tile") if self.batch else outer[0]
         draft.do(Parallel(loop))
         return loop
+
+
+def parts_of(func: Func, result: str, sums: str) -> int:
+    """How many sums side by side make one result (a gate, and what it is multiplied by), as blocks say."""
+    extents = [
+        [a.extent for a in find_block(func, block).axes if a.kind is AxisKind.SPATIAL][-1]
+        for block in (result, sums)
+    ]
+    of_results, of_sums = (int(x.value) if isinstance(x, Const) else 0 for x in extents)
+    return of_sums // of_results if of_sums and of_results else 1
 
 
 def _multiplies(func: Func, stage: str) -> bool:

@@ -47,6 +47,7 @@ from .matmul import (
     column_tile,
     fetch_ahead,
     param_bytes,
+    parts_of,
     stream_evenly,
 )
 from .matrix import columns_in_cache, fetch_tiles
@@ -195,7 +196,7 @@ def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int, *, in_memory: 
     m, n, tile_m, tile_n, g = f"{OUT}_i0", f"{OUT}_i1", f"{SUM}_i0", f"{SUM}_i1", f"{SUM}_k0"
     draft.do(
         Split(m, rows),
-        Split(n, columns),
+        Split(n, columns // parts_of(draft.func, OUT, SUM)),
         Reorder((n + "o", m + "o", m + "i", n + "i")),
         ComputeAt(SUM, m + "o", space),
         Reorder((g, tile_m, tile_n)),
