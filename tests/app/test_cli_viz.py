@@ -470,7 +470,7 @@ def test_a_browser_follows_clicks_and_keys(page):
     found = re.search(r'data-log="([^"]*)"', shown)
     assert found is not None
     log = json.loads(html.unescape(found[1]))
-    assert (log["folded"], log["open"], log["layers"], log["none"]) == (15, 85, 8, 0)
+    assert (log["folded"], log["open"], log["layers"], log["none"]) == (14, 77, 8, 0)
     assert log["edges"] > 15
     assert log["found"]
     assert all("layers.5.mlp" in name for name in log["found"])

@@ -174,7 +174,7 @@ class Measurable:
 
 def measurable(config: ModelConfig, format_: str, threads: int | None, prefer: str = "") -> Measurable:
     """Compile a model, with the kernel ``prefer`` wherever it applies, and give it random weights."""
-    options = Options(format_, plan=PlanOptions(prefer=(prefer,) if prefer else ()))
+    options = Options(format_, plan=PlanOptions(prefer=(prefer,) if prefer else (), join_gates=False))
     definition = define(config, options, "calibration")
     program = compile_definition(definition, options).program(random_params(definition), threads)
     return Measurable(config, format_, program, threads or os.cpu_count() or 1)

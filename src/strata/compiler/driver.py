@@ -14,7 +14,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,11 +31,11 @@ from strata.ir.dump import LLVM, show_stage, wants_stage
 from strata.ir.passes import Pipeline
 from strata.loop.layout import Layout, stored_dtype, stored_shape
 from strata.loop.nodes import Func
-from strata.passes import run_passes
+from strata.passes import named_pipeline, run_passes
 from strata.planner.assemble import PlannedFunction, check_obeyed, plan_function
 from strata.planner.candidates import takes_rows
 from strata.planner.composites import has_composites
-from strata.planner.gates import join_gates
+from strata.planner.gates import JoinGates
 from strata.planner.layouts import choose_layouts, settle_layouts, shared_params
 from strata.planner.options import PlanOptions
 from strata.planner.report import plan_json
@@ -105,8 +105,10 @@ class Lowered:
         target = self.source.target
         options = options or PlanOptions()
         reads_rows = takes_rows(options) or has_composites(self.module)
-        joined = self.module if reads_rows else join_gates(self.module, target)
-        module = run_passes("place", joined)
+        place = named_pipeline("place")
+        if options.join_gates and not reads_rows:
+            place = place.prepend(JoinGates(str(target)))
+        module = run_passes(place, self.module)
         layouts = choose_layouts(module, target)
         if reads_rows:
             layouts = settle_layouts(module, layouts, target, options, measuring)
@@ -124,7 +126,7 @@ class Lowered:
         params = tuple(
             _param_record(name, t, layouts.get(name), shared.get(name, "")) for name, t in shapes.items()
         )
-        return Planned(replace(self, module=module), functions, params, layouts, constants.values)
+        return Planned(self, functions, params, layouts, constants.values)
 
 
 @dataclass(frozen=True, slots=True)

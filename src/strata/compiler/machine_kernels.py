@@ -42,6 +42,8 @@ def for_machine(
 ) -> Options:
     """``options`` with the kernels that a plan for ``machine`` chooses, by number of rows; own pins go first.
 
+    Gates stay launches of their own, as in the plan.
+
     Args:
         config: The model.
         options: How it is compiled.
@@ -78,7 +80,8 @@ def for_machine(
             f"of the default pipeline; compile without a machine, or without pipeline {options.passes}"
         )
     pins = tuple(pin for k, launch in enumerate(names) for pin in _pins(workload, ranges, k, launch))
-    return replace(options, plan=replace(options.plan, pins=(*options.plan.pins, *pins)))
+    plan = replace(options.plan, pins=(*options.plan.pins, *pins), join_gates=False)
+    return replace(options, plan=plan)
 
 
 def _prefill(config: ModelConfig, options: Options) -> Function:

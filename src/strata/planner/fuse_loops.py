@@ -122,7 +122,7 @@ class FuseLoops(Pass[Module]):
     How weights are stored is part of a loop function, so ``layouts`` runs first where it has not.
 
     Stage: fused graph -> the same; nodes that have the note already stay.
-    Preserves: everything but the notes and the table of loop functions.
+    Preserves: everything but the notes and the table of loop functions, and what ``layouts`` does.
 
     Attributes:
         target: The machine to choose layouts for; see ``layouts``.

@@ -14,18 +14,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from strata.core.errors import UserError
 from strata.graph import builder as g
 from strata.graph.nodes import Function, Module, Node, rebuild
 from strata.graph.opdef import Pattern
 from strata.graph.types import TensorType
+from strata.ir.passes import OptionError, Pass, register_pass
 from strata.passes.base import uses
 from strata.schedule.rules.matmul import column_tile
-from strata.target import Target
+from strata.target import Target, get_target
 
 from .cost import is_flat_matmul
 
 _LEAVES = ("input", "const")
+
+
+@register_pass
+@dataclass(frozen=True)
+class JoinGates(Pass[Module]):
+    """Joins gated products, ``silu(gate) * up`` of one matrix, with the launches that read them.
+
+    Stage: fused graph -> the same with fewer launches; those with notes of a person stay apart.
+    Preserves: types, names and every value.
+
+    Attributes:
+        target: The machine to choose for; see ``layouts``.
+    """
+
+    name: ClassVar[str] = "join_gates"
+    target: str = "host"
+
+    def run(self, module: Module) -> Module:
+        """Join what can be joined.
+
+        Raises:
+            OptionError: there is no such machine.
+        """
+        return join_gates(module, target_of(self.name, self.target))
+
+
+def target_of(name: str, target: str) -> Target:
+    """The machine that an option of the pass ``name`` speaks of.
+
+    Raises:
+        OptionError: there is none.
+    """
+    try:
+        return get_target(target)
+    except UserError as error:
+        raise OptionError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from strata.core.errors import ParseError, UserError
+from strata.core.errors import ParseError
 from strata.graph.nodes import Function, Module, Node, rewrite, with_notes
 from strata.graph.opdef import Pattern
 from strata.graph.ops.quantized import group_size
@@ -23,11 +23,11 @@ from strata.ir.passes import OptionError, Pass, register_pass
 from strata.loop.layout import Layout, parse_layout, stored_dtype, stored_shape
 from strata.schedule.rules.matmul import weight_layout
 from strata.schedule.rules.quantized import quantized_layouts
-from strata.target import Target, get_target
+from strata.target import Target
 
 from .assemble import favour
 from .composites import node_options
-from .gates import gate_parts
+from .gates import gate_parts, join_gates, target_of
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder
 
@@ -41,8 +41,10 @@ CODES_OPERAND, SCALES_OPERAND = 1, 2  # of quantized_matmul
 class Layouts(Pass[Module]):
     """Notes on every matrix that some matmul multiplies by how it is stored; the planner follows these notes.
 
+    Stored rows follow the launches that read them, so gates are joined first (``join_gates``).
+
     Stage: fused graph -> the same; notes that are there already stay.
-    Preserves: everything but the notes.
+    Preserves: everything but the notes, and launches that become one.
 
     Attributes:
         target: The machine to choose for: a name, ``host`` for this one, or the text of a target.
@@ -57,10 +59,8 @@ class Layouts(Pass[Module]):
         Raises:
             OptionError: a note is wrong, or there is no such machine.
         """
-        try:
-            target = get_target(self.target)
-        except UserError as error:
-            raise OptionError(f"layouts: {error}") from None
+        target = target_of(self.name, self.target)
+        module = join_gates(module, target)
         chosen = choose_layouts(module, target)
 
         def noted(node: Node) -> Node:

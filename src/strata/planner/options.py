@@ -80,6 +80,8 @@ class PlanOptions:
         verify_kernels: Check user kernels against the reference of their op on first use.
         database: Tuning records; ``None`` = the user's own file.
         sizes: Values of symbolic dims that get kernels of their own: ``(("n", (1, 16)),)``.
+        join_gates: Run the pass ``join_gates`` where no source may offer candidates that read matrices row by
+            row. Without it, launches are the works of a plan for a machine.
     """
 
     libraries: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ class PlanOptions:
     verify_kernels: bool = True
     database: Path | None = None
     sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    join_gates: bool = True
 
     def pins_of(self, name: str, op: str) -> tuple[Pin, ...]:
         """The pins that speak of a node, in order."""
