@@ -19,7 +19,7 @@ def test_nodes_as_json(strata, artifact, function):
     up = next(n for n in data["nodes"] if n["name"] == "model.layers.3.mlp.gate_up_proj")
     assert up["op"] == "matmul"
     assert up["outputs"][0]["shape"] == [data["dims"]["n"], 768]
-    assert up["work"]["flop"] == 2 * data["dims"]["n"] * 256 * 1536
+    assert up["work"]["flop"] == data["dims"]["n"] * (2 * 256 * 1536 + 3 * 768)  # and SwiGLU
     (chosen,) = (c for c in up["candidates"] if c["is_chosen"])
     assert (chosen["name"], chosen["kernel"]) == (up["candidate"], up["kernel"])
     assert chosen["in_image"]
