@@ -13,7 +13,9 @@ from strata.runtime.records import DimRange
 
 from .types import Candidate, Choice
 
-SWITCH_GAIN = 1.05  # an estimate is not better than this: switching for less would only make the plan long
+# An estimate is not better than this: switching for less would only make the plan long. But at the last size
+# any gain counts: what is chosen there holds for all sizes above it.
+SWITCH_GAIN = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def _winners(
         times = {k: candidates[k].estimates[at][1].time_s for k in pool}
         best = min(pool, key=times.__getitem__)
         before = winners[-1][1] if winners else pool[0]
-        if before in times and times[before] <= times[best] * SWITCH_GAIN:
+        gain = SWITCH_GAIN if size < samples[-1] else 1.0
+        if before in times and times[before] <= times[best] * gain:
             best = before
         winners.append((size, best))
     return winners

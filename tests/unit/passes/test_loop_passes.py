@@ -173,13 +173,14 @@ def test_dump_of_a_whole_compilation(tmp_path, capsys: pytest.CaptureFixture[str
     assert [n[:3] for n in names] == [f"{k:03d}" for k in range(len(names))]
     kinds = [n[4:] for n in names]
     assert kinds[:3] == ["graph.input.ir", "canonicalize.after.ir", "fuse.after.ir"]
-    assert kinds[3:7] == [
+    assert kinds[3:8] == [
         "graph.input.ir",
+        "join_gates.after.ir",
         "reshape_to_view.after.ir",
         "kill_dead.after.ir",
         "plan_memory.after.ir",
     ]
-    first = kinds[7:13]
+    first = kinds[8:14]
     assert first == [
         "loop.input.ir",
         "simplify_loops.after.ir",

@@ -63,8 +63,10 @@ def test_switches_once_for_a_clear_gain() -> None:
     dim = SymDim("n", 1, 4)
     gemv, tile = candidate([1.0, 2.0, 3.0, 4.0], sizes), candidate([3.0, 3.0, 3.0, 3.0], sizes)
     assert choose((gemv, tile), dim) == (Choice(0, (DimRange("n", 1, 3),)), Choice(1))
-    close = candidate([1.0, 1.97, 2.96, 3.97], sizes)
+    close = candidate([1.0, 1.97, 2.96, 4.0], sizes)
     assert choose((gemv, close), dim) == (Choice(0),)
+    later = candidate([1.0, 1.97, 2.96, 3.97], sizes)  # at the last size: for all above it
+    assert choose((gemv, later), dim) == (Choice(0, (DimRange("n", 1, 3),)), Choice(1))
 
 
 def test_favour_for_some_sizes_is_exact_at_its_borders() -> None:
