@@ -5,25 +5,15 @@ from functools import cache
 import numpy as np
 import pytest
 import tolerance
+from instruction_sets import RUNNABLE
 
 from strata.compiler.driver import trace
 from strata.core.dtypes import bf16, f16, f32
-from strata.core.errors import UserError
 from strata.engine.kv_cache import PagedKVCache
 from strata.models import build, random_params, shape_config
-from strata.runtime.cpu import check_features
 from strata.target import TARGETS, detect_host, get_target
 
-LEVELS = ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "avx512-amx")
 IDS = np.arange(37, dtype=np.int32)
-
-
-def runnable(name: str) -> bool:
-    try:
-        check_features(TARGETS[name].features, name)
-    except UserError:
-        return False
-    return True
 
 
 def scores(format_: str, target: str) -> np.ndarray:
@@ -44,9 +34,6 @@ def scores(format_: str, target: str) -> np.ndarray:
 # Of quantised models, an activation may fall to the other side between two codes: an error of one in 127,
 # which is less than that of rounding all of them to bf16.
 PRECISION = {"f32": f32, "bf16": bf16, "f16": f16, "int8": bf16, "int4": bf16}
-
-
-RUNNABLE = [name for name in LEVELS if runnable(name)]
 
 
 @cache

@@ -33,10 +33,8 @@ from strata.loop.layout import Layout, stored_dtype, stored_shape
 from strata.loop.nodes import Func
 from strata.passes import named_pipeline, run_passes
 from strata.planner.assemble import PlannedFunction, check_obeyed, plan_function
-from strata.planner.candidates import takes_rows
-from strata.planner.composites import has_composites
 from strata.planner.gates import JoinGates
-from strata.planner.layouts import choose_layouts, settle_layouts, shared_params
+from strata.planner.layouts import choose_layouts, reads_rows, settle_layouts, shared_params
 from strata.planner.options import PlanOptions
 from strata.planner.report import plan_json
 from strata.planner.stacks import StackBuilder
@@ -104,13 +102,13 @@ class Lowered:
         """
         target = self.source.target
         options = options or PlanOptions()
-        reads_rows = takes_rows(options) or has_composites(self.module)
+        by_rows = reads_rows(self.module, options)
         place = named_pipeline("place")
-        if options.join_gates and not reads_rows:
+        if options.join_gates and not by_rows:
             place = place.prepend(JoinGates(str(target)))
         module = run_passes(place, self.module)
         layouts = choose_layouts(module, target)
-        if reads_rows:
+        if by_rows:
             layouts = settle_layouts(module, layouts, target, options, measuring)
         constants = _array_constants(module)
         shapes: dict[str, TensorType] = dict(module.params)

@@ -26,7 +26,8 @@ from strata.schedule.rules.quantized import quantized_layouts
 from strata.target import Target
 
 from .assemble import favour
-from .composites import node_options
+from .candidates import takes_rows
+from .composites import has_composites, node_options
 from .gates import gate_parts, join_gates, target_of
 from .options import PlanOptions
 from .stacks import Kernels, StackBuilder
@@ -152,6 +153,13 @@ def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
     shared = shared_params(module, layouts)
     kept = {*noted, *shared, *shared.values()}
     return {n: x if n in kept else replace(x, stripes=None) for n, x in layouts.items()}
+
+
+def reads_rows(module: Module, options: PlanOptions) -> bool:
+    """Whether some source may offer candidates that read matrices row by row: then neither all layouts can be
+    chosen beforehand nor launches joined by them.
+    """
+    return takes_rows(options) or has_composites(module)
 
 
 def shared_params(module: Module, layouts: Mapping[str, Layout]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import llvmlite.binding as llvm
 import ml_dtypes  # noqa: F401
 import numpy as np
+from instruction_sets import RUNNABLE
 
 from strata.codegen import compile as codegen
 from strata.codegen import optimize
@@ -29,10 +30,7 @@ define dso_local void @strata_parallel_for(ptr %f, ptr %env, i64 %n, i64 %grain,
 def runnable_targets() -> list[Target]:
     """The named levels of instruction sets that this machine has, and this machine."""
     host = detect_host()
-    levels = [
-        get_target(name) for name in ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "avx512-amx")
-    ]
-    return [t for t in levels if set(t.features) <= set(host.features)] + [host]
+    return [*map(get_target, RUNNABLE), host]
 
 
 TARGETS = {t.name: t for t in runnable_targets()}

@@ -13,7 +13,8 @@ from strata.loop.nodes import Func
 from strata.loop.text import print_func
 from strata.planner.candidates import Task
 from strata.planner.gates import join_gates
-from strata.planner.layouts import choose_layouts
+from strata.planner.layouts import choose_layouts, reads_rows
+from strata.planner.options import PlanOptions
 from strata.planner.stacks import Kernels, StackBuilder
 from strata.planner.types import Origin
 from strata.planner.workspace import hoist_workspace
@@ -129,7 +130,8 @@ def model_tasks(
     Raises:
         UserError: a pass names no function, or a size out of its range.
     """
-    module = join_gates(module, target)
+    if not reads_rows(module, PlanOptions()):
+        module = join_gates(module, target)
     builder = StackBuilder(choose_layouts(module, target), target, loops=module.loops)
     chosen = tuple(passes) or default_passes(module)
     found: dict[tuple[str, Sizes], TuningTask] = {}
