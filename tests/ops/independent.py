@@ -137,7 +137,8 @@ def _dequantize(x: list[Any], attrs: Any) -> Any:
 def _quantized_matmul(x: list[Any], attrs: Any) -> Any:
     """Activations as the nearest of 255 multiples of a group's largest magnitude / 127, one by one.
 
-    Or, with ``activations=bf16``, both operands as the nearest bf16.
+    With ``powers``, of the row's largest magnitude / 127, halved as often as the group's codes allow, at most
+    20 times; with ``activations=bf16``, both operands as the nearest bf16.
     """
     a, *weight = x
     w, group = _dequantize(weight, attrs), attrs["group"]
@@ -146,10 +147,14 @@ def _quantized_matmul(x: list[Any], attrs: Any) -> Any:
         return left.double() @ right.double().T
     rounded = np.zeros(a.shape)
     for m, row in enumerate(a.numpy().astype(np.float32)):
+        of_row = np.abs(row).max()
         for first in range(0, len(row), group):
             part = row[first : first + group]
             top = np.abs(part).max()
-            if top >= 2.0**-100:
+            if attrs["powers"]:
+                fits = [k for k in range(21) if float(top) <= float(of_row) / 2**k]
+                top = of_row / np.float32(2 ** fits[-1])
+            if (of_row if attrs["powers"] else top) >= 2.0**-100:
                 inverse = np.float32(127) / top
                 codes = [round(float(np.float32(v * inverse))) for v in part]  # ties to even
                 rounded[m, first : first + group] = np.array(codes) * (float(top) / 127)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from strata.core.errors import LegalityError
 from strata.loop.check import LOOP_SCHEDULED, check
-from strata.loop.nodes import Alloc, Block, For, Func
+from strata.loop.nodes import Alloc, Block, For, Func, Seq
 from strata.loop.rewrite import buffers_read, walk_stmts
 from strata.schedule import finalize
 from strata.schedule.step import Step, Trace, loops_around
@@ -23,6 +23,7 @@ from strata.schedule.steps import (
     ComputeInline,
     DecomposeReduction,
     Fuse,
+    Merge,
     Pad,
     Parallel,
     Prefetch,
@@ -38,7 +39,7 @@ from strata.schedule.steps import (
 )
 
 SPACES = ("global", "local", "register")
-NESTS = ("split", "split", "fuse", "reorder", "reorder", "tile", "pad")
+NESTS = ("split", "split", "fuse", "merge", "reorder", "reorder", "tile", "pad")
 MARKS = ("unroll", "vectorize", "vectorize", "parallel", "bind", "annotate", "prefetch")
 PLACES = ("compute_at", "compute_at", "reverse_compute_at", "compute_inline", "reverse_compute_inline")
 MEMORY = ("cache_read", "cache_write", "set_scope", "decompose_reduction", "rfactor")
@@ -68,6 +69,14 @@ def nests(func: Func) -> list[list[str]]:
     return out
 
 
+def _neighbours(func: Func) -> Iterator[tuple[str, str]]:
+    """Two loops, one after the other."""
+    for stmt in walk_stmts(func):
+        for a, b in pairwise(stmt.stmts if isinstance(stmt, Seq) else ()):
+            if isinstance(a, For) and isinstance(b, For):
+                yield a.var.name, b.var.name
+
+
 def _pairs(func: Func) -> Iterator[tuple[str, str]]:
     """A block and a loop around another one."""
     for block, other in product(blocks(func), repeat=2):
@@ -92,6 +101,7 @@ CANDIDATES: dict[str, Callable[[Func], list[Step]]] = {
         Tile((a, b), k) for chain in nests(f) for a, b in pairwise(chain) for k in ((2, 2), (4, 3), (3, 8))
     ],
     "fuse": lambda f: [Fuse(a, b, f"{a}_{b}") for a, b in {tuple(c[:2]) for c in nests(f) if len(c) > 1}],
+    "merge": lambda f: [Merge(a, b) for a, b in _neighbours(f)],
     "reorder": lambda f: [
         Reorder(tuple(order))
         for chain in nests(f)
@@ -139,6 +149,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(MARKS, NESTS),
     "vectorize": ("split",),
     "tile": (),
+    "merge": ("cache_write",),
     "compute_at": ("cache_read",),
     "reverse_compute_at": ("cache_write", "tile"),
     "rfactor": ("split", "reorder"),

@@ -27,6 +27,7 @@ FUNCTIONS = {
     "reverse_compute_inline": {"stages": 2, "reduces": False},
     "set_scope": {"stages": 2},
     "tile": {"stages": 2},
+    "merge": {"stages": 3},
     "rfactor": {"reduces": True},
     "decompose_reduction": {"reduces": True},
 }

@@ -400,6 +400,7 @@ def quantized_matmul(
     *,
     zero: int = 8,
     group: int = 32,
+    powers: bool = False,
     activations: DType | str = "i8",
     out_dtype: DType | str | None = None,
     name: str = "",
@@ -407,7 +408,8 @@ def quantized_matmul(
     """``a[M, K]``, rounded to int8 in groups or to bf16, times the transpose of a quantised weight."""
     weight = (codes, scales) if zeros is None else (codes, scales, zeros)
     out = None if out_dtype is None else dtype(out_dtype)
-    attrs = {"zero": zero, "group": group, "activations": dtype(activations), "out_dtype": out}
+    attrs: dict[str, Any] = {"zero": zero, "group": group, "powers": powers}
+    attrs |= {"activations": dtype(activations), "out_dtype": out}
     return make_node("quantized_matmul", (a, *weight), name, **attrs)
 
 

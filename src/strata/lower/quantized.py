@@ -1,6 +1,6 @@
 """Lowering of quantised weights.
 
-``quantized_matmul`` becomes a chain of stages, of which the first four quantise the activations::
+``quantized_matmul`` becomes a chain of stages; those before ``dot`` quantise the activations::
 
     largest[m, g]   max |a[m, k]| over the group: its bits                  i32
     codes[m, k]     round(a[m, k] * 127 / largest)                          i8
@@ -8,6 +8,16 @@
     starts[m, g]    -zero * sum of the group's codes                        i32
     dot[m, g, n]    starts[m, g] + sum of codes[m, k] * w[n, k]             i32, exact
     matmul[m, n]    sum over g of dot * (steps[m, g] * scale of w)          f32
+
+With ``powers``, what a code is worth is a power of two times ``top[m] / 127``, and sums are added to the bits
+of a float whose last bit is worth that power: ``dot`` needs neither conversion nor another multiplication::
+
+    top[m]          max of largest[m, g]: its bits                          i32
+    offsets[m, g]   1.5 * 2**23 * power                                     f32
+    codes[m, k]     round(a[m, k] * 127 / top / power)                      i8
+    starts[m, g]    bits of the offset - zero * sum of the group's codes    i32
+    dot[m, g, n]    starts[m, g] + sum of codes[m, k] * w[n, k]             i32, bits of an exact f32
+    matmul[m, n]    sum over g of (dot - offsets[m, g]) * scale of w        f32, in units of top[m] / 127
 
 The sum of a group runs over (tile, element) where the weight is stored in tiles of four columns (eight
 nibbles): that is the shape of the hardware's 8-bit dot product, which ``tensorize`` looks for. Codes of the
@@ -28,10 +38,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from strata.core.dims import Dim
 from strata.core.dtypes import DType, bf16, f32, i8, i32, u8
 from strata.graph.nodes import Node
-from strata.graph.ops.quantized import CODE_MAX, SMALLEST, group_size
+from strata.graph.ops.quantized import CODE_MAX, LEAST_POWER, SMALLEST, group_size
 from strata.loop import build as b
 from strata.loop.layout import Layout
 from strata.loop.matrix import ROW_BYTES
@@ -43,9 +55,14 @@ from .matrix_unit import staged_activations
 
 DOT_BLOCK = "dot"
 LARGEST_BLOCK, CODES_BLOCK, STEPS_BLOCK, STARTS_BLOCK = "largest", "codes", "steps", "starts"
+TOP_BLOCK, OFFSETS_BLOCK = "top", "offsets"
 WEIGHTS_BLOCK = "weights"
 WEIGHT_TILES = Layout(16, 2)
 FOUR = 4  # elements of k that an 8-bit dot product takes at once
+MANTISSA_BITS = 23  # of f32
+OFFSET = (
+    1.5 * 2.0**MANTISSA_BITS
+)  # its last bit is worth 1, whatever below 2**22 is added to or subtracted from it
 
 
 @LOWERINGS.register("dequantize")
@@ -92,6 +109,10 @@ class _Groups:
         """Group of the weight that group ``g`` lies in."""
         return g if self.shared == 1 else b.floordiv(g, self.shared)
 
+    def element(self, group: Index, k: Expr) -> Index:
+        """Row and column of element ``k`` of a group ``(m, g)``."""
+        return group[0], b.add(b.mul(group[1], self.size), k)
+
 
 @LOWERINGS.register("quantized_matmul")
 def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
@@ -104,26 +125,25 @@ def lower_quantized_matmul(ctx: Context, node: Node) -> Access:
     k = a.tensor.shape[1]
     assert isinstance(k, int)
     groups = _Groups(k // size, size, of_weight // size)
-    of_a = _quantize(ctx, widened(ctx.access(a)), rows, groups, zero=1 if zeros else node.attrs["zero"])
+    quantize = _quantize_by_powers if node.attrs["powers"] else _quantize
+    of_a = quantize(ctx, widened(ctx.access(a)), rows, groups, None if zeros else node.attrs["zero"])
 
     zero_of = _zero(ctx.by_stored_rows, node, tuple(zeros))
 
     def start(i: Index) -> Expr:
         m, g, n = i
-        value = of_a.starts((m, g))
-        return b.mul(zero_of((n, groups.of_weight(g))), value) if zeros else value
+        return of_a.start((m, g), zero_of((n, groups.of_weight(g))) if zeros else b.const(1, i32))
 
     dot = _dots(ctx, (rows, columns), groups, of_a.codes, start, codes)
     scale = widened(ctx.by_stored_rows(scales))
 
     def term(spatial: Index, reduction: Index) -> Expr:
         (m, n), (g,) = spatial, reduction
-        step = b.mul(of_a.steps((m, g)), scale((n, groups.of_weight(g))))
-        return b.mul(b.cast(f32, dot((m, g, n))), step)
+        return of_a.term((m, g), dot((m, g, n)), scale((n, groups.of_weight(g))))
 
     zero = b.const(0.0, f32)
     total = ctx.reduce(MATMUL_BLOCK, (rows, columns), f32, (groups.count,), zero, b.add, term)
-    return _result(ctx, node, total)
+    return _result(ctx, node, lambda i: of_a.of_row(i[0], total(i)))
 
 
 def _result(ctx: Context, node: Node, total: Access) -> Access:
@@ -167,43 +187,122 @@ def _lower_rounded(ctx: Context, node: Node) -> Access:
 
 @dataclass(frozen=True, slots=True)
 class _Quantized:
-    """Activations in codes ``[m, k]``, what codes are worth and where sums start, both ``[m, g]``."""
+    """Quantised activations.
+
+    Attributes:
+        codes: ``[m, k]``.
+        start: Where a sum of products starts, by ``(m, g)``, and the zero point of the weight's group where
+            each has one of its own.
+        term: What a sum of products is worth, by ``(m, g)``, the sum, and the weight's scale.
+        of_row: What a sum over the groups of row ``m`` is worth, by ``m`` and the sum.
+    """
 
     codes: Access
-    steps: Access
-    starts: Access
+    start: Callable[[Index, Expr], Expr]
+    term: Callable[[Index, Expr, Expr], Expr]
+    of_row: Callable[[Expr, Expr], Expr]
 
 
-def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups, zero: int) -> _Quantized:
-    """Quantise activations for weights whose code ``zero`` means 0."""
-    per_group = (rows, groups.count)
+def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups, zero: int | None) -> _Quantized:
+    """Quantise activations, each group with a scale of its own, for weights whose code ``zero`` means 0."""
+    largest = _largest(ctx, value, rows, groups)
+    codes = _codes(ctx, value, rows, groups, lambda i: _inverse(_as_f32(largest(i))))
+    steps = ctx.stage(STEPS_BLOCK, (rows, groups.count), f32, lambda i: _step(largest(i)))
+    starts = _starts(ctx, codes, rows, groups, zero, b.const(0, i32))
+    return _Quantized(
+        codes,
+        lambda i, own_zero: b.mul(own_zero, starts(i)),
+        lambda i, total, scale: b.mul(b.cast(f32, total), b.mul(steps(i), scale)),
+        lambda m, total: total,
+    )
 
-    def at(i: Index, kk: Expr) -> Index:
-        return (i[0], b.add(b.mul(i[1], groups.size), kk))
 
-    largest = ctx.reduce(
-        LARGEST_BLOCK, per_group, i32, (groups.size,), b.const(0, i32), b.maximum,
-        lambda i, r: Intrinsic("bits", (b.abs_(value(at(i, r[0]))),), i32, 1),
+def _quantize_by_powers(
+    ctx: Context, value: Access, rows: Dim, groups: _Groups, zero: int | None
+) -> _Quantized:
+    """The same, with scales of a row that are one number times powers of two."""
+    largest = _largest(ctx, value, rows, groups)
+    top = ctx.reduce(
+        TOP_BLOCK, (rows,), i32, (groups.count,), b.const(0, i32), b.maximum, lambda i, r: largest((*i, *r))
+    )
+
+    def offset(i: Index) -> Expr:
+        ratio = _bits(b.div(_as_f32(largest(i)), _as_f32(top(i[:1]))))
+        ratio = b.maximum(b.minimum(ratio, _bits_of(1.0)), _bits_of(LEAST_POWER))  # NaN is above 1
+        one = 1 << MANTISSA_BITS
+        power = b.mul(b.floordiv(b.add(ratio, one - 1), one), one)
+        return b.add(power, b.sub(_bits_of(OFFSET), _bits_of(1.0)))
+
+    offsets = ctx.stage(OFFSETS_BLOCK, (rows, groups.count), i32, offset)
+
+    def inverse(i: Index) -> Expr:
+        return b.mul(_inverse(_as_f32(top(i[:1]))), b.div(b.const(OFFSET, f32), _as_f32(offsets(i))))
+
+    def start(i: Index, own_zero: Expr) -> Expr:
+        return starts(i) if zero is not None else b.add(offsets(i), b.mul(own_zero, starts(i)))
+
+    codes = _codes(ctx, value, rows, groups, inverse)
+    starts = _starts(ctx, codes, rows, groups, zero, b.const(0, i32) if zero is None else offsets)
+    return _Quantized(
+        codes,
+        start,
+        lambda i, total, scale: b.mul(b.sub(_as_f32(total), _as_f32(offsets(i))), scale),
+        lambda m, total: b.mul(total, _step(top((m,)))),
+    )
+
+
+def _largest(ctx: Context, value: Access, rows: Dim, groups: _Groups) -> Access:
+    """Bits of the largest magnitude of each group."""
+    return ctx.reduce(
+        LARGEST_BLOCK, (rows, groups.count), i32, (groups.size,), b.const(0, i32), b.maximum,
+        lambda i, r: _bits(b.abs_(value(groups.element(i, r[0])))),
     )  # fmt: skip
 
-    def top(i: Index) -> Expr:
-        return Intrinsic("from_bits", (largest(i),), f32, 1)
 
-    def code(i: Index) -> Expr:
-        m, g, kk = i
-        inverse = b.div(b.const(float(CODE_MAX), f32), top((m, g)))
-        inverse = b.select(b.ge(top((m, g)), b.const(SMALLEST, f32)), inverse, b.const(0.0, f32))
-        return Intrinsic("nearest8", (b.mul(value(at((m, g), kk)), inverse),), i8, 1)
-
+def _codes(ctx: Context, value: Access, rows: Dim, groups: _Groups, inverse: Access) -> Access:
+    """``[m, k]``: each element times ``inverse`` of its group, rounded."""
     # Rows are a cache line longer than need be, for the reason that :mod:`.matrix_unit` gives.
     stored = ctx.buffer(CODES_BLOCK + "_buf", (rows, groups.count * groups.size + ROW_BYTES), i8)
-    ctx.stage(CODES_BLOCK, (*per_group, groups.size), i8, code, lambda i: (stored, at(i[:2], i[2])))
-    steps = ctx.stage(STEPS_BLOCK, per_group, f32, lambda i: b.mul(top(i), b.const(1 / CODE_MAX, f32)))
-    starts = ctx.reduce(
-        STARTS_BLOCK, per_group, i32, (groups.size,), b.const(0, i32), b.add,
-        lambda i, r: b.mul(b.cast(i32, Load(stored, at(i, r[0]))), b.const(-zero, i32)),
+
+    def code(i: Index) -> Expr:
+        return Intrinsic("nearest8", (b.mul(value(groups.element(i[:2], i[2])), inverse(i[:2])),), i8, 1)
+
+    shape = (rows, groups.count, groups.size)
+    ctx.stage(CODES_BLOCK, shape, i8, code, lambda i: (stored, groups.element(i[:2], i[2])))
+    return lambda i: Load(stored, i)
+
+
+def _starts(
+    ctx: Context, codes: Access, rows: Dim, groups: _Groups, zero: int | None, init: Expr | Access
+) -> Access:
+    """``[m, g]``: ``init`` - ``zero`` * sum of the group's codes (1 * where groups have their own zeros)."""
+    return ctx.reduce(
+        STARTS_BLOCK, (rows, groups.count), i32, (groups.size,), init, b.add,
+        lambda i, r: b.mul(b.cast(i32, codes(groups.element(i, r[0]))), b.const(-(zero or 1), i32)),
     )  # fmt: skip
-    return _Quantized(lambda i: Load(stored, i), steps, starts)
+
+
+def _inverse(top: Expr) -> Expr:
+    """Codes per 1 where ``top`` is 127 of them."""
+    codes = b.div(b.const(float(CODE_MAX), f32), top)
+    return b.select(b.ge(top, b.const(SMALLEST, f32)), codes, b.const(0.0, f32))
+
+
+def _step(top: Expr) -> Expr:
+    """What a code of 1 is worth where 127 are the float with the bits ``top``."""
+    return b.mul(_as_f32(top), b.const(1 / CODE_MAX, f32))
+
+
+def _bits(x: Expr) -> Expr:
+    return Intrinsic("bits", (x,), i32, 1)
+
+
+def _as_f32(bits: Expr) -> Expr:
+    return Intrinsic("from_bits", (bits,), f32, 1)
+
+
+def _bits_of(x: float) -> Expr:
+    return b.const(int(np.float32(x).view(np.int32)), i32)
 
 
 def _dots(

@@ -3,7 +3,8 @@
 ::
 
     %3 = matmul(%x, @up.weight) {transpose_b=true}   ->   %3 = quantized_matmul(%x, @up.weight.codes,
-                                                                @up.weight.scales) {zero=8, group=32}
+                                                                @up.weight.scales) {zero=8, group=32,
+                                                                powers=true}
     %1 = take(@embed.weight, %ids)                   ->   %1 = take(dequantize(@embed.weight.codes,
                                                                 @embed.weight.scales), %ids)
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from strata.core.dtypes import DType, dtype, f16, f32, u8
+from strata.core.dtypes import DType, dtype, f16, f32, u4, u8
 from strata.core.errors import UserError
 from strata.core.weight_format import AnyFormat, FormatChoice, WeightFormat, parse_format_choice
 from strata.graph import builder as g
@@ -147,8 +148,11 @@ def _product(node: Node) -> Node:
     a, weight = node.inputs
     out = node.tensor.dtype
     if weight.op == "dequantize" and node.tensor.rank == 2:
-        group = _activation_group(*(x.tensor for x in weight.inputs[:2]))
-        attrs = {"zero": weight.attrs["zero"], "group": group, "out_dtype": out}
+        codes, scales = (x.tensor for x in weight.inputs[:2])
+        group = _activation_group(codes, scales)
+        # What powers of two cost in precision is lost in the rounding of weights to 4 bits, not to 8.
+        powers = codes.dtype is u4 and group <= MAX_ACTIVATION_GROUP
+        attrs = {"zero": weight.attrs["zero"], "group": group, "powers": powers, "out_dtype": out}
         return make_node("quantized_matmul", (_uncast(a), *weight.inputs), name=node.name, **attrs)
     if weight.op == "cast" and weight.inputs[0].op == "param":
         stored = weight.inputs[0]

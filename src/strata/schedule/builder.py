@@ -34,6 +34,7 @@ from .steps import (
     DecomposeReduction,
     Fuse,
     MatrixUnit,
+    Merge,
     Pad,
     Parallel,
     Prefetch,
@@ -207,6 +208,10 @@ class Schedule:
             steps.append(Fuse(current, inner, made))
             current = made
         return self.apply(*steps)
+
+    def merge(self, first: str, second: str) -> Schedule:
+        """Let loop ``second``, which follows loop ``first``, do the work of both."""
+        return self.apply(Merge(first, second))
 
     def reorder(self, *loops: str) -> Schedule:
         """Put loops of one nest into the given order, outermost first; others keep their places."""

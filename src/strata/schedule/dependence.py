@@ -25,6 +25,7 @@ from strata.loop.nodes import (
     Block,
     Buffer,
     Call,
+    Const,
     Expr,
     For,
     Func,
@@ -52,7 +53,7 @@ class Access:
         buffer: What it touches.
         indices: Its indices with block axes and lets replaced by their values.
         promised: Values of the SPATIAL axes that its indices use in a look-up in memory.
-        inner: Loops between the statement and the access, outermost first.
+        inner: Loops between the statement and the access, outermost first, but those of one iteration.
     """
 
     node: Load | Store
@@ -81,6 +82,8 @@ class _Collector:
         match stmt:
             case Store():
                 self.add(stmt, stmt.indices, where, inner, block)
+            case For(extent=Const(value=1)):
+                self.statement(stmt.body, {**where, stmt.var: index(0)}, inner, block)
             case For():
                 loop = replace(stmt, extent=substitute(stmt.extent, where))
                 self.statement(stmt.body, where, (*inner, loop), block)

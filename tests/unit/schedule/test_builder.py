@@ -95,6 +95,12 @@ def test_fuse_takes_many_loops() -> None:
         s.fuse("all")
 
 
+def test_merge() -> None:
+    s = Schedule(parse_func(SUM)).merge("s_i0", "i").parallel("i")
+    assert s.loops() == ("i", "s_k0", "j")
+    assert s.trace_text == "merge(first=s_i0, second=i); parallel(loop=i)"
+
+
 def test_stages() -> None:
     s = Schedule(parse_func(SUM)).compute_at("s", "i").decompose_reduction("s")
     assert str(s.trace[-1]) == "decompose_reduction(block=s, loop=s_k0)"

@@ -29,6 +29,14 @@ for i in 4:
     block "c" (a: spatial 4 = i, c: spatial 4 = j):
       z[a * 4 + c] = x[a]
 """
+NEXT = """
+for i in 4:
+  block "b" (a: spatial 4 = i):
+    y[a] = x[a]
+for j in 4:
+  block "c" (a: spatial 4 = j):
+    z[a] = y[a] + 1_i32
+"""
 SUM = """
 for i in 4:
   for k in 4:
@@ -70,6 +78,20 @@ LOOPS = [
         "parallel(loop=j); fuse(outer=i, inner=j, name=f)",
         "fuse: loop j is parallel; expected a serial",
     ),
+    (NEXT, "parallel(loop=j); merge(first=i, second=j)", "merge: loop j is parallel; expected a serial"),
+    (NEXT, "merge(first=j, second=i)", "merge: loop i does not follow loop j directly"),
+    (SERIAL, "merge(first=i, second=j)", "merge: loop j does not follow loop i directly"),
+    (
+        NEXT.replace("j in 4", "j in 3"),
+        "merge(first=i, second=j)",
+        "merge: extents of i and j may differ",
+    ),
+    (
+        NEXT.replace("y[a] +", "y[3 - a] +"),
+        "merge(first=i, second=j)",
+        "merge: iterations of j may read elements",
+    ),
+    (NEXT.replace("y[a] = x[a]", "y[0] = x[a]"), "merge(first=i, second=j)", "write the same elements of y"),
     (SERIAL, "fuse(outer=j, inner=i, name=f)", "fuse: loop i is not the whole body of loop j"),
     (
         "for i in 4:\n  for j in i:\n    y[j] = x[i]",

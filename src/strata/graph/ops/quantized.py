@@ -36,8 +36,11 @@ from .common import (
 )
 
 CODE_MAX = 127  # largest magnitude of a quantised activation: symmetric int8
-MAX_ACTIVATION_GROUP = 128  # elements of a row of activations that share a scale
+MAX_ACTIVATION_GROUP = (
+    128  # elements of a row of activations that share a scale: sums of products fit 23 bits
+)
 SMALLEST = 2.0**-100  # activations of a group that are all smaller than this are 0: 127 / x stays finite
+LEAST_POWER = 2.0**-20  # of a row's step; what is less than half of that is below f32's precision of the row
 
 
 def _weight(op: str, types: Types) -> TensorType:
@@ -170,6 +173,10 @@ def _infer_matmul(types: Types, attrs: Attrs) -> Type:
         raise ShapeError(
             f"quantized_matmul: got group {group}; expected a divisor of the weight's groups of {of_weight}"
         )
+    if attrs["powers"] and group > MAX_ACTIVATION_GROUP:
+        raise ShapeError(
+            f"quantized_matmul: got group {group} with powers; expected at most {MAX_ACTIVATION_GROUP}"
+        )
     if attrs["activations"] not in (i8, bf16):
         raise ShapeError(f"quantized_matmul: got activations {attrs['activations']}; expected i8 or bf16")
     return TensorType((a.shape[0], codes.shape[0]), attrs["out_dtype"] or a.dtype)
@@ -181,12 +188,42 @@ def quantize_rows(a: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         i32 codes ``[M, K]`` in -127..127 and f32 scales ``[M, K/group]``: largest magnitude / 127.
     """
-    x = widen(a).reshape(a.shape[0], -1, group)
-    largest = np.abs(x).max(axis=2, initial=0.0)
+    x, largest = _largest(a, group)
     with np.errstate(all="ignore"):
-        inverse = np.where(largest >= SMALLEST, np.float32(CODE_MAX) / largest, np.float32(0))
-        codes = np.rint(x * inverse[:, :, None]).astype(np.int32)
+        codes = _codes(x, _inverse(largest))
         return codes.reshape(a.shape), (largest * np.float32(1 / CODE_MAX)).astype(np.float32)
+
+
+def quantize_rows_by_powers(a: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Symmetric int8 codes of ``a [M, K]``; scales of a row are one number times powers of two.
+
+    Returns:
+        i32 codes ``[M, K]`` in -127..127; f32 powers ``[M, K/group]``, 2**-20 to 1: the least for which the
+        group's codes are in that range; f32 scales ``[M, 1]``: largest magnitude of the row / 127.
+    """
+    x, largest = _largest(a, group)
+    top = largest.max(axis=1, initial=0.0, keepdims=True)
+    with np.errstate(all="ignore"):
+        mantissa, exponent = np.frexp(largest / top)
+        exponent = np.where(mantissa == 0.5, exponent - 1, exponent)  # powers of two are their own ceiling
+        powers = np.where(largest > 0, np.ldexp(np.float32(1), exponent), np.float32(0))
+        powers = np.fmax(powers, np.float32(LEAST_POWER)).astype(np.float32)
+        codes = _codes(x, _inverse(top) / powers)
+        return codes.reshape(a.shape), powers, (top * np.float32(1 / CODE_MAX)).astype(np.float32)
+
+
+def _largest(a: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """``a [M, K]`` as f32 ``[M, groups, group]``, and the largest magnitudes ``[M, groups]``."""
+    x = widen(a).reshape(a.shape[0], -1, group)
+    return x, np.abs(x).max(axis=2, initial=0.0)
+
+
+def _inverse(largest: np.ndarray) -> np.ndarray:
+    return np.where(largest >= SMALLEST, np.float32(CODE_MAX) / largest, np.float32(0))
+
+
+def _codes(x: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    return np.rint(x * inverse[:, :, None]).astype(np.int32)
 
 
 def _matmul(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
@@ -197,7 +234,10 @@ def _matmul(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
         return round_to(product, np_dtype(attrs["out_dtype"] or f32))
     (m, k), n, group = a.shape, weight[0].shape[0], attrs["group"]
     groups = k // group
-    x, x_scales = quantize_rows(a, group)
+    if attrs["powers"]:
+        x, x_scales, of_rows = quantize_rows_by_powers(a, group)
+    else:
+        (x, x_scales), of_rows = quantize_rows(a, group), np.float32(1)
     w = _centred(weight, attrs)
     w_scales = _per_element(widen(weight[1]), groups)
     # Exact: sums of at most 65536 products of 7 and 8 bits are far below 2**53.
@@ -206,7 +246,8 @@ def _matmul(operands: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
     with np.errstate(all="ignore"):
         dots = (left @ right).astype(np.float32)
         scaled = dots * (x_scales.T[:, :, None] * w_scales.T[:, None, :])
-        return round_to(scaled.sum(axis=0, dtype=np.float32), np_dtype(attrs["out_dtype"] or f32))
+        total = scaled.sum(axis=0, dtype=np.float32) * of_rows
+        return round_to(total, np_dtype(attrs["out_dtype"] or f32))
 
 
 def _rounded_product(a: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -239,15 +280,20 @@ def _matmul_samples() -> Iterator[Sample]:
             types = _weight_types(n, k, group, dtype, zero == 8)
             attrs = {"zero": zero, "activations": bf16}
             yield Sample((t(f32, 33, k), *types), attrs, _weight_values(1, types))
+        types = _weight_types(20, 256, 128, dtype, True)
+        attrs = {"zero": zero, "group": 128, "powers": True}
+        yield Sample((t(f32, 5, 256), *types), attrs, _weight_values(1, types))
     yield from _hard_samples()
 
 
 def _hard_samples() -> Iterator[Sample]:
     """Rows of zeros, of -0.0, of denormals, and with one outlier."""
-    types = _weight_types(40, 64, 32, u8, False)
-    rows = np.random.default_rng(3).standard_normal((5, 64)).astype(np.float32)
-    rows[0], rows[1, ::2], rows[2], rows[3, 5] = 0.0, -0.0, 1e-41, 3e4
-    yield Sample((t(f32, 5, 64), *types), {"zero": 128}, {0: rows, **_weight_values(1, types)})
+    rows = np.random.default_rng(3).standard_normal((6, 64)).astype(np.float32)
+    rows[0], rows[1, ::2], rows[2], rows[3, 5], rows[5, :32] = 0.0, -0.0, 1e-41, 3e4, 1e-9
+    for dtype, zero in ((u8, 128), (u4, 8)):
+        types = _weight_types(40, 64, 32, dtype, False)
+        attrs = {"zero": zero, "powers": dtype is u4}
+        yield Sample((t(f32, 6, 64), *types), attrs, {0: rows, **_weight_values(1, types)})
 
 
 define_op(
@@ -259,13 +305,15 @@ define_op(
         {
             "zero": _ZERO,
             "group": Attr((int,), 32, "elements of a row of a that share a scale"),
+            "powers": Attr((bool,), False, "whether scales of a row of a are one number times powers of two"),
             "activations": Attr((DType,), i8, "what a is rounded to: i8, or bf16 together with the weight"),
             "out_dtype": Attr((DType, type(None)), None, "result dtype; None = dtype of a"),
         },
         _matmul_samples,
         _flop,
         "a[M, K] times the transpose of a quantised weight [N, K]: a is rounded to int8 codes with a scale "
-        "per group, products of codes are added up exactly in each group, groups in f32. With activations "
-        "bf16, a and the dequantised weight are rounded to bf16 and multiplied.",
+        "per group, products of codes are added up exactly in each group, groups in f32. With powers, scales "
+        "of a row are one number times powers of two from 2**-20 to 1, of groups of at most 128. With "
+        "activations bf16, a and the dequantised weight are rounded to bf16 and multiplied.",
     )
 )

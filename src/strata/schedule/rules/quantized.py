@@ -13,6 +13,7 @@ come from memory while the second tile computes: for machines whose memory answe
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from strata.schedule.steps import (
     ComputeAt,
     DecomposeReduction,
     MatrixUnit,
+    Merge,
     Parallel,
     Prefetch,
     Reorder,
@@ -99,8 +101,9 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     single = Draft(func)
     row_loops = [_quantize(single, stage, target.lanes_f32) for stage in stages[:-3]]
     several = single.copy()
-    for loop in row_loops:
-        several.parallel(loop)
+    for first, second in itertools.pairwise(row_loops):
+        several.do(Merge(first, second))
+    several.parallel(row_loops[-1])
     found = [_tiles(several if rows > 1 else single, target, rows) for rows in ROW_TILES]
     if target.fetch_ahead_bytes >= FAR_BYTES:
         found.append(_tiles(several, target, ROWS_IN_TURN, ROW_TILES[-1]))
@@ -282,22 +285,24 @@ def _instruction(func: Func) -> str:
 
 
 def _quantize(draft: Draft, stage: str, lanes: int) -> str:
-    """A stage over (row, group, element) or (row, group): vectors, those of a reduction added up in the end.
+    """A stage over rows and what else there is in a row: vectors, those of a reduction added up in the end.
 
     Returns:
         The loop over rows.
     """
-    if loops_over(draft.func, stage, AxisKind.REDUCTION):
-        before = stage_names(draft.func)
-        draft.do(CacheWrite(stage))
-        (result,) = set(stage_names(draft.func)) - set(before)
-        rows, groups = loops_over(draft.func, result, AxisKind.SPATIAL)
-        draft.do(ComputeAt(stage, groups, "register"))
-        (k,) = loops_over(draft.func, stage, AxisKind.REDUCTION)
-        draft.do(Split(k, lanes), RFactor(stage, k + "i"), DecomposeReduction(stage, k + "i_f"))
-        for loop in (k + "i", k + "i_rf_init", k + "i_f"):
-            draft.do(Vectorize(loop))
-    else:
-        rows, *_, last = loops_over(draft.func, stage, AxisKind.SPATIAL)
-        draft.vectorize(last, lanes)
+    spatial = loops_over(draft.func, stage, AxisKind.SPATIAL)
+    reduced = loops_over(draft.func, stage, AxisKind.REDUCTION)
+    if not reduced:
+        draft.vectorize(spatial[-1], lanes)
+        return spatial[0]
+    lanes = math.gcd(draft.extent(reduced[0]) or 1, lanes)
+    before = stage_names(draft.func)
+    draft.do(CacheWrite(stage))
+    (result,) = set(stage_names(draft.func)) - set(before)
+    rows, *groups = loops_over(draft.func, result, AxisKind.SPATIAL)
+    draft.do(ComputeAt(stage, (rows, *groups)[-1], "register"))
+    (k,) = loops_over(draft.func, stage, AxisKind.REDUCTION)
+    draft.do(Split(k, lanes), RFactor(stage, k + "i"), DecomposeReduction(stage, k + "i_f"))
+    for loop in (k + "i", k + "i_rf_init", k + "i_f"):
+        draft.do(Vectorize(loop))
     return rows

@@ -3,7 +3,7 @@
 from .caches import CacheRead, CacheWrite, SetScope
 from .inline import ComputeInline, ReverseComputeInline
 from .kinds import Annotate, Bind, Parallel, Prefetch, Unroll, Vectorize
-from .loops import Fuse, Pad, Reorder, Split, Tile
+from .loops import Fuse, Merge, Pad, Reorder, Split, Tile
 from .placement import ComputeAt
 from .reductions import DecomposeReduction, RFactor, StartAtZero
 from .reverse import ReverseComputeAt
@@ -19,6 +19,7 @@ __all__ = [
     "DecomposeReduction",
     "Fuse",
     "MatrixUnit",
+    "Merge",
     "Pad",
     "Parallel",
     "Prefetch",

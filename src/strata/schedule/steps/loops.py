@@ -1,7 +1,8 @@
-"""Steps on the structure of loops: split, tile, fuse, reorder, pad."""
+"""Steps on the structure of loops: split, tile, fuse, merge, reorder, pad."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from strata.core.errors import LegalityError
@@ -34,6 +35,7 @@ from strata.loop.rewrite import (
     walk_stmts,
 )
 from strata.schedule.dependence import (
+    carried,
     determines,
     init_comes_first,
     is_reduction,
@@ -227,6 +229,54 @@ class Fuse(Step):
         body = substitute(inner.body, where)
         extent, notes = b.mul(outer.extent, inner.extent), tuple(dict((*inner.notes, *outer.notes)).items())
         return replace_stmt(func, outer, For(fused, extent, outer.kind, body, notes))
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Merge(Step):
+    """Let one loop do the work of two that follow each other; it is named ``second`` and has all notes.
+
+    Rewrite::
+
+        for i in N: S(i)   ->   for j in N: S(j); T(j)
+        for j in N: T(j)
+
+    Legal when: both are serial, the second follows the first directly, extents are the same, and iterations
+    of the one loop are independent: T(j) reads nothing that another iteration writes.
+    """
+
+    first: str
+    second: str
+
+    @classmethod
+    def step_name(cls) -> str:
+        """Name in the text form."""
+        return "merge"
+
+    def apply(self, func: Func) -> Func:
+        """Merge the loops."""
+        first, second = find_loop(func, self.first), find_loop(func, self.second)
+        _check_serial("merge", first, second)
+        around = next(
+            (s for s in walk_stmts(func) if isinstance(s, Seq) and _follows(s, first, second)), None
+        )
+        if around is None:
+            raise LegalityError(f"merge: loop {self.second} does not follow loop {self.first} directly")
+        known = scope_of(func, first)
+        if not known.prove(b.eq(first.extent, second.extent)):
+            raise LegalityError(f"merge: extents of {self.first} and {self.second} may differ")
+        body = seq(substitute(first.body, {first.var: second.var}), second.body)
+        notes = tuple(dict((*first.notes, *second.notes)).items())
+        merged = replace(second, body=body, notes=notes)
+        why = carried(merged, known)
+        if why is not None:
+            raise LegalityError(f"merge: {why}")
+        rest = [merged if s is second else s for s in around.stmts if s is not first]
+        return replace_stmt(func, around, seq(*rest))
+
+
+def _follows(stmts: Seq, first: Stmt, second: Stmt) -> bool:
+    return any(x is first and y is second for x, y in itertools.pairwise(stmts.stmts))
 
 
 @register
