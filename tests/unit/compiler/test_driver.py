@@ -137,7 +137,9 @@ def test_params_with_a_layout_lie_side_by_side() -> None:
     np.testing.assert_array_equal(program["f"](ones), np.tile(24 * 3 + bias, (2, 1)))
 
 
-def quantized_product(shared_scales: bool = False) -> tuple[Module, dict[str, np.ndarray]]:
+def quantized_product(
+    shared_scales: bool = False, powers: bool = False
+) -> tuple[Module, dict[str, np.ndarray]]:
     """``f(x) = x @ dequantize(codes, scales).T``, or the sum of two such products with the same scales."""
     x = b.input("x", b.tensor_type((N, 64), "f32"))
     rng = np.random.default_rng(3)
@@ -151,7 +153,7 @@ def quantized_product(shared_scales: bool = False) -> tuple[Module, dict[str, np
         name: b.param(name, b.tensor_type(a.shape, {"uint4": "u4", "float16": "f16"}[a.dtype.name]))
         for name, a in params.items()
     }
-    products = [b.quantized_matmul(x, p[c], p["scales"]) for c in params if c != "scales"]
+    products = [b.quantized_matmul(x, p[c], p["scales"], powers=powers) for c in params if c != "scales"]
     out = products[0] if len(products) == 1 else b.add(*products)
     return Module((Function("f", (x,), (out,)),)), params
 
@@ -195,6 +197,20 @@ def test_scales_of_two_weights_lie_with_the_first() -> None:
     assert set(within.values()) == {""}
     x = codes_of_activations()
     np.testing.assert_allclose(program["f"](x), quantized_result(params, x), rtol=1e-4, atol=0.01)
+
+
+@pytest.mark.parametrize("powers", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_with_no_number_gives_none_and_leaves_the_others(value: float, powers: bool) -> None:
+    source, params = quantized_product(powers=powers)
+    program = trace(source).lower().plan().compile().program(params)
+    x = codes_of_activations()
+    expected = program["f"](x)
+    x[2, 5] = value
+    got = program["f"](x)
+    others = [0, 1, 3, 4]
+    assert not np.isfinite(got[2]).any()
+    np.testing.assert_array_equal(got[others], expected[others])
 
 
 def test_saved_artifact_computes_the_same(compiled: Compiled, tmp_path: Path) -> None:

@@ -294,6 +294,10 @@ def _hard_samples() -> Iterator[Sample]:
         types = _weight_types(40, 64, 32, dtype, False)
         attrs = {"zero": zero, "powers": dtype is u4}
         yield Sample((t(f32, 6, 64), *types), attrs, {0: rows, **_weight_values(1, types)})
+    types = _weight_types(24, 128, 128, u4, True)  # sums as large as they get
+    ends = {1: np.zeros((24, 128), np_dtype(u4)), 3: np.full((24, 1), 255, np.uint8)}
+    values = {**_weight_values(1, types), 0: np.full((3, 128), 5.0, np.float32), **ends}
+    yield Sample((t(f32, 3, 128), *types), {"group": 128, "powers": True}, values)
 
 
 define_op(
