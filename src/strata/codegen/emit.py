@@ -25,6 +25,7 @@ from typing import assert_never
 from strata.core.dims import SymDim
 from strata.core.dtypes import i64
 from strata.core.errors import CodegenError
+from strata.loop import build
 from strata.loop.nodes import (
     BLOCK_KINDS,
     EVEN,
@@ -34,6 +35,8 @@ from strata.loop.nodes import (
     Block,
     Buffer,
     Call,
+    Const,
+    Expr,
     For,
     ForKind,
     Func,
@@ -44,7 +47,9 @@ from strata.loop.nodes import (
     Stmt,
     Store,
     Var,
+    index,
 )
+from strata.loop.rewrite import free_vars, has_load, walk_stmts
 from strata.target import Target
 
 from .emit_call import emit_call
@@ -315,8 +320,8 @@ class FuncEmitter(MemoryEmitter):
             b.line(f"store {capture.type} {capture.outer}, ptr {env}.{i}.{b.level}")
         types = "ptr, ptr, i64, i64, i64"
         b.declares.setdefault(PARALLEL_FOR, f"declare dso_local void @{PARALLEL_FOR}({types})")
-        notes = dict(loop.notes)
-        pieces = f"i64 {b.use(extent)}, i64 {notes.get(GRAIN, 1)}, i64 {notes.get(EVEN, 0)}"
+        grain = dict(loop.notes).get(GRAIN, 1)
+        pieces = f"i64 {b.use(extent)}, i64 {grain}, i64 {b.use(self.value(_begins_evenly(loop)))}"
         b.line(f"call void @{PARALLEL_FOR}(ptr @{name}, ptr {env}, {pieces})")
 
     def body_text(self, end: str = "ret void") -> str:
@@ -325,6 +330,18 @@ class FuncEmitter(MemoryEmitter):
             release(self)
         lines = [*self.b.allocas, *self.b.regions[0].lines, f"  {end}"]
         return "entry:\n" + "\n".join(lines) + "\n}\n"
+
+
+def _begins_evenly(loop: For) -> Expr:
+    """Whether threads begin with equal shares of a parallel loop: 1 or 0."""
+    most = dict(loop.notes).get(EVEN, 0)
+    inside = [s for s in walk_stmts(loop.body) if isinstance(s, For)]
+    bound = {loop.var, *(s.var for s in walk_stmts(loop.body) if isinstance(s, For | Let))}
+    extents = dict.fromkeys(s.extent for s in inside if not isinstance(s.extent, Const))
+    if not most or any(has_load(e) or bound & set(free_vars(e)) for e in extents):
+        return index(0)
+    few = [build.le(e, most) for e in extents]
+    return build.select(build.and_(*few), index(1), index(0)) if few else index(1)
 
 
 def _env_type(captures: list[Capture]) -> str:

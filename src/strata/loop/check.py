@@ -206,8 +206,9 @@ class Checker:
                 f"note {GRAIN} of loop {stmt.var.name} is {grain!r}; expected a positive integer",
                 print_stmt(stmt),
             )
-        if dict(stmt.notes).get(EVEN, 0) not in (0, 1):
-            rule = f"note {EVEN} of loop {stmt.var.name} is {dict(stmt.notes)[EVEN]!r}; expected 0 or 1"
+        even = dict(stmt.notes).get(EVEN, 0)
+        if not isinstance(even, int) or even < 0:
+            rule = f"note {EVEN} of loop {stmt.var.name} is {even!r}; expected 0 or a positive integer"
             self.fail(rule, print_stmt(stmt))
         if stmt.kind in (ForKind.UNROLL, ForKind.VECTORIZE) and not constant:
             rule = f"{stmt.kind.value} loop {stmt.var.name}: got a variable extent; expected a constant"

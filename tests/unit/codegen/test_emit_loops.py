@@ -242,6 +242,23 @@ def test_loops_over_blocks_are_parallel_and_loops_over_threads_serial():
     assert "i64 16, i64 1)" in text(ForKind.PARALLEL, ((GRAIN, 16), (EVEN, 1)))
 
 
+def test_shares_are_even_where_loops_inside_are_short():
+    def text(body, even):
+        loop = For(Var("i"), index(8), ForKind.PARALLEL, body, ((EVEN, even),))
+        return mcjit.codegen.emit_module(Func("f", (x, y), loop), HOST)
+
+    inner = b.loop("j", Size(n), lambda j: b.store(y, (j,), 1.0))
+    assert re.search(
+        r"(%\w+) = icmp sle i64 %dim0, 3\n +(%\w+) = select i1 \1, .*\n.* i64 8, i64 1, i64 \2\)",
+        text(inner, 3),
+    )
+    assert "i64 1, i64 0)" in text(inner, 0)
+    assert "i64 1, i64 1)" in text(b.loop("j", 8, lambda j: b.store(y, (j,), 1.0)), 3)
+    outer = Var("o")
+    triangle = For(outer, Size(n), ForKind.SERIAL, b.loop("j", outer, lambda j: b.store(y, (j,), 1.0)))
+    assert "i64 1, i64 0)" in text(triangle, 3)
+
+
 def test_no_library_calls():
     """Filling, copying and transcendental loops must not become calls."""
     ops = [

@@ -119,8 +119,8 @@ SCOPES = [
     ),
     (For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((GRAIN, 0),)), "note grain of loop i is 0"),
     (
-        For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((EVEN, 2),)),
-        "note even of loop i is 2; expected 0 or 1",
+        For(ROW, index(2), ForKind.PARALLEL, put(ONE), ((EVEN, -1),)),
+        "note even of loop i is -1; expected 0 or a positive integer",
     ),
     (put(Load(X, (ZERO, ROW))), "variable i is not in scope"),
     (Seq((loop(put(ONE)), at(ROW))), "variable i is not in scope"),

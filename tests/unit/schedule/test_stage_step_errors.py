@@ -182,8 +182,8 @@ LOOPS = [
     ),
     (
         "for j in 4:\n    y[0, j] = 1_i32",
-        "annotate(name=j, key=even, value=2)",
-        "got even 2; expected 0 or 1, on a loop",
+        "annotate(name=j, key=even, value=-1)",
+        "got even -1; expected 0 or a positive integer, on a loop",
     ),
 ]
 MEMORY = [

@@ -52,6 +52,7 @@ DEPTH_TILES = ((1, 8), (4, 4))  # rows and columns whose sums are vectors along 
 PAIR = 2  # elements of k that a bf16 dot product takes at once
 FAR_BYTES = 4096  # ahead that a core asks whose memory takes long to answer
 EVEN_BYTES = 16 << 20  # of a weight that a machine reads well within a millisecond
+EVEN_ROWS = 16  # that it multiplies by such a weight within a millisecond or two
 
 
 def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Target) -> Layout:
@@ -268,8 +269,7 @@ def _tile_columns(draft: Draft, product: Product, rows: int, columns: int, lanes
         draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
     draft.do(Unroll(tile_m), Unroll(tile_m + "_init"), Unroll(product.m + "i"))
     tiles = product.run_parallel(draft)
-    if rows == 1:
-        stream_evenly(draft, tiles)
+    stream_evenly(draft, tiles, rows)
     if rows == 1 or product.target.fetch_ahead_bytes >= FAR_BYTES:
         element = PAIR if dot else 1
         for weight in product.weights:
@@ -288,14 +288,14 @@ def fetch_ahead(
     draft.attempt(Prefetch(loop, buffer, distance, level))
 
 
-def stream_evenly(draft: Draft, loop: str) -> None:
-    """Equal shares of a weight that is read once, so that each thread has one long run of it.
+def stream_evenly(draft: Draft, loop: str, rows: int) -> None:
+    """Equal shares of a weight for few rows, in tiles of ``rows``: each thread has one long run of it.
 
     A loop that may take longer than a thread runs undisturbed is dealt out as it goes, like any other.
     """
     weights = [p for p in draft.func.params if all(isinstance(d, int) for d in p.shape)]
     if param_bytes(weights) <= EVEN_BYTES:
-        draft.do(Annotate(loop, EVEN, 1))
+        draft.do(Annotate(loop, EVEN, 1 if rows == 1 else -(-EVEN_ROWS // rows)))
 
 
 def param_bytes(params: Sequence[Buffer]) -> int:

@@ -128,8 +128,7 @@ def _tiles(quantized: Draft, target: Target, rows: int, at_once: int | None = No
         draft.do(Parallel(f"{OUT}_i1o"))
         if at_once is None:
             draft.do(Unroll(f"{OUT}_i0i"))
-        if rows == 1:
-            stream_evenly(draft, f"{OUT}_i1o")
+        stream_evenly(draft, f"{OUT}_i1o", rows)
         _fetch(draft, target, quantized.func, rows, steps, columns)
         made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
     except LegalityError:

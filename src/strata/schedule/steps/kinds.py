@@ -233,12 +233,12 @@ class Annotate(Step):
 
     Notes are printed, parsed and kept: by ``split`` on the outer loop, by ``fuse`` on the fused one, by every
     other step where they are. They mean nothing but for ``grain`` of a parallel loop (how many iterations a
-    thread takes at a time), ``even`` of a parallel loop (1: threads begin with equal shares) and those of
-    ``prefetch`` and ``matrix_unit``.
+    thread takes at a time), ``even`` of a parallel loop (n: threads begin with equal shares where no loop of
+    variable extent inside of it runs more than n times) and those of ``prefetch`` and ``matrix_unit``.
 
     Legal when: exactly one loop or block has the name; the key is an identifier; the value is an integer or
     text of letters, digits and ``_ . : / + -``, that is no integer; grain is a positive integer of a loop,
-    even is 0 or 1 of a loop.
+    even is 0 or a positive integer of a loop.
     """
 
     name: str
@@ -275,8 +275,10 @@ class Annotate(Step):
             )
         if self.key == GRAIN and not (isinstance(stmt, For) and isinstance(value, int) and value >= 1):
             raise LegalityError(f"annotate: got {GRAIN} {value!r}; expected a positive integer, on a loop")
-        if self.key == EVEN and not (isinstance(stmt, For) and value in (0, 1)):
-            raise LegalityError(f"annotate: got {EVEN} {value!r}; expected 0 or 1, on a loop")
+        if self.key == EVEN and not (isinstance(stmt, For) and isinstance(value, int) and value >= 0):
+            raise LegalityError(
+                f"annotate: got {EVEN} {value!r}; expected 0 or a positive integer, on a loop"
+            )
 
 
 def _is_called(stmt: Stmt, name: str) -> bool:
