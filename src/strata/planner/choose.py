@@ -15,7 +15,7 @@ from .types import Candidate, Choice
 
 # An estimate is not better than this: switching for less would only make the plan long. But at the last size
 # any gain counts: what is chosen there holds for all sizes above it.
-SWITCH_GAIN = 1.05
+SWITCH_GAIN = 1.02
 
 
 @dataclass(frozen=True, slots=True)
