@@ -338,7 +338,11 @@ def _begins_evenly(loop: For) -> Expr:
     inside = [s for s in walk_stmts(loop.body) if isinstance(s, For)]
     bound = {loop.var, *(s.var for s in walk_stmts(loop.body) if isinstance(s, For | Let))}
     extents = dict.fromkeys(s.extent for s in inside if not isinstance(s.extent, Const))
-    if not most or any(has_load(e) or bound & set(free_vars(e)) for e in extents):
+    if (
+        not isinstance(most, int)
+        or most == 0
+        or any(has_load(e) or bound & set(free_vars(e)) for e in extents)
+    ):
         return index(0)
     few = [build.le(e, most) for e in extents]
     return build.select(build.and_(*few), index(1), index(0)) if few else index(1)

@@ -76,7 +76,7 @@ BOUND_KINDS = BLOCK_KINDS | {ForKind.THREAD_X, ForKind.THREAD_Y, ForKind.THREAD_
 Notes = tuple[tuple[str, int | str], ...]
 GRAIN = "grain"  # note of a PARALLEL loop: iterations that a thread takes at a time
 # Note of a PARALLEL loop, n: threads begin with equal shares, long runs of memory for each, where no loop of
-# variable extent inside runs more than n times; 0 is never.
+# variable extent inside runs more than n times.
 EVEN = "even"
 MATRIX = "matrix"  # note of a loop, 1: products of tiles, for a matrix unit (loop.matrix)
 # Notes of a loop, + name of a buffer: iterations ahead of which it is fetched, by the level of the cache.

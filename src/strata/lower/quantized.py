@@ -13,7 +13,7 @@ With ``powers``, what a code is worth is a power of two times ``top[m] / 127``, 
 of a float whose last bit is worth that power: ``dot`` needs neither conversion nor another multiplication::
 
     top[m]          max of largest[m, g]: its bits                          i32
-    offsets[m, g]   1.5 * 2**23 * power                                     f32
+    offsets[m, g]   1.5 * 2**23 * power: its bits                           i32
     codes[m, k]     round(a[m, k] * 127 / top / power)                      i8
     starts[m, g]    bits of the offset - zero * sum of the group's codes    i32
     dot[m, g, n]    starts[m, g] + sum of codes[m, k] * w[n, k]             i32, bits of an exact f32
@@ -60,9 +60,8 @@ WEIGHTS_BLOCK = "weights"
 WEIGHT_TILES = Layout(16, 2)
 FOUR = 4  # elements of k that an 8-bit dot product takes at once
 MANTISSA_BITS = 23  # of f32
-OFFSET = (
-    1.5 * 2.0**MANTISSA_BITS
-)  # its last bit is worth 1, whatever below 2**22 is added to or subtracted from it
+# Its last bit is worth 1, and whatever below 2**22 is added to its bits or subtracted from them.
+OFFSET = 1.5 * 2.0**MANTISSA_BITS
 
 
 @LOWERINGS.register("dequantize")
@@ -208,7 +207,7 @@ def _quantize(ctx: Context, value: Access, rows: Dim, groups: _Groups, zero: int
     largest = _largest(ctx, value, rows, groups)
     codes = _codes(ctx, value, rows, groups, lambda i: _inverse(_as_f32(largest(i))))
     steps = ctx.stage(STEPS_BLOCK, (rows, groups.count), f32, lambda i: _step(largest(i)))
-    starts = _starts(ctx, codes, rows, groups, zero, b.const(0, i32))
+    starts = _starts(ctx, codes, rows, groups, zero, _nothing)
     return _Quantized(
         codes,
         lambda i, own_zero: b.mul(own_zero, starts(i)),
@@ -238,11 +237,12 @@ def _quantize_by_powers(
     def inverse(i: Index) -> Expr:
         return b.mul(_inverse(_as_f32(top(i[:1]))), b.div(b.const(OFFSET, f32), _as_f32(offsets(i))))
 
+    codes = _codes(ctx, value, rows, groups, inverse)
+    starts = _starts(ctx, codes, rows, groups, zero, _nothing if zero is None else offsets)
+
     def start(i: Index, own_zero: Expr) -> Expr:
         return starts(i) if zero is not None else b.add(offsets(i), b.mul(own_zero, starts(i)))
 
-    codes = _codes(ctx, value, rows, groups, inverse)
-    starts = _starts(ctx, codes, rows, groups, zero, b.const(0, i32) if zero is None else offsets)
     return _Quantized(
         codes,
         start,
@@ -273,13 +273,20 @@ def _codes(ctx: Context, value: Access, rows: Dim, groups: _Groups, inverse: Acc
 
 
 def _starts(
-    ctx: Context, codes: Access, rows: Dim, groups: _Groups, zero: int | None, init: Expr | Access
+    ctx: Context, codes: Access, rows: Dim, groups: _Groups, zero: int | None, init: Access
 ) -> Access:
     """``[m, g]``: ``init`` - ``zero`` * sum of the group's codes (1 * where groups have their own zeros)."""
+    if zero == 0:
+        return init
+    factor = 1 if zero is None else zero
     return ctx.reduce(
         STARTS_BLOCK, (rows, groups.count), i32, (groups.size,), init, b.add,
-        lambda i, r: b.mul(b.cast(i32, codes(groups.element(i, r[0]))), b.const(-(zero or 1), i32)),
+        lambda i, r: b.mul(b.cast(i32, codes(groups.element(i, r[0]))), b.const(-factor, i32)),
     )  # fmt: skip
+
+
+def _nothing(_: Index) -> Expr:
+    return b.const(0, i32)
 
 
 def _inverse(top: Expr) -> Expr:

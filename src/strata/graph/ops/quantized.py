@@ -36,9 +36,8 @@ from .common import (
 )
 
 CODE_MAX = 127  # largest magnitude of a quantised activation: symmetric int8
-MAX_ACTIVATION_GROUP = (
-    128  # elements of a row of activations that share a scale: sums of products fit 23 bits
-)
+# Elements of a row of activations that share a scale. With powers, sums of that many products fit 23 bits.
+MAX_ACTIVATION_GROUP = 128
 SMALLEST = 2.0**-100  # activations of a group that are all smaller than this are 0: 127 / x stays finite
 LEAST_POWER = 2.0**-20  # of a row's step; what is less than half of that is below f32's precision of the row
 
@@ -283,6 +282,9 @@ def _matmul_samples() -> Iterator[Sample]:
         types = _weight_types(20, 256, 128, dtype, True)
         attrs = {"zero": zero, "group": 128, "powers": True}
         yield Sample((t(f32, 5, 256), *types), attrs, _weight_values(1, types))
+        types = _weight_types(24, 64, 32, dtype, False)
+        attrs = {"zero": 0, "powers": dtype is u4}
+        yield Sample((t(f32, 3, 64), *types), attrs, _weight_values(1, types))
     yield from _hard_samples()
 
 
