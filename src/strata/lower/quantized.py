@@ -275,7 +275,7 @@ def _codes(ctx: Context, value: Access, rows: Dim, groups: _Groups, inverse: Acc
 def _starts(
     ctx: Context, codes: Access, rows: Dim, groups: _Groups, zero: int | None, init: Access
 ) -> Access:
-    """``[m, g]``: ``init`` - ``zero`` * sum of the group's codes (1 * where groups have their own zeros)."""
+    """``[m, g]``: ``init`` minus ``zero`` (1 if groups have zeros of their own) times the sum of codes."""
     if zero == 0:
         return init
     factor = 1 if zero is None else zero
