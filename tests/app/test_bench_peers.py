@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -180,8 +181,8 @@ def test_ratios(strata, echo):
     assert first["batch_tokens_per_s"] == pytest.approx(8 / 10)
     assert first["batch_over_one"] == pytest.approx(2.4)
     for phase in ("prefill", "decode", "batch"):
-        ours, theirs = (f[f"{phase}_tokens_per_s"] for f in (figures, first))
-        assert first[f"{phase}_ratio"] == pytest.approx(ours / theirs)
+        pairs = zip(first["seconds"][phase], figures["seconds"][phase], strict=True)
+        assert first[f"{phase}_ratio"] == pytest.approx(median(theirs / ours for theirs, ours in pairs))
         assert first[f"{phase}_spread"] == 0
     assert second == {"name": "other", "title": "Other f32", "not_available": "no"}
 
@@ -197,8 +198,8 @@ def test_a_peer_that_fails_midway(strata, echo):
     """What it did is kept, the rest is said, and the others go on."""
     figures = json.loads(strata(*echo, "--prompt", 40, "--batch", 3, "--json").stdout)
     (first, _) = figures["peers"]
-    assert first["decode_ratio"] > 0
-    assert "batch_ratio" not in first
+    assert first["prefill_ratio"] > 0
+    assert "decode_ratio" not in first
     assert first["failed"].startswith("batch: decode ended with status 1: ValueError: two at most")
     assert figures["batch_tokens_per_s"] > 0
     text = " ".join(strata(*echo, "--prompt", 13).stdout.split())

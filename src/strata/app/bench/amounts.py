@@ -48,9 +48,15 @@ class Amounts:
         return max(self.prompt, self.context + self.decode)
 
     @property
+    def rounds(self) -> tuple[tuple[Phase, ...], ...]:
+        """What is timed; phases that are compared with each other together."""
+        decode = (Phase.DECODE, Phase.BATCH) if self.batch > 1 else (Phase.DECODE,)
+        return ((Phase.PREFILL,), decode)
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         """What is timed."""
-        return (Phase.PREFILL, Phase.DECODE, *((Phase.BATCH,) if self.batch > 1 else ()))
+        return tuple(phase for phases in self.rounds for phase in phases)
 
     def tokens(self, phase: Phase) -> int:
         """Tokens that one repetition computes."""

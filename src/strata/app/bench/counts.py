@@ -12,9 +12,9 @@ from strata.runtime.program import Program
 from strata.runtime.records import ArgKind
 
 
-def matmul_flop(function: Function, num_tokens: int) -> int:
-    """Flop of the products in one call of ``function`` for one sequence of ``num_tokens`` tokens."""
-    env = {"n": num_tokens, "num_seqs": 1}
+def matmul_flop(function: Function, num_tokens: int, sequences: int = 1) -> int:
+    """Flop of the products in one call of ``function`` for ``num_tokens`` tokens of all ``sequences``."""
+    env = {"n": num_tokens, "num_seqs": sequences}
     return sum(node_stats(node).at(env).flop for node in function.nodes if node.op in PRODUCTS)  # type: ignore[misc]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from strata.app.machine import PEAKS, measure_bandwidth, measure_peak, measure_sustained_peak
@@ -50,15 +52,31 @@ class Ceilings:
 
     Attributes:
         flop_per_s: By instruction, before the prefills.
-        sustained_flop_per_s: The same for a quarter of a second, mean of before and after.
+        sustained_flop_per_s: By phase, of its instruction, in a quarter of a second: mean around it.
         bytes_per_s: Memory read, by phase, around the decodes: mean of before and after.
         other_cores: Processor time of other programs during all repetitions.
     """
 
     flop_per_s: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PEAKS})
-    sustained_flop_per_s: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PEAKS})
+    sustained_flop_per_s: dict[Phase, list[float]] = field(default_factory=lambda: {p: [] for p in Phase})
     bytes_per_s: dict[Phase, list[float]] = field(default_factory=lambda: {phase: [] for phase in Phase})
     other_cores: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Whose ceilings are measured, and beside whom.
+
+    Attributes:
+        num_threads: Of our side.
+        instructions: By phase: what its products are made of, a key of ``PEAKS``; phases that wait for memory
+            have none.
+        pids: Processes of the peers.
+    """
+
+    num_threads: int
+    instructions: Mapping[Phase, str]
+    pids: tuple[int, ...] = ()
 
 
 Report = Callable[[int, int, str], None]  # repetitions done, of how many, what comes next
@@ -67,36 +85,37 @@ Report = Callable[[int, int, str], None]  # repetitions done, of how many, what 
 def measure(
     sides: Mapping[str, Side],
     work: Amounts,
-    num_threads: int,
-    pids: tuple[int, ...],
+    machine: Machine,
     report: Report,
     patience_s: float = 0.0,
 ) -> tuple[dict[str, Samples], Ceilings]:
     """Run every phase ``work.repeats`` times on all sides in turn, after one repetition that does not count.
 
+    What is compared is of the same minute: a side decodes one sequence and several right after each other.
     A side that fails is left out from then on.
 
     Args:
         sides: By name; :data:`OURS` is us.
         work: What to run.
-        num_threads: Threads, for the ceilings.
-        pids: Processes of the peers.
+        machine: For the ceilings.
         report: Called before each repetition.
         patience_s: For how long a repetition is put off, and made again, while other programs work.
     """
     samples, ceilings = {name: Samples() for name in sides}, Ceilings()
     total = len(work.phases) * (work.repeats + 1) * len(sides)
     done = 0
-    for phase in work.phases:
+    for phases in work.rounds:
         for number in range(work.repeats + 1):
-            for name, side in sides.items():
+            for (name, side), phase in itertools.product(sides.items(), phases):
                 report(done, total, f"{phase.value} · {name}")
                 done += 1
                 if samples[name].failed:
                     continue
-                beside = num_threads if name == OURS and number > 0 else 0
+                run = partial(_run, side, phase, work)
+                if name == OURS and number > 0:
+                    run = partial(_beside, run, phase, machine)
                 try:
-                    found = _repetition(side, phase, work, pids, beside, patience_s if number > 0 else 0.0)
+                    found = _repetition(run, machine.pids, patience_s if number > 0 else 0.0)
                 except PeerError as error:
                     samples[name].failed = f"{phase.value}: {error}"
                     continue
@@ -112,26 +131,24 @@ class _Repetition:
     """One repetition, with the ceilings measured beside it."""
 
     seconds: float
-    flop_per_s: Mapping[str, float]
-    sustained_flop_per_s: Mapping[str, float]
-    bytes_per_s: float | None
-    other_cores: float | None
+    flop_per_s: Mapping[str, float] = field(default_factory=dict)
+    sustained_flop_per_s: float | None = None
+    bytes_per_s: float | None = None
+    other_cores: float | None = None
 
 
 def _note(ceilings: Ceilings, phase: Phase, found: _Repetition) -> None:
     for name, peak in found.flop_per_s.items():
         ceilings.flop_per_s[name].append(peak)
-    for name, peak in found.sustained_flop_per_s.items():
-        ceilings.sustained_flop_per_s[name].append(peak)
+    if found.sustained_flop_per_s is not None:
+        ceilings.sustained_flop_per_s[phase].append(found.sustained_flop_per_s)
     if found.bytes_per_s is not None:
         ceilings.bytes_per_s[phase].append(found.bytes_per_s)
     if found.other_cores is not None:
         ceilings.other_cores.append(found.other_cores)
 
 
-def _repetition(
-    side: Side, phase: Phase, work: Amounts, pids: tuple[int, ...], num_threads: int, patience_s: float
-) -> _Repetition:
+def _repetition(run: Callable[[], _Repetition], pids: tuple[int, ...], patience_s: float) -> _Repetition:
     """Pause and run, again while other programs work and there is patience left."""
     end = time.monotonic() + patience_s
     while True:
@@ -139,39 +156,37 @@ def _repetition(
         time.sleep(REST_S)
         if (others.cores() or 0.0) >= BUSY_CORES and time.monotonic() < end:
             continue
-        found = _beside(side, phase, work, pids, num_threads)
+        others = OtherWork(pids)
+        found = replace(run(), other_cores=others.cores())
         if (found.other_cores or 0.0) < BUSY_CORES or time.monotonic() >= end:
             return found
 
 
-def _beside(side: Side, phase: Phase, work: Amounts, pids: tuple[int, ...], num_threads: int) -> _Repetition:
-    """Run, with the ceilings that ``num_threads`` threads reach measured beside it (0 = without)."""
-    others = OtherWork(pids)
-    if not num_threads:
-        return _Repetition(_run(side, phase, work), {}, {}, None, others.cores())
+def _beside(run: Callable[[], _Repetition], phase: Phase, machine: Machine) -> _Repetition:
+    """Run, with the ceilings that bound the phase measured beside it."""
+    threads, name = machine.num_threads, machine.instructions.get(phase)
+    peaks = {}
     if phase is Phase.PREFILL:
-        peaks = _known(lambda name: measure_peak(num_threads, name, repeats=3))
-        early = _known(lambda name: measure_sustained_peak(num_threads, name))
-        seconds = _run(side, phase, work)
-        late = _known(lambda name: measure_sustained_peak(num_threads, name))
-        sustained = {name: statistics.mean((early[name], late[name])) for name in peaks}
-        return _Repetition(seconds, peaks, sustained, None, others.cores())
-    before = measure_bandwidth(num_threads, repeats=2)
-    seconds = _run(side, phase, work)
-    after = measure_bandwidth(num_threads, repeats=2)
-    return _Repetition(seconds, {}, {}, statistics.mean((before, after)), others.cores())
+        found = {name: measure_peak(threads, name, repeats=3) for name in PEAKS}
+        peaks = {name: peak for name, peak in found.items() if peak is not None}  # instructions that exist
+
+    def ceilings() -> tuple[float | None, float | None]:
+        sustained = None if name is None else measure_sustained_peak(threads, name)
+        return sustained, None if phase is Phase.PREFILL else measure_bandwidth(threads, repeats=2)
+
+    before, repetition, after = ceilings(), run(), ceilings()
+    sustained, bandwidth = (
+        None if a is None or b is None else statistics.mean((a, b))
+        for a, b in zip(before, after, strict=True)
+    )
+    return replace(repetition, flop_per_s=peaks, sustained_flop_per_s=sustained, bytes_per_s=bandwidth)
 
 
-def _known(measured: Callable[[str], float | None]) -> dict[str, float]:
-    """What is ``measured`` of each instruction that exists here."""
-    return {name: peak for name in PEAKS if (peak := measured(name)) is not None}
-
-
-def _run(side: Side, phase: Phase, work: Amounts) -> float:
+def _run(side: Side, phase: Phase, work: Amounts) -> _Repetition:
     match phase:
         case Phase.PREFILL:
-            return side.prefill(work.prompt)
+            return _Repetition(side.prefill(work.prompt))
         case Phase.DECODE:
-            return side.decode(work.context, work.decode, 1)
+            return _Repetition(side.decode(work.context, work.decode, 1))
         case Phase.BATCH:
-            return side.decode(work.context, work.decode, work.batch)
+            return _Repetition(side.decode(work.context, work.decode, work.batch))

@@ -12,7 +12,7 @@ from strata.app.machine import PEAKS
 from strata.core.dtypes import dtype
 
 from .amounts import Amounts, Phase
-from .counts import instruction, matmul_flop, weight_bytes_read
+from .counts import matmul_flop, weight_bytes_read
 from .measure import BUSY_CORES, OURS, Ceilings, Samples
 from .ours import Runner, Subject
 from .peers import Peer, PeerRunner
@@ -30,6 +30,7 @@ class Outcome:
         work: What was run.
         runner: Ours.
         samples: By side.
+        instructions: What the products of a phase are made of; see :class:`.measure.Machine`.
         ceilings: Of the machine.
         peers: Those that were asked for.
         runners: Those that ran, by name.
@@ -41,6 +42,7 @@ class Outcome:
     work: Amounts
     runner: Runner
     samples: Mapping[str, Samples]
+    instructions: Mapping[Phase, str]
     ceilings: Ceilings
     peers: Sequence[Peer]
     runners: Mapping[str, PeerRunner]
@@ -52,7 +54,7 @@ def figures(o: Outcome) -> dict[str, Any]:
     """What ``--json`` prints.
 
     Speeds are medians over the repetitions, spreads are (max - min) / median, fractions, ratios and spreads
-    are plain ratios. A ratio is our median speed over the peer's.
+    are plain ratios. A ratio is the median of those of each repetition, our speed over the peer's.
     """
     config, work = o.subject.definition.config, o.work
     other = o.ceilings.other_cores
@@ -100,11 +102,9 @@ def _prefill_figures(o: Outcome) -> dict[str, Any]:
     function = o.subject.definition.module["prefill"]
     seconds = o.samples[OURS].seconds[Phase.PREFILL]
     flop_per_s = sum(matmul_flop(function, size) for size in chunks) / statistics.median(seconds)
-    program = o.subject.program
-    dims = {r.dim: r.hi for r in program["prefill"].record.dims} | {"n": chunks[0], "num_seqs": 1}
-    kind = instruction(program.nodes("prefill"), dims)
+    kind = o.instructions[Phase.PREFILL]
     peaks = {name: statistics.median(v) if v else None for name, v in o.ceilings.flop_per_s.items()}
-    peak, sustained = peaks[kind], statistics.median(o.ceilings.sustained_flop_per_s[kind])
+    peak, sustained = peaks[kind], statistics.median(o.ceilings.sustained_flop_per_s[Phase.PREFILL])
     assert peak is not None  # its instruction exists: kernels were chosen that use it
     own = rates(o.samples[OURS], o.work)
     return {
@@ -162,13 +162,21 @@ def _fraction(o: Outcome, phase: Phase, read_bytes: int) -> float:
 def _batch_figures(o: Outcome) -> dict[str, Any]:
     if o.work.batch == 1:
         return {}
-    own = rates(o.samples[OURS], o.work)
+    own, batch = rates(o.samples[OURS], o.work), o.work.batch
     read = weight_bytes_read(o.subject.program)
+    flop = o.work.decode * matmul_flop(o.subject.definition.module["decode"], batch, batch)
+    sustained = o.ceilings.sustained_flop_per_s[Phase.BATCH]
+    pairs = zip(o.samples[OURS].seconds[Phase.BATCH], sustained, strict=True)
     return {
         "batch_tokens_per_s": own["batch_tokens_per_s"],
         "batch_spread": own["batch_spread"],
-        "batch_over_one": own["batch_tokens_per_s"] / own["decode_tokens_per_s"],
+        "batch_over_one": _batch_over_one(o.samples[OURS], o.work),
+        "batch_bandwidth_bytes_per_s": statistics.median(o.ceilings.bytes_per_s[Phase.BATCH]),
         "batch_fraction_of_bandwidth": _fraction(o, Phase.BATCH, read),
+        "batch_flop_per_s": flop / statistics.median(o.samples[OURS].seconds[Phase.BATCH]),
+        "batch_peak_instruction": PEAKS[o.instructions[Phase.BATCH]].title,
+        "batch_sustained_peak_flop_per_s": statistics.median(sustained),
+        "batch_fraction_of_sustained_peak": statistics.median(flop / s / peak for s, peak in pairs),
     }
 
 
@@ -181,15 +189,24 @@ def _peer_figures(o: Outcome, peer: Peer) -> dict[str, Any]:
     if samples.failed:
         found["failed"] = samples.failed
     found["seconds"] = _seconds(samples, o.work)
-    own, theirs = rates(o.samples[OURS], o.work), rates(samples, o.work)
+    found |= rates(samples, o.work)
     for phase in o.work.phases:
-        key = f"{phase.value}_tokens_per_s"
-        if key in theirs:
-            found[key], found[f"{phase.value}_spread"] = theirs[key], theirs[f"{phase.value}_spread"]
-            found[f"{phase.value}_ratio"] = own[key] / theirs[key]
-    if "batch_tokens_per_s" in found:
-        found["batch_over_one"] = found["batch_tokens_per_s"] / found["decode_tokens_per_s"]
+        if samples.seconds[phase]:
+            ours = o.samples[OURS].seconds[phase]
+            found[f"{phase.value}_ratio"] = _ratio(samples.seconds[phase], ours)
+    if samples.seconds[Phase.BATCH]:
+        found["batch_over_one"] = _batch_over_one(samples, o.work)
     return found
+
+
+def _batch_over_one(samples: Samples, work: Amounts) -> float:
+    """Tokens per second of several sequences over those of one."""
+    return work.batch * _ratio(samples.seconds[Phase.DECODE], samples.seconds[Phase.BATCH])
+
+
+def _ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """How often ``others`` fit into ``seconds``: median over repetitions, between which memory changes."""
+    return statistics.median(a / b for a, b in zip(seconds, others, strict=False))  # a side may have failed
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -258,8 +275,16 @@ def _own_table(f: Mapping[str, Any]) -> Table:
             f"{f['batch_tokens_per_s']:.1f}",
             f"{f['batch_spread']:.0%}",
             f"{f['batch_over_one']:.2f} x of one",
-            "",
+            f"{f['batch_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s memory read",
             f"{f['batch_fraction_of_bandwidth']:.0%}",
+        )
+        table.add_row(
+            "",
+            "",
+            "",
+            f"{f['batch_flop_per_s'] / 1e9:.0f} GFLOP/s",
+            f"{f['batch_sustained_peak_flop_per_s'] / 1e9:.0f} GFLOP/s sustained around it",
+            f"{f['batch_fraction_of_sustained_peak']:.0%}",
         )
     return table
 

@@ -12,8 +12,9 @@ from strata.compiler.api import Options
 from strata.core.errors import UserError
 from strata.engine.generate import peak_rss_bytes
 
-from .amounts import Amounts
-from .measure import OURS, Report, Side, measure
+from .amounts import Amounts, Phase
+from .counts import instruction
+from .measure import OURS, Machine, Report, Side, measure
 from .ours import Runner, Subject, open_subject
 from .peers import Peer, PeerRunner, Place, find_peers, start_peers
 from .report import Outcome, figures
@@ -80,8 +81,27 @@ def run(bench: Bench, place: Place | None = None, only: tuple[str, ...] = ()) ->
         running, failed = _start(bench, peers, place, subject, report, stack)
         sides: dict[str, Side] = {OURS: runner, **running}
         pids = tuple(peer.pid for peer in running.values())
-        samples, ceilings = measure(sides, work, subject.program.num_threads, pids, report, bench.patience_s)
-    return figures(Outcome(subject, work, runner, samples, ceilings, peers, running, failed, rss_bytes))
+        machine = Machine(subject.program.num_threads, _instructions(subject, work), pids)
+        samples, ceilings = measure(sides, work, machine, report, bench.patience_s)
+    return figures(
+        Outcome(
+            subject, work, runner, samples, machine.instructions, ceilings, peers, running, failed, rss_bytes
+        )
+    )
+
+
+def _instructions(subject: Subject, work: Amounts) -> dict[Phase, str]:
+    """What the products of a phase are made of; one row at a time waits for memory."""
+    program = subject.program
+
+    def of(function: str, num_tokens: int, sequences: int) -> str:
+        most = {r.dim: r.hi for r in program[function].record.dims}
+        return instruction(program.nodes(function), most | {"n": num_tokens, "num_seqs": sequences})
+
+    found = {Phase.PREFILL: of("prefill", min(program["prefill"].dim_range("n")[1], work.prompt), 1)}
+    if work.batch > 1:
+        found[Phase.BATCH] = of("decode", work.batch, work.batch)
+    return found
 
 
 def _start(
