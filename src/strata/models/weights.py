@@ -169,11 +169,13 @@ def _coded(
 ) -> Iterator[tuple[str, np.ndarray]]:
     matrix = stored_codes(names, checkpoint, format)
     if matrix is None:  # every row has codes of its own: nothing is put together as floats
-        parts = []
+        n, k = source.shape
+        matrix, row = QuantizedMatrix.empty(format, n, k, param), 0
         for name, tensor in zip(names, _oriented(source, names, checkpoint), strict=True):
-            parts.append(quantize_matrix(tensor, format, method=method, name=param))
+            own = matrix.rows(row, row + len(tensor))
+            quantize_matrix(tensor, format, method=method, name=param, out=own)
             checkpoint.release(name)
-        matrix = concat_rows(parts)
+            row += len(tensor)
     for part, array in matrix.arrays():
         yield f"{param}.{part}", array
 

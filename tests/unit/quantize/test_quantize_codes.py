@@ -167,10 +167,14 @@ def test_concat_rows() -> None:
     for format in (INT8, WeightFormat(4, 32, True)):
         whole = quantize_matrix(weight, format)
         parts = [quantize_matrix(weight[rows], format) for rows in (slice(0, 3), slice(3, 10))]
-        joined = concat_rows(parts)
-        assert [name for name, _ in joined.arrays()] == [name for name, _ in whole.arrays()]
-        for (_, a), (_, b) in zip(joined.arrays(), whole.arrays(), strict=True):
-            np.testing.assert_array_equal(a, b)
+        in_place = QuantizedMatrix.empty(format, 10, 64)
+        for begin, end in ((0, 3), (3, 10)):
+            rows = in_place.rows(begin, end)
+            assert quantize_matrix(weight[begin:end], format, out=rows) is rows
+        for joined in (concat_rows(parts), in_place):
+            assert [name for name, _ in joined.arrays()] == [name for name, _ in whole.arrays()]
+            for (_, a), (_, b) in zip(joined.arrays(), whole.arrays(), strict=True):
+                np.testing.assert_array_equal(a, b)
         assert concat_rows([whole]) is whole
 
 

@@ -84,6 +84,18 @@ class QuantizedMatrix:
                 f"quantized matrix: got zeros {zeros.dtype}{list(zeros.shape)}; expected uint8{list(groups)}"
             )
 
+    @classmethod
+    def empty(cls, format: WeightFormat, n: int, k: int, name: str = "weight") -> QuantizedMatrix:
+        """Memory for codes and scales of ``[n, k]``, not initialised.
+
+        Raises:
+            UserError: K does not fit the group.
+        """
+        groups = (n, format.num_groups(k, name))
+        zeros = np.empty(groups, np.uint8) if format.is_asymmetric else None
+        codes = np.empty((n, k), np.uint8).view(CODE_DTYPES[format.bits])
+        return cls(format, codes, np.empty(groups, np.float16), zeros)
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(N, K)``."""
@@ -109,6 +121,7 @@ def quantize_matrix(
     method: Method | str = Method.SEARCH,
     importance: np.ndarray | None = None,
     name: str = "weight",
+    out: QuantizedMatrix | None = None,
 ) -> QuantizedMatrix:
     """Codes and scales of a float matrix.
 
@@ -119,6 +132,7 @@ def quantize_matrix(
         importance: f32 ``[K]``, >= 0: how much an error of each column matters (mean square of its input);
             ``None`` = all the same. Only ``search`` uses it.
         name: Of the weight, for messages.
+        out: Where they go, of the same format and shape; ``None`` = new memory.
 
     Raises:
         UserError: no matrix, K does not fit the group, NaN, Inf, or scales beyond f16; an unknown method.
@@ -130,9 +144,9 @@ def quantize_matrix(
     weights = None if importance is None else _importance(importance, groups, size)
     if dtype_name(weight.dtype) not in ELEMENTS:
         weight = weight.astype(np.float32)
-    codes = np.empty((n, k), np.uint8)
-    scales = np.empty((n, groups), np.float16)
-    zeros = np.empty((n, groups), np.uint8)
+    made = QuantizedMatrix.empty(format, n, k, name) if out is None else out
+    codes, scales = made.codes.view(np.uint8), made.scales
+    zeros = np.empty((n, groups), np.uint8) if made.zeros is None else made.zeros
     # Dense matrices are read in place, others copied part by part.
     is_dense = weight.flags.c_contiguous and weight.flags.aligned
     step = max(1, n if is_dense else _CHUNK_ELEMS // k)
@@ -142,9 +156,7 @@ def quantize_matrix(
         choose_codes(part, weights, format, is_search, codes[rows], scales[rows], zeros[rows])
     if not np.isfinite(scales).all():
         raise _explain(weight, name)
-    return QuantizedMatrix(
-        format, codes.view(CODE_DTYPES[format.bits]), scales, zeros if format.is_asymmetric else None
-    )
+    return made
 
 
 def _explain(weight: np.ndarray, name: str) -> UserError:
