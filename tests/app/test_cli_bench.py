@@ -127,6 +127,8 @@ def test_runner_decodes_several_sequences(runner):
     assert [runner._cache.length(s) for s in range(3)] == [23] * 3
     runner.decode(7, 2, 3)
     assert [runner._cache.length(s) for s in range(3)] == [9] * 3
+    runner.decode(7, 1, 1)  # one of several: the others stay as they are
+    assert [runner._cache.length(s) for s in range(3)] == [8, 9, 9]
     runner.decode(12, 1, 1)
     assert runner._cache.sequences == (0,)
     runner._cache.check_integrity()

@@ -61,11 +61,14 @@ class Runner:
         return time.perf_counter() - start
 
     def _bring_to(self, context: int, batch: int) -> None:
-        """Sequences with this many tokens: what the last decode appended goes, or all are filled anew."""
+        """The first ``batch`` sequences with this many tokens: what was decoded goes, or all are filled anew.
+
+        More sequences stay: one of several decodes what one alone would.
+        """
         lengths = [self._cache.length(s) for s in self._cache.sequences]
-        if len(lengths) == batch and all(context <= n <= self._cache.max_context for n in lengths):
-            for sequence, length in enumerate(lengths):
-                self._cache.pop(sequence, length - context)
+        if len(lengths) >= batch and all(context <= n <= self._cache.max_context for n in lengths):
+            for sequence in range(batch):
+                self._cache.pop(sequence, lengths[sequence] - context)
             return
         self._cache.clear()
         for sequence in range(batch):

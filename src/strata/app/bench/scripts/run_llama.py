@@ -48,14 +48,14 @@ class LlamaCpp:
 
     def decode(self, context: int, tokens: int, batch: int) -> float:
         """As in :class:`serve.Peer`."""
-        if len(self.lengths) != batch or min(self.lengths) < context:
+        if len(self.lengths) < batch or min(self.lengths) < context:
             self._clear()
             for sequence in range(batch):
                 self._fill(sequence, context)
         for sequence in range(batch):
             llama_cpp.llama_memory_seq_rm(self.memory, sequence, context, -1)
         last = np.zeros(batch, np.int64)
-        self.lengths = [context + tokens] * batch
+        self.lengths[:batch] = [context + tokens] * batch
         start = time.perf_counter()
         for step in range(tokens):
             self._set([(int(last[s]), context + step, s, True) for s in range(batch)])
