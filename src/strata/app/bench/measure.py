@@ -64,8 +64,8 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """Whose ceilings are measured, and beside whom.
+class Conditions:
+    """Which ceilings are measured, and beside whom.
 
     Attributes:
         num_threads: Of our side.
@@ -85,7 +85,7 @@ Report = Callable[[int, int, str], None]  # repetitions done, of how many, what 
 def measure(
     sides: Mapping[str, Side],
     work: Amounts,
-    machine: Machine,
+    conditions: Conditions,
     report: Report,
     patience_s: float = 0.0,
 ) -> tuple[dict[str, Samples], Ceilings]:
@@ -97,7 +97,7 @@ def measure(
     Args:
         sides: By name; :data:`OURS` is us.
         work: What to run.
-        machine: For the ceilings.
+        conditions: For the ceilings.
         report: Called before each repetition.
         patience_s: For how long a repetition is put off, and made again, while other programs work.
     """
@@ -113,9 +113,9 @@ def measure(
                     continue
                 run = partial(_run, side, phase, work)
                 if name == OURS and number > 0:
-                    run = partial(_beside, run, phase, machine)
+                    run = partial(_beside, run, phase, conditions)
                 try:
-                    found = _repetition(run, machine.pids, patience_s if number > 0 else 0.0)
+                    found = _repetition(run, conditions.pids, patience_s if number > 0 else 0.0)
                 except PeerError as error:
                     samples[name].failed = f"{phase.value}: {error}"
                     continue
@@ -162,9 +162,9 @@ def _repetition(run: Callable[[], _Repetition], pids: tuple[int, ...], patience_
             return found
 
 
-def _beside(run: Callable[[], _Repetition], phase: Phase, machine: Machine) -> _Repetition:
+def _beside(run: Callable[[], _Repetition], phase: Phase, conditions: Conditions) -> _Repetition:
     """Run, with the ceilings that bound the phase measured beside it."""
-    threads, name = machine.num_threads, machine.instructions.get(phase)
+    threads, name = conditions.num_threads, conditions.instructions.get(phase)
     peaks = {}
     if phase is Phase.PREFILL:
         found = {name: measure_peak(threads, name, repeats=3) for name in PEAKS}

@@ -30,7 +30,7 @@ class Outcome:
         work: What was run.
         runner: Ours.
         samples: By side.
-        instructions: What the products of a phase are made of; see :class:`.measure.Machine`.
+        instructions: What the products of a phase are made of; see :class:`.measure.Conditions`.
         ceilings: Of the machine.
         peers: Those that were asked for.
         runners: Those that ran, by name.

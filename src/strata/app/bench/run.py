@@ -14,7 +14,7 @@ from strata.engine.generate import peak_rss_bytes
 
 from .amounts import Amounts, Phase
 from .counts import instruction
-from .measure import OURS, Machine, Report, Side, measure
+from .measure import OURS, Conditions, Report, Side, measure
 from .ours import Runner, Subject, open_subject
 from .peers import Peer, PeerRunner, Place, find_peers, start_peers
 from .report import Outcome, figures
@@ -81,12 +81,11 @@ def run(bench: Bench, place: Place | None = None, only: tuple[str, ...] = ()) ->
         running, failed = _start(bench, peers, place, subject, report, stack)
         sides: dict[str, Side] = {OURS: runner, **running}
         pids = tuple(peer.pid for peer in running.values())
-        machine = Machine(subject.program.num_threads, _instructions(subject, work), pids)
-        samples, ceilings = measure(sides, work, machine, report, bench.patience_s)
+        conditions = Conditions(subject.program.num_threads, _instructions(subject, work), pids)
+        samples, ceilings = measure(sides, work, conditions, report, bench.patience_s)
+    kinds = conditions.instructions
     return figures(
-        Outcome(
-            subject, work, runner, samples, machine.instructions, ceilings, peers, running, failed, rss_bytes
-        )
+        Outcome(subject, work, runner, samples, kinds, ceilings, peers, running, failed, rss_bytes)
     )
 
 
