@@ -4,7 +4,7 @@ from strata.core.errors import UserError
 from strata.runtime.cpu import check_features
 from strata.target import TARGETS
 
-LEVELS = ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "avx512-amx")
+LEVELS = ("x86-64", "avx2", "avx2-vnni", "avx512", "avx512-bf16", "avx512-fp16", "avx512-amx")
 
 
 def is_runnable(name: str) -> bool:

@@ -6,6 +6,7 @@ from single_products import kernels_of
 from strata.core.dims import SymDim
 from strata.loop.nodes import Func, Intrinsic
 from strata.loop.rewrite import stmt_exprs, walk, walk_stmts
+from strata.schedule.rules.matmul import FAR_BYTES
 from strata.target import get_target
 
 LEVELS = {
@@ -14,6 +15,7 @@ LEVELS = {
     "avx2-vnni": 16,
     "avx512": 64,
     "avx512-bf16": 64,
+    "avx512-fp16": 64,
     "avx512-amx": 64,
     "neon": 16,
     "neon-i8mm": 16,
@@ -37,7 +39,8 @@ def fetched(func: Func) -> set[str]:
 @pytest.mark.parametrize("level", list(LEVELS))
 def test_tiles_of_one_and_of_several_rows(level: str, format: str) -> None:
     names = set(tiles_of(format, level))
-    assert {f"cpu.qmatmul.dot{rows}x{LEVELS[level]}" for rows in (1, 3, 4)} <= names
+    tiles = (1, 4, 6, 8) if get_target(level).fetch_ahead_bytes >= FAR_BYTES else (1, 3, 4)
+    assert {f"cpu.qmatmul.dot{rows}x{LEVELS[level]}" for rows in tiles} <= names
 
 
 @pytest.mark.parametrize("format", ["int4", "int4:asymmetric"])

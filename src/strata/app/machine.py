@@ -118,7 +118,7 @@ PEAKS: dict[str, Peak] = {
     "f32": Peak("f32 multiply-add", 1, f32, (f32, f32), "", lambda target: True),
     "bf16": Peak(
         "bf16 multiply-add", 2, f32, (bf16, bf16), "dot2_bf16",
-        lambda target: target.has_bf16_dot, lambda target: target.has_matrix_bf16,
+        lambda target: target.multiplies_bf16_pairs, lambda target: target.has_matrix_bf16,
     ),
     "int8": Peak(
         "int8 multiply-add", 4, i32, (u8, i8), "dot4_u8i8",

@@ -77,6 +77,7 @@ class Context:
         stored: Dtype in which the value of a node is stored, by its id, where that is not the node's own:
             its only reader is a cast.
         has_matrix_unit: Whether attention of many rows, and products of bf16 matrices, are written for one.
+        block: Numbers of k that products of two matrices add up before others; 0 = all.
         operands: Buffer and stored layout of a tensor operand, by the id of its node.
     """
 
@@ -91,6 +92,7 @@ class Context:
     caches: dict[int, int] = field(default_factory=dict)  # id(cache node) -> operand number
     names: set[str] = field(default_factory=set)
     has_matrix_unit: bool = False
+    block: int = 0
 
     def access(self, node: Node) -> Access:
         """How to read element ``index`` of ``node``."""

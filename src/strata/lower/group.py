@@ -83,6 +83,7 @@ def lower_group(
     replace: Mapping[int, Emit] | None = None,
     *,
     has_matrix_unit: bool = False,
+    block: int = 0,
 ) -> Lowered:
     """Lower ``body`` (one output) to a loop function called ``name``.
 
@@ -93,11 +94,12 @@ def lower_group(
         replace: By ``id`` of a node of ``body``: what computes it instead of its lowering, on whole row-major
             buffers of its operands and its result.
         has_matrix_unit: Write attention of many rows, and products of bf16 matrices, for a matrix unit.
+        block: Numbers of k that products of two matrices add up before others; 0 = all.
 
     Raises:
         UnsupportedError: an op of the body has no lowering.
     """
-    ctx = Context(_token_count(body), dict(layouts or {}), has_matrix_unit=has_matrix_unit)
+    ctx = Context(_token_count(body), dict(layouts or {}), has_matrix_unit=has_matrix_unit, block=block)
     ctx.names.add(OUTPUT_BLOCK)
     _bind_inputs(ctx, body, ctx.layouts)
     (result,) = body.outputs

@@ -10,6 +10,7 @@ from strata.graph.nodes import Node
 from strata.loop import build as b
 from strata.loop.nodes import Expr
 
+from .blocked import blocked_sums, has_blocks
 from .context import LOWERINGS, Access, Context, Index, broadcast_index
 from .matrix_unit import multiplies_pieces, staged_activations
 
@@ -20,6 +21,9 @@ MATMUL_BLOCK = "matmul"
 def lower_matmul(ctx: Context, node: Node) -> Access:
     """``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` (``b[..., n, k]`` when transposed)."""
     a, weight = node.inputs
+    if ctx.block and has_blocks(node, ctx.block):
+        total = blocked_sums(ctx, node, MATMUL_BLOCK)
+        return lambda i: b.cast(node.tensor.dtype, total((i[0], ctx.stored_row(weight, i[1]))))
     left, right = ctx.access(a), ctx.by_stored_rows(weight)
     if ctx.has_matrix_unit and multiplies_pieces(node):
         rows, k = a.tensor.shape

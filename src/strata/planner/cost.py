@@ -162,7 +162,7 @@ def _peak(task: Task) -> float:
     if task.anchor.op == "quantized_matmul":
         return task.target.peak_int8_op_per_s
     operands = [i.type for i in task.anchor.inputs if isinstance(i.type, TensorType)]
-    dot = task.target.has_bf16_dot and bool(operands) and operands[0].dtype is bf16
+    dot = task.target.multiplies_bf16_pairs and bool(operands) and operands[0].dtype is bf16
     return task.target.peak_bf16_flop_per_s if dot else task.target.peak_f32_flop_per_s
 
 

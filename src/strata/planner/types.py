@@ -22,6 +22,7 @@ class Origin(Enum):
     RULE = "rule"  # a schedule rule
     ROUNDED = "rounded"  # a schedule rule, for operands rounded to bf16
     MATRIX = "matrix"  # a group that was lowered for a matrix unit
+    BLOCKED = "blocked"  # a schedule rule, for a product that is added up block by block
     SIZE = "size"  # a schedule rule, for one size
     TUNED = "tuned"  # a trace of the tuning database
     KERNEL = "kernel"  # a kernel or function of the user

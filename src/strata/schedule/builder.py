@@ -47,6 +47,7 @@ from .steps import (
     StartAtZero,
     Tensorize,
     Tile,
+    Trim,
     Unroll,
     Vectorize,
 )
@@ -307,6 +308,10 @@ class Schedule:
     def start_at_zero(self, block: str) -> Schedule:
         """Let a sum of integers start at zero, and add its start where it is read."""
         return self.apply(StartAtZero(block))
+
+    def trim(self, loop: str) -> Schedule:
+        """Leave out the last iterations of a loop, those that make nothing that is read later."""
+        return self.apply(Trim(loop))
 
     def tensorize(self, loop: str, intrinsic: str = "dot2_bf16") -> Schedule:
         """Replace the nest at ``loop`` by a hardware instruction."""

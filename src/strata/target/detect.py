@@ -26,6 +26,7 @@ _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 _FLAGS = {"x86_64": "flags", "AMD64": "flags", "aarch64": "Features"}
 _LEVELS = (
     "avx512-amx",
+    "avx512-fp16",
     "avx512-bf16",
     "avx512",
     "avx2-vnni",
@@ -35,6 +36,7 @@ _LEVELS = (
     "neon-dotprod",
     "neon",
 )
+_OF_INTEL = ("avx512-fp16",)  # whose speeds hold for no other maker's cores with the same instructions
 
 
 @cache
@@ -143,6 +145,7 @@ def _cpu(info: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, Target]:
             return "znver4", TARGETS["zen4"]
         if family == "26":
             return "znver5", TARGETS["zen5"]
-    fitting = (TARGETS[level] for level in _LEVELS if set(TARGETS[level].features).issubset(names))
+    levels = (level for level in _LEVELS if vendor == "GenuineIntel" or level not in _OF_INTEL)
+    fitting = (TARGETS[level] for level in levels if set(TARGETS[level].features).issubset(names))
     base = next(fitting, TARGETS["x86-64"])
     return base.cpu, base

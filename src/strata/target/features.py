@@ -37,6 +37,7 @@ V3 = (*V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 V3_VNNI = (*V3, "avxvnni")
 V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 V4_BF16 = (*V4, "avx512bf16", "avx512vnni")
+V4_FP16 = (*V4_BF16, "avx512fp16")
 # Without gfni, which LLVM would shift nibbles with: on the two pipes that multiply, where a plain shift has
 # others to go to (Zen 4: 4-bit matmul 10 % slower with it).
 ZEN4 = (*V4_BF16, "avx512bitalg", "avx512ifma", "avx512vbmi", "avx512vbmi2", "avx512vpopcntdq")

@@ -35,7 +35,7 @@ class Target:
         l3_bytes: Last-level cache that the cores share.
         num_cores: Cores to run on.
         peak_f32_flop_per_s: f32 multiply-adds of all cores, two flop each; nominal.
-        peak_bf16_flop_per_s: The same for bf16 inputs with f32 sums.
+        peak_bf16_flop_per_s: The same for bf16 inputs with f32 sums, by the fastest instructions for it.
         peak_int8_op_per_s: The same for 8-bit integers with i32 sums, two operations each.
         bandwidth_bytes_per_s: Main memory read bandwidth of all cores; nominal.
         fetch_ahead_bytes: How far ahead of its use one core best asks for what it streams from memory.
@@ -93,9 +93,14 @@ class Target:
     def prefers_bf16_dot(self) -> bool:
         """Its dot product of bf16 pairs is faster than two f32 multiply-adds.
 
-        On Intel's cores with AMX it runs at half their rate: docs/performance.md.
+        On Intel's cores (Sapphire and Emerald Rapids) it runs at half their rate: docs/performance.md.
         """
-        return self.has_bf16_dot and not self.has_matrix_bf16
+        return self.has_bf16_dot and self.cpu != "sapphirerapids"
+
+    @property
+    def multiplies_bf16_pairs(self) -> bool:
+        """Products of bf16 are fastest where pairs of k lie together: by dot products, or a matrix unit."""
+        return self.prefers_bf16_dot or self.has_matrix_bf16
 
     @property
     def has_matrix_bf16(self) -> bool:

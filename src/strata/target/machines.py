@@ -53,9 +53,9 @@ def _generic(
 def with_nominal_peaks(target: Target, clock_hz: float, num_pipes: int) -> Target:
     """``target`` with the peaks of cores that start a multiply-add of a whole vector in each pipe and cycle.
 
-    A bf16 dot product does twice the work of an f32 multiply-add, one of bytes four times; without it, the
-    work of an f32 multiply-add takes as long. A matrix unit multiplies tiles of 16 rows of 64 bytes in 16
-    cycles (Intel's optimisation manual, "TDPBF16PS").
+    A bf16 dot product does twice the work of an f32 multiply-add, one of bytes four times; without it, or
+    where it is slow, the work of an f32 multiply-add takes as long. A matrix unit multiplies tiles of 16 rows
+    of 64 bytes in 16 cycles (Intel's optimisation manual, "TDPBF16PS").
     """
     flop = target.num_cores * clock_hz * num_pipes * target.lanes_f32 * (2 if target.has_fma else 1)
     tiles = target.num_cores * clock_hz * 2 * 16 * 64 / 4  # of 32-bit elements
@@ -64,7 +64,7 @@ def with_nominal_peaks(target: Target, clock_hz: float, num_pipes: int) -> Targe
         peak_f32_flop_per_s=flop,
         peak_bf16_flop_per_s=2 * tiles
         if target.has_matrix_bf16
-        else flop * (2 if target.has_bf16_dot else 1),
+        else flop * (2 if target.prefers_bf16_dot else 1),
         peak_int8_op_per_s=4 * tiles if target.has_matrix_int8 else flop * (4 if target.has_int8_dot else 1),
     )
 
@@ -74,7 +74,9 @@ _generic("avx2", _X86, "x86-64-v3", features.V3, 32, 16)
 _generic("avx2-vnni", _X86, "x86-64-v3", features.V3_VNNI, 32, 16)
 _generic("avx512", _X86, "x86-64-v4", features.V4, 64, 32)
 _generic("avx512-bf16", _X86, "x86-64-v4", features.V4_BF16, 64, 32)
-# Memory of Intel's large servers answers late: docs/performance.md has the speeds by distance.
+# Memory of Intel's large servers answers late: docs/performance.md has the speeds by distance. Not every
+# virtual machine on them has AMX.
+_generic("avx512-fp16", _X86, "sapphirerapids", features.V4_FP16, 64, 32, fetch_ahead_bytes=4096)
 _generic("avx512-amx", _X86, "sapphirerapids", features.V4_AMX, 64, 32, fetch_ahead_bytes=4096)
 _generic("neon", _ARM, "cortex-a72", features.NEON, 16, 32)
 _generic("neon-dotprod", _ARM, "neoverse-n1", features.NEON_DOTPROD, 16, 32)

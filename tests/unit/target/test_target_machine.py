@@ -115,9 +115,20 @@ def test_matrix_unit_needs_a_permission(monkeypatch):
     if detect_host().has_matrix_bf16:
         without = detection.detect_host.__wrapped__()
         assert not without.has_matrix_bf16
-        assert without.peak_bf16_flop_per_s == 2 * without.peak_f32_flop_per_s
+        assert without.peak_bf16_flop_per_s == without.peak_f32_flop_per_s
     monkeypatch.setattr(detection, "permit_matrix_unit", lambda: True)
     assert detection.permitted(target.features) == target.features
+
+
+def test_bf16_dot_products_that_are_slow_are_not_used():
+    """Intel's servers have them, on virtual machines without AMX, too: f32 multiply-adds are faster there."""
+    flags = ZEN4_FLAGS + " avx512_vnni avx512_bf16 avx512_fp16"
+    target = detection.host_from(cpuinfo(flags, "GenuineIntel", "6"), {}, 4)
+    assert (target.cpu, target.has_bf16_dot, target.multiplies_bf16_pairs) == ("sapphirerapids", True, False)
+    assert target.peak_bf16_flop_per_s == target.peak_f32_flop_per_s
+    assert target.fetch_ahead_bytes == TARGETS["avx512-amx"].fetch_ahead_bytes
+    other = detection.host_from(cpuinfo(flags, "AuthenticAMD", "27"), {}, 4)
+    assert (other.cpu, other.multiplies_bf16_pairs) == ("x86-64-v4", True)
 
 
 def test_caches(tmp_path):
@@ -165,6 +176,7 @@ def test_arm_from_cpuinfo():
 
 def test_dot_products_of_bytes():
     have = {name for name, target in TARGETS.items() if target.has_int8_dot}
-    assert have == {"avx2-vnni", "avx512-bf16", "avx512-amx", "zen4", "zen5", "neon-dotprod", "neon-i8mm"}
+    levels = {"avx2-vnni", "avx512-bf16", "avx512-fp16", "avx512-amx", "neon-dotprod", "neon-i8mm"}
+    assert have == {*levels, "zen4", "zen5"}
     assert get_target("neon-i8mm").register_lanes == (4,)
     assert get_target("avx512").register_lanes == (16, 8, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from strata.planner.options import PlanOptions
 
 from .base import Offer, Source, Task
+from .blocked import blocked_offers
 from .kernels import kernel_offers, registered
 from .libraries import library_offers, wanted_libraries
 from .matrix import matrix_offers
@@ -15,6 +16,7 @@ from .tuned import tuned_offers
 
 SOURCES: tuple[Source, ...] = (
     rule_offers,
+    blocked_offers,
     rounded_offers,
     matrix_offers,
     size_offers,

@@ -102,7 +102,7 @@ def tile(draft: Draft, rng: random.Random, target: Target) -> None:
     draft.do(ComputeAt(stage, outer[-1], "register"))
     rank = len(batch) + (2 if row is not None else 1)
     axes = [f"{stage}_i{k}" for k in range(rank)]
-    if not (target.has_bf16_dot and rng.random() < 0.7 and _dot(draft, stage, axes, lanes)):
+    if not (target.multiplies_bf16_pairs and rng.random() < 0.7 and _dot(draft, stage, axes, lanes)):
         _multiply_add(draft, stage, axes, lanes, rng)
     for loop in (axes[-1] + "_init", column + "i"):
         draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))

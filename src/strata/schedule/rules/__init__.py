@@ -17,10 +17,21 @@ from strata.schedule.step import loops_around
 from strata.schedule.steps import Tensorize
 from strata.target import Target
 
-from . import columns, fallback, matmul, matrix, parts, quantized, rows, transpose  # noqa: F401  (fill the table)
+from . import blocked, columns, fallback, matmul, matrix, parts, quantized, rows, transpose  # noqa: F401  (fill the table)
 from .base import RULES, Draft, Proposal, Rule
 
-ORDER = ("lowered", "quantized", "matrix", "matmul", "columns", "transpose", "parts", "rows", "fallback")
+ORDER = (
+    "lowered",
+    "quantized",
+    "matrix",
+    "blocked",
+    "matmul",
+    "columns",
+    "transpose",
+    "parts",
+    "rows",
+    "fallback",
+)
 # What else is worth an estimate: few columns are better reduced row by row, on all threads.
 ALTERNATIVES = {"columns": ("rows",)}
 

@@ -66,7 +66,8 @@ def weight_layout(dtype: DType, contracted: Dim, transposed: bool, target: Targe
         transposed: The weight is ``[K, N]`` instead of ``[N, K]``.
         target: The machine.
     """
-    pairs = target.has_bf16_dot and dtype is bf16 and isinstance(contracted, int) and contracted % PAIR == 0
+    in_pairs = isinstance(contracted, int) and contracted % PAIR == 0
+    pairs = target.multiplies_bf16_pairs and dtype is bf16 and in_pairs
     outputs = 2 * ROWS if pairs and target.has_matrix_bf16 else column_tile(target)
     return Layout(outputs, PAIR if pairs else 1, transposed)
 
@@ -210,7 +211,7 @@ def matmul_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     if product is None:
         return None
     if _outputs_are_contiguous(product):
-        for dot in (True, False) if target.has_bf16_dot else (False,):
+        for dot in (True, False) if target.multiplies_bf16_pairs else (False,):
             for columns, lanes in _widths(product.draft().extent(product.n), target, dot):
                 found = (_columns(product, lanes, rows, columns, dot) for rows in ROW_TILES[1:])
                 proposals = [p for p in found if p is not None]

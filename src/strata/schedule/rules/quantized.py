@@ -6,7 +6,8 @@ registers; both sets of sums have to fit. The stages before quantise the activat
 all threads, or serially where there is but one row: then waking the threads costs more than the work.
 
 ``cpu.qmatmul.dot8x64``: tiles of four rows take turns, group by group, with sums in the level-1 cache. Codes
-come from memory while the second tile computes: for machines whose memory answers late.
+come from memory while the second tile computes: for machines whose memory answers late. There ``dot6x64`` has
+its f32 sums in the level-1 cache, too: more rows for each code that comes from level 2.
 
 ``cpu.qmatmul.matrix32x32``: codes of 8 bits by a matrix unit (``loop.matrix``), both sets of sums in memory.
 """
@@ -57,8 +58,9 @@ from .matrix import columns_in_cache, fetch_tiles
 DOT, SUM, OUT = "dot", "matmul", "out"
 FOUR = 4
 UNROLLED_STEPS = 8  # dot products of an output that follow each other without a loop
-ROW_TILES = (1, 3, 4)
-ROWS_IN_TURN = 8  # in tiles of four
+# Rows of a tile, and rows whose integer sums are in registers where others are in memory.
+ROW_TILES: tuple[tuple[int, int | None], ...] = ((1, None), (3, None), (4, None))
+LATE_ROW_TILES: tuple[tuple[int, int | None], ...] = ((1, None), (4, None), (6, 6), (8, 4))
 
 
 def quantized_layouts(
@@ -104,22 +106,22 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     for first, second in itertools.pairwise(row_loops):
         several.do(Merge(first, second))
     several.parallel(row_loops[-1])
-    found = [_tiles(several if rows > 1 else single, target, rows) for rows in ROW_TILES]
-    if target.fetch_ahead_bytes >= FAR_BYTES:
-        found.append(_tiles(several, target, ROWS_IN_TURN, ROW_TILES[-1]))
+    tiles = LATE_ROW_TILES if target.fetch_ahead_bytes >= FAR_BYTES else ROW_TILES
+    found = [_tiles(several if rows > 1 else single, target, rows, at_once) for rows, at_once in tiles]
     if target.has_matrix_int8 and _instruction(func) == "dot4_u8i8":
         found.append(_matrix(several, target))
     return [p for p in found if p is not None] or None
 
 
-def _tiles(quantized: Draft, target: Target, rows: int, at_once: int | None = None) -> Proposal | None:
+def _tiles(quantized: Draft, target: Target, rows: int, at_once: int | None) -> Proposal | None:
     """The tile with ``rows`` rows; ``None`` if it is not legal or gathers.
 
     Args:
         quantized: Stages that quantise the activations are scheduled.
         target: The machine.
         rows: Rows of the tile.
-        at_once: Rows whose integer sums are in registers; if these are not all, other sums are in memory.
+        at_once: Rows whose integer sums are in registers, where other sums are in memory; ``None``: all
+            sums are in registers.
     """
     draft, columns, lanes = quantized.copy(), column_tile(target), target.lanes_f32
     try:

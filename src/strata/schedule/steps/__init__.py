@@ -8,6 +8,7 @@ from .placement import ComputeAt
 from .reductions import DecomposeReduction, RFactor, StartAtZero
 from .reverse import ReverseComputeAt
 from .tensorize import MatrixUnit, Tensorize
+from .trim import Trim
 
 __all__ = [
     "Annotate",
@@ -32,6 +33,7 @@ __all__ = [
     "StartAtZero",
     "Tensorize",
     "Tile",
+    "Trim",
     "Unroll",
     "Vectorize",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from strata.core.dims import Dim
@@ -37,6 +38,7 @@ from strata.loop.rewrite import (
     buffers_read,
     buffers_written,
     free_vars,
+    map_expr,
     map_stmt,
     path_to,
     substitute,
@@ -210,15 +212,35 @@ def _is_unused_beyond(func: Func, block: Block, position: Expr, end: Dim) -> boo
         return False
     ((private, places),) = stores
     own = {a.var: a.value for a in block.axes}
-    if private in func.params or not all(isinstance(p, Var) and isinstance(own.get(p), Var) for p in places):
+    if private in func.params or not all(isinstance(p, Var) and p in own for p in places):
         return False
+    at = bound(block, position)
     for reader in (s for s in walk_stmts(func) if isinstance(s, Block) and s is not block):
         for load in (e for e in walk(reader.body) if isinstance(e, Load) and e.buffer is private):
-            there = dict(zip((own[p] for p in places), (bound(reader, i) for i in load.indices), strict=True))  # type: ignore[index]
-            at = substitute(bound(block, position), there)  # type: ignore[arg-type]
-            if not _runs_only_where(func, reader, b.lt(at, size(end))):
+            there = [(own[p], bound(reader, i)) for p, i in zip(places, load.indices, strict=True)]  # type: ignore[index]
+            found = _at_place(at, [(e, value) for e, value in there if not isinstance(e, Const)])
+            if found is None or not _runs_only_where(func, reader, b.lt(found, size(end))):
                 return False
     return True
+
+
+def _at_place(position: Expr, there: Sequence[tuple[Expr, Expr]]) -> Expr | None:
+    """``position`` of the instance that stores where expressions of its loops have other values.
+
+    Args:
+        position: An expression of the same loops.
+        there: Expressions, and their values.
+
+    Returns:
+        ``None`` if the position depends on more than these expressions.
+    """
+
+    def change(e: Expr) -> Expr:
+        return next((value for own, value in there if e == own), e)
+
+    loops = {v for own, _ in there for v in free_vars(own)}
+    hidden = map_expr(position, lambda e: b.const(0, e.dtype) if any(e == own for own, _ in there) else e)
+    return None if loops & free_vars(hidden) else map_expr(position, change)
 
 
 def _runs_only_where(func: Func, block: Block, condition: Expr) -> bool:
