@@ -56,3 +56,9 @@ def test_the_next_part_comes_if_there_is_room_for_two(contracted: int, fits: boo
     part = 64 * contracted * 9 // 16  # bytes of 64 outputs, scales included
     assert (2 * part <= get_target("avx512-bf16").l2_bytes) == fits
     assert any(map(fetched, tiles_of("int4", "avx512-bf16", contracted).values())) == fits
+
+
+@pytest.mark.parametrize("format", ["int4", "int8"])
+def test_where_memory_answers_late_tiles_for_few_rows_ask_ahead(format: str) -> None:
+    tiles = {name: len(fetched(func)) for name, func in tiles_of(format, "avx512-fp16").items()}
+    assert tiles == {f"cpu.qmatmul.dot{rows}x64": rows != 6 for rows in (1, 4, 6, 8)}

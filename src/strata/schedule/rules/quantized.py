@@ -7,7 +7,8 @@ all threads, or serially where there is but one row: then waking the threads cos
 
 ``cpu.qmatmul.dot8x64``: tiles of four rows take turns, group by group, with sums in the level-1 cache. Codes
 come from memory while the second tile computes: for machines whose memory answers late. There ``dot6x64`` has
-its f32 sums in the level-1 cache, too: more rows for each code that comes from level 2.
+its f32 sums in the level-1 cache, too: more rows for each code that comes from level 2. It is for prompts,
+whose codes are there already: asking for them ahead of time would only cost instructions.
 
 ``cpu.qmatmul.matrix32x32``: codes of 8 bits by a matrix unit (``loop.matrix``), both sets of sums in memory.
 """
@@ -131,7 +132,8 @@ def _tiles(quantized: Draft, target: Target, rows: int, at_once: int | None) -> 
         if at_once is None:
             draft.do(Unroll(f"{OUT}_i0i"))
         stream_evenly(draft, f"{OUT}_i1o", rows)
-        _fetch(draft, target, quantized.func, rows, steps, columns)
+        if at_once != rows:
+            _fetch(draft, target, quantized.func, rows, steps, columns)
         made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
     except LegalityError:
         return None
