@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis
+from strata.loop.externs import buffers_of
 from strata.loop.nodes import (
     Alloc,
     Binary,
@@ -93,7 +94,8 @@ def _made(func: Func, loop: For) -> _Made:
     own = {s.buffer for s in walk_stmts(loop.body) if isinstance(s, Alloc)}
     blocks = [s for s in walk_stmts(loop.body) if isinstance(s, Block)]
     stores = [(x, s) for x in blocks for s in walk_stmts(x) if isinstance(s, Store) and s.buffer not in own]
-    others = [s for s in walk_stmts(loop.body) if isinstance(s, Call)]
+    in_blocks = {id(s) for x in blocks for s in walk_stmts(x)}
+    others = [s for s in walk_stmts(loop.body) if isinstance(s, Call | Store) and id(s) not in in_blocks]
     targets = {(id(x), s.buffer) for x, s in stores}
     if len(targets) != 1 or others:
         raise LegalityError(f"trim: loop {loop.var.name} fills other than one buffer, by one block")
@@ -131,6 +133,8 @@ def _end(func: Func, loop: For, made: _Made) -> Expr:
     Raises:
         LegalityError: there is none.
     """
+    if any(isinstance(s, Call) and made.buffer in buffers_of(s) for s in walk_stmts(func)):
+        raise LegalityError(f"trim: {made.buffer.name} is passed as a whole to foreign code")
     inside = {id(s) for s in walk_stmts(loop)}
     outer = {s.var for s in path_to(func.body, loop)[:-1] if isinstance(s, For | Let)}
     ends: set[Expr] = set()
