@@ -1,21 +1,14 @@
 """Products in blocks of k: the same sums as tiles of a whole k, and where they are offered."""
 
-import numpy as np
 import pytest
 from instruction_sets import RUNNABLE
-from single_products import kernels_of
+from single_products import assert_loops_agree, assert_machine_code_agrees, kernels_of
 
-from strata.codegen.build import build_image
-from strata.core.dims import SymDim, evaluate
+from strata.core.dims import SymDim
 from strata.core.dtypes import f32
-from strata.loop.interp import run
-from strata.loop.nodes import Func
-from strata.loop.values import numpy_dtype
-from strata.runtime.image import load_image
-from strata.runtime.tensors import as_tensor
 from strata.target import get_target
 
-LEVEL, NAME = "avx512-fp16", "cpu.matmul.blocked6x64"
+LEVEL, NAME, TILES = "avx512-fp16", "cpu.matmul.blocked6x64", "cpu.matmul.tile6x64"
 LONG = 9 * 1024  # numbers of k: a tile of a weight in f32 takes the level-2 cache
 
 
@@ -24,26 +17,11 @@ def candidates(format: str, contracted: int, level: str = LEVEL, rows: int = 600
     return {c.name: c.func for c in found.stack.candidates}
 
 
-def arrays(func: Func, rows: int) -> list[np.ndarray]:
-    """Small whole numbers, whose sums are exact in any order; NaN where the result belongs."""
-    rng = np.random.default_rng(rows)
-    shapes = [tuple(evaluate(d, {"m": rows}) for d in p.shape) for p in func.params]
-    *given, result = (
-        rng.integers(-3, 4, shape).astype(numpy_dtype(p.dtype))
-        for p, shape in zip(func.params, shapes, strict=True)
-    )
-    return [*given, np.full(result.shape, np.nan, result.dtype)]
-
-
 @pytest.mark.parametrize("format", ["bf16", "f16"])
 def test_loops_add_the_same_products(format: str) -> None:
     found = candidates(format, 128, outputs=128)
-    tiles, blocked = found["cpu.matmul.tile6x64"], found[NAME]
     for rows in (1, 7):
-        got, want = (arrays(func, rows) for func in (blocked, tiles))
-        run(blocked, got, parallel_seed=rows)
-        run(tiles, want, parallel_seed=rows)
-        np.testing.assert_array_equal(got[-1], want[-1])
+        assert_loops_agree([found[TILES], found[NAME]], rows)
 
 
 @pytest.mark.skipif(LEVEL not in RUNNABLE, reason=f"this machine has no {LEVEL}")
@@ -55,16 +33,8 @@ def test_machine_code_adds_the_same_products(format: str, contracted: int, outpu
     if NAME not in found:
         assert outputs % 64  # a weight that is padded
         return
-    funcs = [found["cpu.matmul.tile6x64"], found[NAME]]
-    for threads in (1, 2):
-        image = load_image(build_image(funcs, [], get_target(LEVEL)).blob, threads)
-        for rows in (1, 5, 6, 7, 96, 515, 516, 517, 600):
-            results = []
-            for func in funcs:
-                values = arrays(func, rows)
-                image.function(func.name)(*map(as_tensor, values))
-                results.append(values[-1])
-            np.testing.assert_array_equal(results[1], results[0])
+    sizes = (1, 5, 6, 7, 96, 515, 516, 517, 600)
+    assert_machine_code_agrees([found[TILES], found[NAME]], get_target(LEVEL), sizes)
 
 
 @pytest.mark.parametrize(

@@ -61,4 +61,6 @@ def test_the_next_part_comes_if_there_is_room_for_two(contracted: int, fits: boo
 @pytest.mark.parametrize("format", ["int4", "int8"])
 def test_where_memory_answers_late_tiles_for_few_rows_ask_ahead(format: str) -> None:
     tiles = {name: len(fetched(func)) for name, func in tiles_of(format, "avx512-fp16").items()}
-    assert tiles == {f"cpu.qmatmul.dot{rows}x64": rows != 6 for rows in (1, 4, 6, 8)}
+    asking = {name for name, buffers in tiles.items() if buffers}
+    assert asking == {f"cpu.qmatmul.dot{rows}x64" for rows in (1, 4, 8)}
+    assert {name for name in tiles if "6x64" in name} == set(tiles) - asking

@@ -78,6 +78,7 @@ class Context:
             its only reader is a cast.
         has_matrix_unit: Whether attention of many rows, and products of bf16 matrices, are written for one.
         block: Numbers of k that products of two matrices add up before others; 0 = all.
+        unpacks: Whether codes of 4 bits become bytes once for all rows.
         operands: Buffer and stored layout of a tensor operand, by the id of its node.
     """
 
@@ -93,6 +94,7 @@ class Context:
     names: set[str] = field(default_factory=set)
     has_matrix_unit: bool = False
     block: int = 0
+    unpacks: bool = False
 
     def access(self, node: Node) -> Access:
         """How to read element ``index`` of ``node``."""

@@ -84,6 +84,7 @@ def lower_group(
     *,
     has_matrix_unit: bool = False,
     block: int = 0,
+    unpacks: bool = False,
 ) -> Lowered:
     """Lower ``body`` (one output) to a loop function called ``name``.
 
@@ -95,11 +96,14 @@ def lower_group(
             buffers of its operands and its result.
         has_matrix_unit: Write attention of many rows, and products of bf16 matrices, for a matrix unit.
         block: Numbers of k that products of two matrices add up before others; 0 = all.
+        unpacks: Make bytes of codes of 4 bits once for all rows.
 
     Raises:
         UnsupportedError: an op of the body has no lowering.
     """
-    ctx = Context(_token_count(body), dict(layouts or {}), has_matrix_unit=has_matrix_unit, block=block)
+    ctx = Context(
+        _token_count(body), dict(layouts or {}), has_matrix_unit=has_matrix_unit, block=block, unpacks=unpacks
+    )
     ctx.names.add(OUTPUT_BLOCK)
     _bind_inputs(ctx, body, ctx.layouts)
     (result,) = body.outputs

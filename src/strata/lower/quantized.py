@@ -25,6 +25,10 @@ weight are unsigned and those of the activations signed, as that instruction wan
 for the offset (where every group of the weight has a zero of its own, ``dot`` multiplies by it). Floats
 that are not negative are in the order of their bits, NaN above infinity: maxima of bits are one instruction.
 
+Where the context ``unpacks``, codes of 4 bits become bytes first, in another stage before ``dot``::
+
+    unpacked[k / 4, n * 4]  codes of 4 bits, fours of an output side by side      u8
+
 With ``activations = bf16`` both operands are rounded, the weight in the layout of a matrix unit: 16 columns
 side by side, pairs of k together (``Layout(16, 2)``)::
 
@@ -56,6 +60,7 @@ from .matrix_unit import staged_activations
 DOT_BLOCK = "dot"
 LARGEST_BLOCK, CODES_BLOCK, STEPS_BLOCK, STARTS_BLOCK = "largest", "codes", "steps", "starts"
 TOP_BLOCK, OFFSETS_BLOCK = "top", "offsets"
+UNPACKED_BLOCK = "unpacked"
 WEIGHTS_BLOCK = "weights"
 WEIGHT_TILES = Layout(16, 2)
 FOUR = 4  # elements of k that an 8-bit dot product takes at once
@@ -336,11 +341,40 @@ def _dots(
         terms = [product(m, b.add(first, FOUR * half), part) for half, part in enumerate(parts)]
         return terms[0] if len(terms) == 1 else b.add(terms[0], terms[1])
 
-    extents: tuple[int, ...] = (groups.size,)
-    if layout is not None and _has_fours(layout, groups):
-        extents = groups.size // layout.cols, FOUR
-    value = by_element if len(extents) == 1 else by_tile
+    def by_four(i: Index, r: Index) -> Expr:
+        (m, g, n), (number, j) = i, r
+        four = b.add(b.mul(g, groups.size // FOUR), number)
+        return product(m, b.add(b.mul(four, FOUR), j), unpacked((four, b.add(b.mul(n, FOUR), j))))
+
+    extents, value = (groups.size,), by_element
+    if buffer is not None and layout is not None and _has_fours(layout, groups):
+        if ctx.unpacks and layout.nibbles:
+            unpacked = _unpacked(ctx, codes, buffer, layout)
+            extents, value = (groups.size // FOUR, FOUR), by_four
+        else:
+            extents, value = (groups.size // layout.cols, FOUR), by_tile
     return ctx.reduce(DOT_BLOCK, (shape[0], groups.count, shape[1]), i32, extents, start, b.add, value)
+
+
+def _unpacked(ctx: Context, codes: Node, buffer: Buffer, layout: Layout) -> Access:
+    """``[k / 4, n * 4]``: codes of 4 bits as bytes, fours of an output side by side."""
+    rows, k = codes.tensor.shape
+    assert isinstance(rows, int)
+    assert isinstance(k, int)
+    width = layout.rows * FOUR
+
+    def code(i: Index) -> Expr:
+        four, place = i
+        tile, inner = b.floordiv(four, 2), b.floormod(place, width)
+        index: Index = (tile, inner)
+        if layout.stripes is not None:
+            tiles = layout.stripes.tiles
+            index = b.floordiv(tile, tiles), layout.in_piece(b.floormod(tile, tiles), inner)
+        byte = Load(buffer, (b.floordiv(place, width), *index))
+        low, high = (Intrinsic(name, (byte,), u8, 1) for name in ("low4", "high4"))
+        return b.select(b.eq(b.floormod(four, 2), 0), low, high)
+
+    return ctx.stage(UNPACKED_BLOCK, (k // FOUR, rows * FOUR), u8, code)
 
 
 def _has_fours(layout: Layout, groups: _Groups) -> bool:

@@ -23,6 +23,7 @@ class Origin(Enum):
     ROUNDED = "rounded"  # a schedule rule, for operands rounded to bf16
     MATRIX = "matrix"  # a group that was lowered for a matrix unit
     BLOCKED = "blocked"  # a schedule rule, for a product that is added up block by block
+    UNPACKED = "unpacked"  # a schedule rule, for codes of 4 bits that become bytes once for all rows
     SIZE = "size"  # a schedule rule, for one size
     TUNED = "tuned"  # a trace of the tuning database
     KERNEL = "kernel"  # a kernel or function of the user

@@ -13,10 +13,12 @@ from .rounded import rounded_offers
 from .rules import rule_offers
 from .sizes import size_offers
 from .tuned import tuned_offers
+from .unpacked import unpacked_offers
 
 SOURCES: tuple[Source, ...] = (
     rule_offers,
     blocked_offers,
+    unpacked_offers,
     rounded_offers,
     matrix_offers,
     size_offers,

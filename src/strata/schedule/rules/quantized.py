@@ -9,6 +9,7 @@ all threads, or serially where there is but one row: then waking the threads cos
 come from memory while the second tile computes: for machines whose memory answers late. There ``dot6x64`` has
 its f32 sums in the level-1 cache, too: more rows for each code that comes from level 2. It is for prompts,
 whose codes are there already: asking for them ahead of time would only cost instructions.
+``unpacked6x64`` is the same with codes of 4 bits that a stage made bytes, once for all rows.
 
 ``cpu.qmatmul.matrix32x32``: codes of 8 bits by a matrix unit (``loop.matrix``), both sets of sums in memory.
 """
@@ -56,12 +57,13 @@ from .matmul import (
 )
 from .matrix import columns_in_cache, fetch_tiles
 
-DOT, SUM, OUT = "dot", "matmul", "out"
+UNPACKED, DOT, SUM, OUT = "unpacked", "dot", "matmul", "out"
 FOUR = 4
 UNROLLED_STEPS = 8  # dot products of an output that follow each other without a loop
 # Rows of a tile, and rows whose integer sums are in registers where others are in memory.
 ROW_TILES: tuple[tuple[int, int | None], ...] = ((1, None), (3, None), (4, None))
-LATE_ROW_TILES: tuple[tuple[int, int | None], ...] = ((1, None), (4, None), (6, 6), (8, 4))
+MANY_ROWS = (6, 6)
+LATE_ROW_TILES: tuple[tuple[int, int | None], ...] = ((1, None), (4, None), MANY_ROWS, (8, 4))
 
 
 def quantized_layouts(
@@ -102,12 +104,14 @@ def quantized_rule(func: Func, target: Target) -> Sequence[Proposal] | None:
     if stages[-3:] != [DOT, SUM, OUT]:
         return None
     single = Draft(func)
-    row_loops = [_quantize(single, stage, target.lanes_f32) for stage in stages[:-3]]
+    row_loops = [_quantize(single, stage, target.lanes_f32) for stage in stages[:-3] if stage != UNPACKED]
     several = single.copy()
     for first, second in itertools.pairwise(row_loops):
         several.do(Merge(first, second))
     several.parallel(row_loops[-1])
     tiles = LATE_ROW_TILES if target.fetch_ahead_bytes >= FAR_BYTES else ROW_TILES
+    if UNPACKED in stages:
+        tiles = (MANY_ROWS,)
     found = [_tiles(several if rows > 1 else single, target, rows, at_once) for rows, at_once in tiles]
     if target.has_matrix_int8 and _instruction(func) == "dot4_u8i8":
         found.append(_matrix(several, target))
@@ -121,23 +125,34 @@ def _tiles(quantized: Draft, target: Target, rows: int, at_once: int | None) -> 
         quantized: Stages that quantise the activations are scheduled.
         target: The machine.
         rows: Rows of the tile.
-        at_once: Rows whose integer sums are in registers, where other sums are in memory; ``None``: all
+        at_once: Rows whose integer sums are in registers, where f32 sums are in memory; ``None``: all
             sums are in registers.
     """
     draft, columns, lanes = quantized.copy(), column_tile(target), target.lanes_f32
+    unpacks = UNPACKED in stage_names(draft.func)
     try:
-        _tile_sums(draft, rows, columns, lanes, in_memory=at_once is not None)
-        steps = _tile_dots(draft, lanes, at_once)
+        _tile_sums(draft, rows, columns, lanes, at_once)
+        if unpacks:
+            _unpack(draft, lanes)
+        steps = _tile_dots(draft, lanes)
         draft.do(Parallel(f"{OUT}_i1o"))
         if at_once is None:
             draft.do(Unroll(f"{OUT}_i0i"))
         stream_evenly(draft, f"{OUT}_i1o", rows)
         if at_once != rows:
             _fetch(draft, target, quantized.func, rows, steps, columns)
-        made = draft.proposal(f"cpu.qmatmul.dot{rows}x{columns}", rows, dot=True)
+        kind = "unpacked" if unpacks else "dot"
+        made = draft.proposal(f"cpu.qmatmul.{kind}{rows}x{columns}", rows, dot=True)
     except LegalityError:
         return None
     return made if gathers(made.func) == 0 else None
+
+
+def _unpack(draft: Draft, lanes: int) -> None:
+    """All codes of a tile of outputs as bytes; low and high halves are neighbouring fours."""
+    fours = f"{UNPACKED}_i0"
+    draft.do(ComputeAt(UNPACKED, f"{OUT}_i1o"), Split(fours, 2), Unroll(fours + "i"))
+    _vectors(draft, f"{UNPACKED}_i1", lanes * FOUR)
 
 
 def _matrix(quantized: Draft, target: Target) -> Proposal | None:
@@ -196,9 +211,12 @@ def _vectors(draft: Draft, loop: str, lanes: int) -> None:
     draft.do(Split(loop, lanes), Unroll(loop + "o"), Vectorize(loop + "i"))
 
 
-def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int, *, in_memory: bool) -> None:
-    """f32 sums of a tile, in registers or in memory, groups one after the other."""
-    space = "local" if in_memory else "register"
+def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int, at_once: int | None) -> None:
+    """f32 sums of a tile, in registers or in memory, groups one after the other.
+
+    Integer sums are in registers: of all rows, or of ``at_once`` after each other.
+    """
+    space = "register" if at_once is None else "local"
     m, n, tile_m, tile_n, g = f"{OUT}_i0", f"{OUT}_i1", f"{SUM}_i0", f"{SUM}_i1", f"{SUM}_k0"
     draft.do(
         Split(m, rows),
@@ -207,16 +225,17 @@ def _tile_sums(draft: Draft, rows: int, columns: int, lanes: int, *, in_memory: 
         ComputeAt(SUM, m + "o", space),
         Reorder((g, tile_m, tile_n)),
         DecomposeReduction(SUM, g),
-        ComputeAt(DOT, g, space),
     )
+    if at_once is None:
+        draft.do(ComputeAt(DOT, g, "register"), Unroll(tile_m), Unroll(tile_m + "_init"))
+    else:
+        draft.do(Split(tile_m, at_once), ComputeAt(DOT, tile_m + "o", "register"), Unroll(tile_m + "i"))
     for loop in (tile_n, tile_n + "_init", n + "i"):
         _vectors(draft, loop, lanes)
-    if not in_memory:
-        draft.do(Unroll(tile_m), Unroll(tile_m + "_init"))
 
 
-def _tile_dots(draft: Draft, lanes: int, at_once: int | None = None) -> str:
-    """i32 sums of a group in registers, by dot products of four: all rows, or some after the other.
+def _tile_dots(draft: Draft, lanes: int) -> str:
+    """i32 sums of a group in registers, by dot products of four.
 
     Returns:
         The unrolled loop over those of an output.
@@ -226,11 +245,7 @@ def _tile_dots(draft: Draft, lanes: int, at_once: int | None = None) -> str:
         raise LegalityError(f"block {DOT} does not add up fours")
     rows, outputs, group = f"{DOT}_i0", f"{DOT}_i2", f"{DOT}_i1"
     steps, four = reduction
-    outer = (group,)
-    if at_once is not None:
-        draft.do(Split(rows, at_once))
-        outer, rows = (group, rows + "o"), rows + "i"
-    draft.do(Reorder((*outer, steps, rows, outputs, four)), DecomposeReduction(DOT, steps))
+    draft.do(Reorder((group, steps, rows, outputs, four)), DecomposeReduction(DOT, steps))
     draft.do(Split(outputs, lanes), Unroll(outputs + "o"), Tensorize(outputs + "i", _instruction(draft.func)))
     _vectors(draft, outputs + "_init", lanes)
     draft.do(Unroll(rows), Unroll(rows + "_init"))
