@@ -12,7 +12,7 @@ import tolerance
 
 from strata.codegen.build import build_image
 from strata.core.dims import SymDim, evaluate
-from strata.core.dtypes import dtype, f32
+from strata.core.dtypes import bf16, dtype, f32
 from strata.core.kv_layout import LAYER_FIELDS
 from strata.graph import builder as b
 from strata.graph import interp
@@ -26,8 +26,8 @@ from strata.lower.attention.paged import MAX_SPLITS, PART_ROWS, SPLIT_TOKENS, TI
 from strata.planner.workspace import hoist_workspace, with_workspace
 from strata.runtime.image import LoadedImage, load_image
 from strata.runtime.tensors import as_tensor
-from strata.schedule import propose
-from strata.target import detect_host
+from strata.schedule import propose, trace_text
+from strata.target import detect_host, get_target
 
 N = SymDim("n", 1, 256)
 
@@ -108,6 +108,21 @@ BATCHES = [
     ([0, 7], [4 * TILES_TOGETHER + 3, 8 * TILES_TOGETHER - 1]),  # some whole sets of tiles and a part of one
     ([3, 9, 63, 64, 65, 1, 0, 200], [1] * 8),
 ]
+
+
+@pytest.mark.parametrize(
+    ("level", "pairs"),
+    [("avx2", 0), ("avx512", 0), ("avx512-fp16", 0), ("neon", 0), ("avx512-bf16", 2), ("avx512-amx", 2)],
+)
+def test_queries_and_weights_are_f32_where_pairs_are_not_multiplied(level: str, pairs: int) -> None:
+    q = b.input("q", TensorType((N, 16, 64), f32))
+    cache = b.input("cache", CacheType(1, 2, 64, bf16, 64, RopeMode.NONE, 0))
+    func = lower_group("f", Function("f", (q, cache), (b.paged_attention(q, cache, 0, 0.125),))).func
+    (proposal,) = propose(func, get_target(level))
+    trace = trace_text(proposal.trace)
+    steps = [trace.count(x) for x in ("widen(buffer=q_rows)", "widen(buffer=p)", "intrinsic=every2")]
+    assert steps == ([0, 0, 0] if pairs else [1, 1, 2])
+    assert trace.count("tensorize(") - trace.count("every2") == pairs
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ name           instruction                               expansion
 ``low4``       ``and``
 ``high4``      shift
 ``every4``                                               shift of 32 bits, narrowed
+``every2``                                               shifts of 32 bits, or a mask
 ``zip_bf16``                                             two conversions, a shuffle
 ``exp2``,      ``vreduceps``, ``vscalefps`` around a     polynomial, exponent by integer addition
 ``exp2_bf16``  polynomial
@@ -107,6 +108,12 @@ def _dot2_expanded(emitter: ExprEmitter, acc: Value, x: Value, y: Value) -> Valu
     return acc
 
 
+def _every2(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
+    b, lanes, (x, j) = emitter.b, node.lanes, args
+    bits = Bits(b, lanes)
+    return bits.value(bits.op("shl", _shifted_down(b, bits, x, j, 16), 16))
+
+
 # -------------------------------------------------------------------------------------------- nibbles
 
 
@@ -140,13 +147,18 @@ def _nearest8(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value
 def _every4(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
     b, lanes, (x, j) = emitter.b, node.lanes, args
     bits = Bits(b, lanes)
-    distance = index.scale(b, j, 8)
+    shifted = _shifted_down(b, bits, x, j, 8)
+    return b.pure(u8, lanes, f"trunc {bits.int} {{}} to {ssa_type(u8, lanes)}", shifted)
+
+
+def _shifted_down(b: Builder, bits: Bits, x: Value, j: Value, width: int) -> Value:
+    """Words of 32 bits without their lowest ``j`` parts of ``width`` bits."""
+    distance = index.scale(b, j, width)
     if distance.const is None:
         distance = b.pure(i32, 1, "trunc i64 {} to i32", distance)
     else:
         distance = constant(int(distance.const), i32)
-    shifted = bits.op("lshr", bitcast(b, x, i32, lanes), splat(distance, lanes))
-    return b.pure(u8, lanes, f"trunc {bits.int} {{}} to {ssa_type(u8, lanes)}", shifted)
+    return bits.op("lshr", bitcast(b, x, i32, bits.lanes), splat(distance, bits.lanes))
 
 
 def _zip_bf16(emitter: ExprEmitter, node: Intrinsic, args: list[Value]) -> Value:
@@ -227,6 +239,7 @@ EMITTERS: dict[str, Callable[[ExprEmitter, Intrinsic, list[Value]], Value]] = {
     "from_bits": _same_bits,
     "nearest8": _nearest8,
     "every4": _every4,
+    "every2": _every2,
     "zip_bf16": _zip_bf16,
     "low4": lambda emitter, node, args: _nibble(emitter.b, node, "and", 15, *args),
     "exp2": _exp2,

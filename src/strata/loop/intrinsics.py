@@ -10,6 +10,7 @@ name           arguments                                         result, lane ``
 ``low4``       ``a``: u8 L                                       ``a[l] & 15``
 ``high4``      ``a``: u8 L                                       ``a[l] >> 4``
 ``every4``     ``a``: u8, 4L lanes; ``j``: i64 below 4           ``a[4l+j]``
+``every2``     ``a``: bf16, 2L lanes; ``j``: i64 below 2         ``a[2l+j]``, f32
 ``bits``       ``a``: f32 L                                      the same 32 bits, i32
 ``from_bits``  ``a``: i32 L                                      the same 32 bits, f32
 ``nearest8``   ``a``: f32 L                                      ``a[l]`` rounded to i8, halves to even
@@ -167,6 +168,19 @@ def _every4(a: Array, j: Array) -> Array:
     return a[int(j[0]) :: 4]
 
 
+def _every2_result(args: Sequence[VectorType]) -> VectorType | None:
+    match list(args):
+        case [(a, lanes), (j, 1)] if (a, j) == (bf16, i64) and lanes % 2 == 0:
+            return (f32, lanes // 2)
+    return None
+
+
+def _every2(a: Array, j: Array) -> Array:
+    if not 0 <= j[0] < 2:
+        raise VerifyError(f"@every2: j is {j[0]}; expected 0 or 1")
+    return a[int(j[0]) :: 2].astype(np.float32)
+
+
 def _bits_result(args: Sequence[VectorType]) -> VectorType | None:
     return (i32, args[0][1]) if len(args) == 1 and args[0][0] == f32 else None
 
@@ -229,6 +243,7 @@ for _definition in (
     IntrinsicDef("low4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a & 15, is_elementwise=True),
     IntrinsicDef("high4", "(a: u8[L]) -> u8[L]", _nibble_result, lambda a: a >> 4, is_elementwise=True),
     IntrinsicDef("every4", "(a: u8[4L], j: i64[1]) -> u8[L]", _every4_result, _every4),
+    IntrinsicDef("every2", "(a: bf16[2L], j: i64[1]) -> f32[L]", _every2_result, _every2),
     IntrinsicDef("bits", "(a: f32[L]) -> i32[L]", _bits_result, _bits, is_elementwise=True),
     IntrinsicDef("from_bits", "(a: i32[L]) -> f32[L]", _from_bits_result, _from_bits, is_elementwise=True),
     IntrinsicDef("nearest8", "(a: f32[L]) -> i8[L]", _nearest8_result, _nearest8, is_elementwise=True),

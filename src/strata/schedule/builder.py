@@ -50,6 +50,7 @@ from .steps import (
     Trim,
     Unroll,
     Vectorize,
+    Widen,
 )
 
 _WIDTH = 100  # of the lines of an excerpt
@@ -294,6 +295,10 @@ class Schedule:
     def set_scope(self, buffer: str, space: str) -> Schedule:
         """Put an intermediate buffer into ``global``, ``local`` or ``register`` memory."""
         return self.apply(SetScope(buffer, space))
+
+    def widen(self, buffer: str) -> Schedule:
+        """Keep numbers of 16 bits in a private buffer as f32, which is what all that reads them makes."""
+        return self.apply(Widen(buffer))
 
     # --------------------------------------------------------------------------------------- reductions
 

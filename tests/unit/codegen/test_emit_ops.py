@@ -333,6 +333,22 @@ def test_dot2_bf16(target, lanes):
     assert native == target.prefers_bf16_dot
 
 
+@pytest.mark.parametrize("target", TARGET_PARAMS)
+@pytest.mark.parametrize("lanes", [4, 12, 16])
+def test_every2(target, lanes):
+    x = np.random.default_rng(8).standard_normal((3, 2 * lanes)).astype(ml_dtypes.bfloat16)
+    given, out = Buffer("x", (3, 2 * lanes), bf16), Buffer("o", (6, lanes), f32)
+
+    def row(r, j):
+        pairs = b.load(given, r, b.ramp(0, 2 * lanes))
+        value = Intrinsic("every2", (pairs, j), f32, lanes)
+        return b.store(out, (b.add(b.mul(r, 2), j), b.ramp(0, lanes)), value)
+
+    func = Func("f", (given, out), b.loop("r", 3, lambda r: b.loop("j", 2, lambda j: row(r, j))))
+    want = x.astype(np.float32).reshape(3, lanes, 2).transpose(0, 2, 1).reshape(6, lanes)
+    assert_same(mcjit.run(func, target, x)[0], want, "every2")
+
+
 # Pairs of products of these do not fit into 16 bits.
 EXTREMES = {"dot4_u8i8": (255, -128), "dot4_u4i8": (15, -128)}
 

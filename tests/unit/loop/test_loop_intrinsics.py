@@ -2,10 +2,11 @@
 
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from strata.core.dtypes import bf16, f32, f64, i8, i32, i64, u8
+from strata.core.dtypes import bf16, f16, f32, f64, i8, i32, i64, u8
 from strata.core.errors import UserError, VerifyError
 from strata.loop.check import LOOP_NAIVE, check
 from strata.loop.interp import run
@@ -128,6 +129,18 @@ def test_every_fourth_byte():
     for wrong in ([(u8, 6), (i64, 1)], [(i8, 64), (i64, 1)], [(u8, 64)]):
         with pytest.raises(VerifyError, match=r"@every4: got .*; expected \(a: u8\[4L\], j: i64\[1\]\)"):
             result_type("every4", wrong)
+
+
+def test_every_second_number():
+    every2, pairs = INTRINSICS["every2"].evaluate, np.arange(6).astype(ml_dtypes.bfloat16)
+    for j in range(2):
+        np.testing.assert_array_equal(every2(pairs, np.array([j])), np.float32([j, 2 + j, 4 + j]))
+    with pytest.raises(VerifyError, match="@every2: j is 2; expected 0 or 1"):
+        every2(pairs, np.array([2]))
+    assert result_type("every2", [(bf16, 32), (i64, 1)]) == (f32, 16)
+    for wrong in ([(bf16, 5), (i64, 1)], [(f16, 32), (i64, 1)], [(bf16, 32)]):
+        with pytest.raises(VerifyError, match=r"@every2: got .*; expected \(a: bf16\[2L\], j: i64\[1\]\)"):
+            result_type("every2", wrong)
 
 
 def test_bits():

@@ -271,7 +271,7 @@ TENSORIZE = [
     (
         [],
         "tensorize(loop=j, intrinsic=dot4_i8)",
-        "got intrinsic 'dot4_i8'; expected dot2_bf16, dot4_u8i8, dot4_u4i8, zip_bf16",
+        "got intrinsic 'dot4_i8'; expected dot2_bf16, dot4_u8i8, dot4_u4i8, zip_bf16, every2",
     ),
     ([], "tensorize(loop=k)", "loop k is not 4, 8 or 16 lanes around a loop of 2 around a block"),
     ([], "tensorize(loop=p)", "loop p is not 4, 8 or 16 lanes around a loop of 2 around a block"),
@@ -356,6 +356,69 @@ def test_tensorize_pairs(changes: list[tuple[str, str]], message: str) -> None:
     text = changed(UNPACK, changes)
     with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
         apply_trace(parse_func(text), parse_trace("tensorize(loop=j, intrinsic=zip_bf16)"))
+
+
+HALVES = """
+func @f(a: f32[4,8], w: bf16[4,32]) -> (y: f32[4,16])
+  for i in 4:
+    for k in 4:
+      for j in 16:
+        for p in 2:
+          block "m" (i0: spatial 4 = i, i1: spatial 16 = j, k0: reduce 4 = k, k1: reduce 2 = p):
+            y[i0, i1] = y[i0, i1] + a[i0, k0 * 2 + k1] * f32(w[k0, i1 * 2 + k1])
+"""
+TENSORIZE_HALVES = [
+    (
+        [
+            ("a: f32", "a: bf16"),
+            ("* 2 + k1] * f32", "* 2 + k1] * f32"),
+            ("a[i0", "f32(a[i0"),
+            ("1] *", "1]) *"),
+        ],
+        "f32",
+    ),
+    ([("w: bf16", "w: f16")], "of f32, f32 and bf16"),
+    ([("p):", "p) where i < 3:")], "without init and predicate"),
+    ([("i1 * 2 + k1", "k1 * 16 + i1")], r"w has other strides in the nest than \(2, 1\)"),
+    ([("a[i0, k0 * 2 + k1]", "a[i0, 7 - k0 * 2 - k1]")], r"a has other strides in the nest than \(0, 1\)"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), TENSORIZE_HALVES)
+def test_tensorize_halves(changes: list[tuple[str, str]], message: str) -> None:
+    text = changed(HALVES, changes)
+    with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
+        apply_trace(parse_func(text), parse_trace("tensorize(loop=j, intrinsic=every2)"))
+
+
+WIDEN = """
+func @f(x: f32[8]) -> (y: f32[8])
+  alloc p: bf16[8] local:
+    for i in 8:
+      block "round" (i0: spatial 8 = i):
+        p[i0] = bf16(x[i0])
+    for j in 8:
+      block "use" (i1: spatial 8 = j):
+        y[i1] = f32(p[i1]) * f32(p[7 - i1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "trace", "message"),
+    [
+        ([], "widen(buffer=q)", "0 buffers called 'q' are allocated; expected one; known: p"),
+        ([("bf16[8] local", "f32[8] local"), ("bf16(x", "(x"), ("f32(p[i1]) * f32(p[7 - i1])", "p[i1]")],
+         "widen(buffer=p)", "p is a local buffer of f32; expected a private one of bf16 or f16"),
+        ([("bf16[8] local", "bf16[8]")], "widen(buffer=p)", "p is a global buffer of bf16"),
+        ([("y: f32", "y: bf16"), ("f32(p[i1]) * f32(p[7 - i1])", "p[i1]")],
+         "widen(buffer=p)", "p is read by what makes no f32 of it"),
+        ([("bf16[8] local", "bf16[600000] local")], "widen(buffer=p)", "p takes 2400000 bytes of stack"),
+    ],
+)  # fmt: skip
+def test_widen(changes: list[tuple[str, str]], trace: str, message: str) -> None:
+    text = changed(WIDEN, changes)
+    with pytest.raises(LegalityError, match=f"widen: .*{message}"):
+        apply_trace(parse_func(text), parse_trace(trace))
 
 
 @pytest.mark.parametrize(("changes", "intrinsic", "message"), TENSORIZE_4)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from strata.core.errors import LegalityError
-from strata.loop.nodes import Alloc, Block, Func, MemSpace
+from strata.loop.nodes import MATRIX, Alloc, Binary, BinaryOp, Block, Cast, Func, Load, MemSpace, Store
 from strata.loop.rewrite import walk_stmts
-from strata.schedule.step import loops_around
-from strata.schedule.steps import Tensorize
+from strata.schedule.step import find_block, loops_around
+from strata.schedule.steps import Tensorize, Widen
 from strata.target import Target
 
 from . import blocked, columns, fallback, matmul, matrix, parts, quantized, rows, transpose  # noqa: F401  (fill the table)
@@ -32,6 +32,7 @@ ORDER = (
     "rows",
     "fallback",
 )
+PAIRS, HALVES = "dot2_bf16", "every2"
 # What else is worth an estimate: few columns are better reduced row by row, on all threads.
 ALTERNATIVES = {"columns": ("rows",)}
 
@@ -44,8 +45,11 @@ def propose(func: Func, target: Target) -> Sequence[Proposal]:
     """
     draft = Draft(func)
     for block, intrinsic in marked_blocks(func).items():
-        *_, outer, _ = loops_around(draft.func, block)
-        draft.do(Tensorize(outer.var.name, intrinsic))
+        loops = loops_around(draft.func, block)
+        by_pairs = target.multiplies_bf16_pairs or any(dict(x.notes).get(MATRIX) for x in loops)
+        if intrinsic == PAIRS and not by_pairs and _widen_shared(draft, block):
+            intrinsic = HALVES
+        draft.do(Tensorize(loops[-2].var.name, intrinsic))
     before = tuple(draft.steps)
     return tuple(replace(p, trace=(*before, *p.trace)) for p in _propose(draft.func, target))
 
@@ -63,6 +67,21 @@ def marked_blocks(func: Func) -> dict[str, str]:
     """Blocks that lowering has made to be one instruction each, and its name (their note ``tensorize``)."""
     found = {s.name: dict(s.notes).get("tensorize") for s in walk_stmts(func) if isinstance(s, Block)}
     return {block: str(intrinsic) for block, intrinsic in found.items() if intrinsic is not None}
+
+
+def _widen_shared(draft: Draft, block: str) -> bool:
+    """Have in f32 what all lanes of a marked block multiply by: it is read once per vector of the others."""
+    match find_block(draft.func, block).body:
+        case Store(value=Binary(BinaryOp.ADD, _, Binary(BinaryOp.MUL, Cast(_, Load() as shared), _))):
+            try:
+                draft.do(Widen(shared.buffer.name))
+            except LegalityError:
+                return False
+            return True
+        case Store(value=Binary(BinaryOp.ADD, _, Binary(BinaryOp.MUL, Load(), Cast()))):
+            return True  # another block's factor, too
+        case _:
+            return False
 
 
 def _needs_workspace(func: Func) -> bool:

@@ -1,6 +1,6 @@
 """Schedule steps, one file per kind."""
 
-from .caches import CacheRead, CacheWrite, SetScope
+from .caches import CacheRead, CacheWrite, SetScope, Widen
 from .inline import ComputeInline, ReverseComputeInline
 from .kinds import Annotate, Bind, Parallel, Prefetch, Unroll, Vectorize
 from .loops import Fuse, Merge, Pad, Reorder, Split, Tile
@@ -36,4 +36,5 @@ __all__ = [
     "Trim",
     "Unroll",
     "Vectorize",
+    "Widen",
 ]

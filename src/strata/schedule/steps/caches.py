@@ -1,9 +1,10 @@
-"""Steps on memory: cache_read, cache_write, set_scope."""
+"""Steps on memory: cache_read, cache_write, set_scope, widen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from strata.core.dtypes import bf16, f16, f32
 from strata.core.errors import LegalityError
 from strata.loop import build as b
 from strata.loop.analysis import Analysis
@@ -13,6 +14,7 @@ from strata.loop.nodes import (
     Block,
     Buffer,
     Call,
+    Cast,
     Expr,
     For,
     Func,
@@ -205,15 +207,7 @@ class SetScope(Step):
     def apply(self, func: Func) -> Func:
         """Exchange the buffer."""
         space = new_space("set_scope", self.space, SPACES)
-        allocs = [s for s in walk_stmts(func) if isinstance(s, Alloc)]
-        found = [s for s in allocs if s.buffer.name == self.buffer]
-        if len(found) != 1:
-            known = ", ".join(s.buffer.name for s in allocs) or "none"
-            raise LegalityError(
-                f"set_scope: {len(found)} buffers called {self.buffer!r} are allocated; expected one; "
-                f"known: {known}"
-            )
-        (alloc,) = found
+        alloc = _allocation("set_scope", func, self.buffer)
         old = alloc.buffer
         if space is not MemSpace.GLOBAL:
             check_size("set_scope", old, old.shape)
@@ -225,3 +219,71 @@ class SetScope(Step):
             raise LegalityError(f"set_scope: {old.name} is allocated in a loop; expected local or register")
         new: Stmt = replace_buffers(alloc, {old: Buffer(old.name, old.shape, old.dtype, space)})
         return replace_stmt(func, alloc, new)
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Widen(Step):
+    """Keep rounded numbers in f32, where each is read several times and always made f32 first.
+
+    Rewrite::
+
+        alloc p: bf16[32] local:                alloc p: f32[32] local:
+          p[i] = bf16(x)                 ->       p[i] = f32(bf16(x))
+          y = y + f32(p[j]) * z                   y = y + p[j] * z
+
+    Legal when: exactly one allocated buffer has the name, a private one of bf16 or f16, which fits the stack
+    as f32; all that reads it makes f32 of it.
+    """
+
+    buffer: str
+
+    @classmethod
+    def step_name(cls) -> str:
+        """Name in the text form."""
+        return "widen"
+
+    def apply(self, func: Func) -> Func:
+        """Exchange the buffer, its stores and its loads."""
+        alloc = _allocation("widen", func, self.buffer)
+        old = alloc.buffer
+        if old.dtype not in (bf16, f16) or old.space is MemSpace.GLOBAL:
+            raise LegalityError(
+                f"widen: {old.name} is a {old.space.value} buffer of {old.dtype}; "
+                "expected a private one of bf16 or f16"
+            )
+        new = Buffer(old.name, old.shape, f32, old.space)
+        check_size("widen", new, new.shape)
+
+        def load(e: Expr) -> Expr:
+            match e:
+                case Cast(dtype, Load(buffer, indices, mask)) if buffer is old and dtype is f32:
+                    return Load(new, indices, mask)
+                case _:
+                    return e
+
+        def store(s: Stmt) -> Stmt:
+            if isinstance(s, Store) and s.buffer is old:
+                return Store(new, s.indices, b.cast(f32, s.value), s.mask)
+            return s
+
+        body = map_stmt(alloc.body, load, store)
+        if touches(body, old):
+            raise LegalityError(f"widen: {old.name} is read by what makes no f32 of it")
+        return replace_stmt(func, alloc, Alloc(new, body))
+
+
+def _allocation(step: str, func: Func, buffer: str) -> Alloc:
+    """Where the one buffer of that name is allocated.
+
+    Raises:
+        LegalityError: there is none, or several.
+    """
+    allocs = [s for s in walk_stmts(func) if isinstance(s, Alloc)]
+    found = [s for s in allocs if s.buffer.name == buffer]
+    if len(found) != 1:
+        known = ", ".join(s.buffer.name for s in allocs) or "none"
+        raise LegalityError(
+            f"{step}: {len(found)} buffers called {buffer!r} are allocated; expected one; known: {known}"
+        )
+    return found[0]

@@ -39,7 +39,7 @@ from .stages import Ranges, loop_ranges
 
 LANES = (4, 8, 16)
 NIBBLES = ("low4", "high4")
-ZIP = "zip_bf16"
+ZIP, HALVES = "zip_bf16", "every2"
 FOUR = 4
 
 
@@ -98,6 +98,12 @@ class Tensorize(Step):
     ``dot4_u4i8`` i32             4     the same, halves of bytes only
     ============= =============== ===== ====================================================================
 
+    Or two multiply-adds by elements of pairs, the odd ones first (``intrinsic=every2``)::
+
+        for n in L: for k in 2:                      for k = 1, then 0:
+          block  acc[.., b + n] += x[.., c + k]  ->    acc[.., ramp(b, L)] = @fma(x[.., c + k],
+                     * f32(w[.., d + 2*n + k])           @every2(w[.., ramp(d, 2*L)], k), acc[.., ramp(b, L)])
+
     Or stores of pairs of values that are rounded to bf16 (``intrinsic=zip_bf16``), where bytes may be every
     fourth of a buffer::
 
@@ -119,7 +125,7 @@ class Tensorize(Step):
 
     def apply(self, func: Func) -> Func:
         """Replace the nest."""
-        known = (*DOTS, ZIP)
+        known = (*DOTS, ZIP, HALVES)
         if self.intrinsic not in known:
             raise LegalityError(f"tensorize: got intrinsic {self.intrinsic!r}; expected {', '.join(known)}")
         dot = DOTS.get(self.intrinsic)
@@ -139,7 +145,8 @@ class Tensorize(Step):
         ranges = loop_ranges([s for s in walk_stmts(func) if isinstance(s, For)])
         nest = _Nest(outer.var, inner.var, lanes, ranges)
         if dot is None:
-            return replace_stmt(func, outer, _pairs(nest, inner.body, self.loop))
+            made = _pairs if self.intrinsic == ZIP else _halves
+            return replace_stmt(func, outer, made(nest, inner.body, self.loop))
         acc, products = _accumulation(inner.body, self.loop, dot)
         at = nest.ramp(acc, (1, 0), lanes)
         value: Expr = Load(acc.buffer, at)
@@ -249,6 +256,40 @@ def _operands(acc: Load, factors: tuple[Expr, Expr], dot: Dot) -> tuple[Load, Ex
     got = " * ".join(f"{e.name}({e.dtype})" if isinstance(e, Intrinsic) else str(e.dtype) for e in factors)
     half = {"no": "", "may": " (or a half of it)", "must": " in halves"}[dot.nibbles]
     raise LegalityError(f"tensorize: got {acc.dtype} += {got}; expected {dot.acc} += {dot.x} * {dot.w}{half}")
+
+
+def _halves(nest: _Nest, block: Block, loop: str) -> Store:
+    """Products of f32 by the elements of pairs of bf16, odd ones first."""
+    match substitute(block.body, {a.var: a.value for a in block.axes}):
+        case Store(
+            buffer,
+            indices,
+            Binary(
+                BinaryOp.ADD,
+                Load(mask=None) as acc,
+                Binary(BinaryOp.MUL, Load(mask=None) as x, Cast(_, Load(mask=None) as w)),
+            ),
+            None,
+        ) if (
+            (acc.buffer is buffer and acc.indices == indices and block.init is None)
+            and (acc.dtype, x.dtype, w.dtype) == (f32, f32, bf16)
+            and block.predicate is None
+        ):
+            at, (*row, shared) = nest.ramp(acc, (1, 0), nest.lanes), nest.ramp(x, (0, 1), 2)
+            assert isinstance(shared, Ramp)
+            pairs = Load(w.buffer, nest.ramp(w, (2, 1), 2 * nest.lanes))
+            value: Expr = Load(acc.buffer, at)
+            for k in (1, 0):
+                one = b.splat(Load(x.buffer, (*row, b.add(shared.base, k))), nest.lanes)
+                half = Intrinsic(HALVES, (pairs, index(k)), f32, nest.lanes)
+                value = Intrinsic("fma", (one, half, value), f32, nest.lanes)
+            return Store(acc.buffer, at, value)
+        case _:
+            pass
+    raise LegalityError(
+        f"tensorize: loop {loop}: the block is not acc += x * f32(w) of f32, f32 and bf16, "
+        "without init and predicate"
+    )
 
 
 def _pairs(nest: _Nest, block: Block, loop: str) -> Store:
