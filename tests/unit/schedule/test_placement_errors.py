@@ -267,11 +267,13 @@ func @f(a: bf16[4,8], w: bf16[4,32], v: bf16[32,4]) -> (y: f32[4,16], h: f32[16,
           block "m" (i0: spatial 4 = i, i1: spatial 16 = j, k0: reduce 4 = k, k1: reduce 2 = p):
             y[i0, i1] = y[i0, i1] + f32(a[i0, k0 * 2 + k1]) * f32(w[k0, i1 * 2 + k1])
 """
+HALVES = [("a: bf16", "a: f32"), ("f32(a[i0, k0 * 2 + k1])", "a[i0, k0 * 2 + k1]")]
+EVERY2 = "tensorize(loop=j, intrinsic=every2)"
 TENSORIZE = [
     (
         [],
         "tensorize(loop=j, intrinsic=dot4_i8)",
-        "got intrinsic 'dot4_i8'; expected dot2_bf16, dot4_u8i8, dot4_u4i8, zip_bf16, every2",
+        "got intrinsic 'dot4_i8'; expected dot2_bf16, every2, dot4_u8i8, dot4_u4i8, zip_bf16",
     ),
     ([], "tensorize(loop=k)", "loop k is not 4, 8 or 16 lanes around a loop of 2 around a block"),
     ([], "tensorize(loop=p)", "loop p is not 4, 8 or 16 lanes around a loop of 2 around a block"),
@@ -304,6 +306,15 @@ TENSORIZE = [
         [("y[i0, i1]", "h[i1, i0]")],
         "tensorize(loop=j)",
         "h is indexed by the nest in a dim that is not its last",
+    ),
+    ([], EVERY2, r"got f32 \+= bf16 \* bf16; expected f32 \+= f32 \* bf16"),
+    ([*HALVES, ("w: bf16", "w: f16")], EVERY2, r"got f32 \+= f32 \* f16; expected f32 \+= f32 \* bf16"),
+    ([*HALVES, ("p):", "p) where i < 3:")], EVERY2, "without init and predicate"),
+    ([*HALVES, ("i1 * 2 + k1", "k1 * 16 + i1")], EVERY2, r"w has other strides in the nest than \(2, 1\)"),
+    (
+        [*HALVES, ("a[i0, k0 * 2 + k1]", "a[i0, 7 - k0 * 2 - k1]")],
+        EVERY2,
+        r"a has other strides in the nest than \(0, 1\)",
     ),
 ]
 
@@ -356,39 +367,6 @@ def test_tensorize_pairs(changes: list[tuple[str, str]], message: str) -> None:
     text = changed(UNPACK, changes)
     with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
         apply_trace(parse_func(text), parse_trace("tensorize(loop=j, intrinsic=zip_bf16)"))
-
-
-HALVES = """
-func @f(a: f32[4,8], w: bf16[4,32]) -> (y: f32[4,16])
-  for i in 4:
-    for k in 4:
-      for j in 16:
-        for p in 2:
-          block "m" (i0: spatial 4 = i, i1: spatial 16 = j, k0: reduce 4 = k, k1: reduce 2 = p):
-            y[i0, i1] = y[i0, i1] + a[i0, k0 * 2 + k1] * f32(w[k0, i1 * 2 + k1])
-"""
-TENSORIZE_HALVES = [
-    (
-        [
-            ("a: f32", "a: bf16"),
-            ("* 2 + k1] * f32", "* 2 + k1] * f32"),
-            ("a[i0", "f32(a[i0"),
-            ("1] *", "1]) *"),
-        ],
-        "f32",
-    ),
-    ([("w: bf16", "w: f16")], "of f32, f32 and bf16"),
-    ([("p):", "p) where i < 3:")], "without init and predicate"),
-    ([("i1 * 2 + k1", "k1 * 16 + i1")], r"w has other strides in the nest than \(2, 1\)"),
-    ([("a[i0, k0 * 2 + k1]", "a[i0, 7 - k0 * 2 - k1]")], r"a has other strides in the nest than \(0, 1\)"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), TENSORIZE_HALVES)
-def test_tensorize_halves(changes: list[tuple[str, str]], message: str) -> None:
-    text = changed(HALVES, changes)
-    with pytest.raises(LegalityError, match=f"tensorize: .*{message}"):
-        apply_trace(parse_func(text), parse_trace("tensorize(loop=j, intrinsic=every2)"))
 
 
 WIDEN = """

@@ -1,7 +1,8 @@
 """Candidates that make bytes of a weight's codes of 4 bits once for many rows, and multiply these.
 
 They are for cores that unpack on the pipes of their dot products, as Intel's do in 512 bits: a tile of six
-rows has 48 instructions that unpack beside 192 dot products. Others unpack beside them.
+rows has 48 instructions that unpack beside 192 dot products. Others unpack on pipes that are free. Targets
+are told apart by their memory: that of the first kind answers late.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ ORDER = (
     "rows",
     "fallback",
 )
-PAIRS, HALVES = "dot2_bf16", "every2"
+PAIRS, HALVES = "dot2_bf16", "every2"  # products of pairs of bf16, and of f32 by the halves of pairs
 # What else is worth an estimate: few columns are better reduced row by row, on all threads.
 ALTERNATIVES = {"columns": ("rows",)}
 
@@ -78,8 +78,6 @@ def _widen_shared(draft: Draft, block: str) -> bool:
             except LegalityError:
                 return False
             return True
-        case Store(value=Binary(BinaryOp.ADD, _, Binary(BinaryOp.MUL, Load(), Cast()))):
-            return True  # another block's factor, too
         case _:
             return False
 

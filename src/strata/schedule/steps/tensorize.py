@@ -39,7 +39,7 @@ from .stages import Ranges, loop_ranges
 
 LANES = (4, 8, 16)
 NIBBLES = ("low4", "high4")
-ZIP, HALVES = "zip_bf16", "every2"
+ZIP = "zip_bf16"
 FOUR = 4
 
 
@@ -50,7 +50,7 @@ class Dot:
     Attributes:
         group: Products that one lane adds.
         acc, x, w: Dtypes of the sum, of the operand that all lanes share, and of the other one.
-        arguments: Arguments of the intrinsic from sum, ``x`` and ``w``.
+        add: The new sum from the old one, ``x`` and ``w``.
         is_exact: Sums are exact, so that several products may be added in any order.
         nibbles: Whether ``w`` may be, or must be, a half of a byte.
     """
@@ -59,7 +59,7 @@ class Dot:
     acc: DType
     x: DType
     w: DType
-    arguments: Callable[[Expr, Expr, Expr], tuple[Expr, ...]]
+    add: Callable[[Expr, Load, Expr], Expr]
     is_exact: bool = False
     nibbles: str = "no"
 
@@ -70,10 +70,30 @@ class Dot:
         return (x.dtype, w.dtype) == (self.x, self.w) and isinstance(x, Load) and allowed
 
 
+def _dot2(acc: Expr, x: Load, w: Expr) -> Expr:
+    return Intrinsic("dot2_bf16", (acc, x, w), f32, acc.lanes)
+
+
+def _dot4(name: str) -> Callable[[Expr, Load, Expr], Expr]:
+    return lambda acc, x, w: Intrinsic(name, (acc, w, x), i32, acc.lanes)
+
+
+def _halves(acc: Expr, x: Load, w: Expr) -> Expr:
+    """Two multiply-adds, by the odd elements of pairs first."""
+    *row, pair = x.indices
+    assert isinstance(pair, Ramp)
+    for k in (1, 0):
+        shared = b.splat(Load(x.buffer, (*row, b.add(pair.base, k))), acc.lanes)
+        own = Intrinsic("every2", (w, index(k)), f32, acc.lanes)
+        acc = Intrinsic("fma", (shared, own, acc), f32, acc.lanes)
+    return acc
+
+
 DOTS = {
-    "dot2_bf16": Dot(2, f32, bf16, bf16, lambda acc, x, w: (acc, x, w)),
-    "dot4_u8i8": Dot(4, i32, i8, u8, lambda acc, x, w: (acc, w, x), is_exact=True, nibbles="may"),
-    "dot4_u4i8": Dot(4, i32, i8, u8, lambda acc, x, w: (acc, w, x), is_exact=True, nibbles="must"),
+    "dot2_bf16": Dot(2, f32, bf16, bf16, _dot2),
+    "every2": Dot(2, f32, f32, bf16, _halves),
+    "dot4_u8i8": Dot(4, i32, i8, u8, _dot4("dot4_u8i8"), is_exact=True, nibbles="may"),
+    "dot4_u4i8": Dot(4, i32, i8, u8, _dot4("dot4_u4i8"), is_exact=True, nibbles="must"),
 }
 
 
@@ -93,16 +113,14 @@ class Tensorize(Step):
     intrinsic     ``acc``         group products
     ============= =============== ===== ====================================================================
     ``dot2_bf16`` f32             2     one of ``x`` and ``w``, both bf16
+    ``every2``    f32             2     one of ``x``: f32, and ``w``: bf16
     ``dot4_u8i8`` i32             4     sums of products of ``x``: i8, and ``w``: u8, or a half of a byte:
                                         ``low4(w[..])``, ``high4(w[..])``
     ``dot4_u4i8`` i32             4     the same, halves of bytes only
     ============= =============== ===== ====================================================================
 
-    Or two multiply-adds by elements of pairs, the odd ones first (``intrinsic=every2``)::
-
-        for n in L: for k in 2:                      for k = 1, then 0:
-          block  acc[.., b + n] += x[.., c + k]  ->    acc[.., ramp(b, L)] = @fma(x[.., c + k],
-                     * f32(w[.., d + 2*n + k])           @every2(w[.., ramp(d, 2*L)], k), acc[.., ramp(b, L)])
+    ``every2`` makes two multiply-adds, for k = 1 and then for 0:
+    ``acc[..] = @fma(x[.., c + k], @every2(w[..], k), acc[..])``.
 
     Or stores of pairs of values that are rounded to bf16 (``intrinsic=zip_bf16``), where bytes may be every
     fourth of a buffer::
@@ -125,7 +143,7 @@ class Tensorize(Step):
 
     def apply(self, func: Func) -> Func:
         """Replace the nest."""
-        known = (*DOTS, ZIP, HALVES)
+        known = (*DOTS, ZIP)
         if self.intrinsic not in known:
             raise LegalityError(f"tensorize: got intrinsic {self.intrinsic!r}; expected {', '.join(known)}")
         dot = DOTS.get(self.intrinsic)
@@ -145,15 +163,14 @@ class Tensorize(Step):
         ranges = loop_ranges([s for s in walk_stmts(func) if isinstance(s, For)])
         nest = _Nest(outer.var, inner.var, lanes, ranges)
         if dot is None:
-            made = _pairs if self.intrinsic == ZIP else _halves
-            return replace_stmt(func, outer, made(nest, inner.body, self.loop))
+            return replace_stmt(func, outer, _pairs(nest, inner.body, self.loop))
         acc, products = _accumulation(inner.body, self.loop, dot)
         at = nest.ramp(acc, (1, 0), lanes)
         value: Expr = Load(acc.buffer, at)
         for x, w in products:
             shared = Load(x.buffer, nest.ramp(x, (0, 1), dot.group))
             own = nest.vector(w, (dot.group, 1), lanes * dot.group)
-            value = Intrinsic(self.intrinsic, dot.arguments(value, shared, own), dot.acc, lanes)
+            value = dot.add(value, shared, own)
         return replace_stmt(func, outer, Store(acc.buffer, at, value))
 
 
@@ -231,8 +248,9 @@ def _terms(value: Expr) -> list[Expr]:
 
 def _factors(value: Expr) -> tuple[Expr, Expr] | None:
     match value:
-        case Binary(BinaryOp.MUL, Cast(_, a), Cast(_, c)) if _is_operand(a) and _is_operand(c):
-            return a, c
+        case Binary(BinaryOp.MUL, a, c):
+            first, second = (e.a if isinstance(e, Cast) else e for e in (a, c))
+            return (first, second) if _is_operand(first) and _is_operand(second) else None
         case _:
             return None
 
@@ -256,40 +274,6 @@ def _operands(acc: Load, factors: tuple[Expr, Expr], dot: Dot) -> tuple[Load, Ex
     got = " * ".join(f"{e.name}({e.dtype})" if isinstance(e, Intrinsic) else str(e.dtype) for e in factors)
     half = {"no": "", "may": " (or a half of it)", "must": " in halves"}[dot.nibbles]
     raise LegalityError(f"tensorize: got {acc.dtype} += {got}; expected {dot.acc} += {dot.x} * {dot.w}{half}")
-
-
-def _halves(nest: _Nest, block: Block, loop: str) -> Store:
-    """Products of f32 by the elements of pairs of bf16, odd ones first."""
-    match substitute(block.body, {a.var: a.value for a in block.axes}):
-        case Store(
-            buffer,
-            indices,
-            Binary(
-                BinaryOp.ADD,
-                Load(mask=None) as acc,
-                Binary(BinaryOp.MUL, Load(mask=None) as x, Cast(_, Load(mask=None) as w)),
-            ),
-            None,
-        ) if (
-            (acc.buffer is buffer and acc.indices == indices and block.init is None)
-            and (acc.dtype, x.dtype, w.dtype) == (f32, f32, bf16)
-            and block.predicate is None
-        ):
-            at, (*row, shared) = nest.ramp(acc, (1, 0), nest.lanes), nest.ramp(x, (0, 1), 2)
-            assert isinstance(shared, Ramp)
-            pairs = Load(w.buffer, nest.ramp(w, (2, 1), 2 * nest.lanes))
-            value: Expr = Load(acc.buffer, at)
-            for k in (1, 0):
-                one = b.splat(Load(x.buffer, (*row, b.add(shared.base, k))), nest.lanes)
-                half = Intrinsic(HALVES, (pairs, index(k)), f32, nest.lanes)
-                value = Intrinsic("fma", (one, half, value), f32, nest.lanes)
-            return Store(acc.buffer, at, value)
-        case _:
-            pass
-    raise LegalityError(
-        f"tensorize: loop {loop}: the block is not acc += x * f32(w) of f32, f32 and bf16, "
-        "without init and predicate"
-    )
 
 
 def _pairs(nest: _Nest, block: Block, loop: str) -> Store:
